@@ -1,0 +1,197 @@
+package xds
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// Type is the type URL of an xDS resource.
+type Type string
+
+// The types served, named as in Envoy's xDS protocol reference.
+const (
+	ClusterType   Type = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	EndpointType  Type = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	ListenerType  Type = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	RouteType     Type = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	ExtensionType Type = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
+	SecretType    Type = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+	RuntimeType   Type = "type.googleapis.com/envoy.service.runtime.v3.Runtime"
+)
+
+// Types lists all types in the order in which they are sent: what is referred to
+// comes before what refers to it.
+var Types = [...]Type{SecretType, ClusterType, EndpointType, ExtensionType, RouteType, ListenerType, RuntimeType}
+
+// Short is the message's name without its package, as people say it.
+func (t Type) Short() string {
+	s := string(t)
+	return s[strings.LastIndexByte(s, '.')+1:]
+}
+
+// ParseShort is the type whose [Type.Short] is s, or whose URL it is.
+func ParseShort(s string) (Type, bool) {
+	for _, t := range Types {
+		if strings.EqualFold(t.Short(), s) || string(t) == s {
+			return t, true
+		}
+	}
+	return "", false
+}
+
+// wildcard reports whether Envoy subscribes to the type as a whole rather than by name.
+func (t Type) wildcard() bool { return t == ClusterType || t == ListenerType }
+
+// Resource is one named Envoy resource in its wire form. Immutable: streams
+// share its bytes, and nothing is encoded again for a further stream.
+type Resource struct {
+	Type Type
+	Name string
+	// Version is a hash of type and content: equal content has an equal version on
+	// every server, after every restart and through every relay.
+	Version string
+
+	// wire is the field "resources" of a DeltaDiscoveryResponse: tag, length and
+	// the discovery Resource message.
+	wire []byte
+}
+
+// Numbers of the fields in envoy/service/discovery/v3/discovery.proto and google/protobuf/any.proto.
+const (
+	fieldResourceVersion = 1
+	fieldResourceBody    = 2
+	fieldResourceName    = 3
+
+	fieldAnyType  = 1
+	fieldAnyValue = 2
+
+	fieldResponseVersion   = 1
+	fieldResponseResources = 2
+	fieldResponseType      = 4
+	fieldResponseNonce     = 5
+	fieldResponseRemoved   = 6
+)
+
+// NewResource encodes and hashes body, once.
+func NewResource(t Type, name string, body proto.Message) (*Resource, error) {
+	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: encode: %w", t.Short(), name, err)
+	}
+	return newResource(t, name, value), nil
+}
+
+func newResource(t Type, name string, value []byte) *Resource {
+	h := sha256.New()
+	h.Write([]byte(t))
+	h.Write([]byte{0})
+	h.Write(value)
+	version := hex.EncodeToString(h.Sum(nil)[:8])
+
+	anySize := protowire.SizeTag(fieldAnyType) + protowire.SizeBytes(len(t)) + protowire.SizeTag(fieldAnyValue) + protowire.SizeBytes(len(value))
+	size := protowire.SizeTag(fieldResourceVersion) + protowire.SizeBytes(len(version)) +
+		protowire.SizeTag(fieldResourceBody) + protowire.SizeBytes(anySize) +
+		protowire.SizeTag(fieldResourceName) + protowire.SizeBytes(len(name))
+
+	b := make([]byte, 0, protowire.SizeTag(fieldResponseResources)+protowire.SizeBytes(size))
+	b = protowire.AppendTag(b, fieldResponseResources, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	b = protowire.AppendTag(b, fieldResourceVersion, protowire.BytesType)
+	b = protowire.AppendString(b, version)
+	b = protowire.AppendTag(b, fieldResourceBody, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(anySize))
+	b = protowire.AppendTag(b, fieldAnyType, protowire.BytesType)
+	b = protowire.AppendString(b, string(t))
+	b = protowire.AppendTag(b, fieldAnyValue, protowire.BytesType)
+	b = protowire.AppendBytes(b, value)
+	b = protowire.AppendTag(b, fieldResourceName, protowire.BytesType)
+	b = protowire.AppendString(b, name)
+	return &Resource{Type: t, Name: name, Version: version, wire: b}
+}
+
+var errMalformed = errors.New("malformed protobuf")
+
+// fields calls f for each field of an encoded message; v is the payload of a
+// length-delimited field and nil for any other.
+func fields(b []byte, f func(num protowire.Number, v []byte) error) error {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return errMalformed
+		}
+		b = b[n:]
+		var v []byte
+		if typ == protowire.BytesType {
+			v, n = protowire.ConsumeBytes(b)
+			if v == nil {
+				v = []byte{}
+			}
+		} else {
+			n = protowire.ConsumeFieldValue(num, typ, b)
+		}
+		if n < 0 {
+			return errMalformed
+		}
+		if err := f(num, v); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// parseResource reads the payload of one "resources" field. The version is the
+// sender's. The bytes are kept, not copied.
+func parseResource(t Type, payload []byte) (*Resource, error) {
+	r := &Resource{Type: t}
+	err := fields(payload, func(num protowire.Number, v []byte) error {
+		switch num {
+		case fieldResourceName:
+			r.Name = string(v)
+		case fieldResourceVersion:
+			r.Version = string(v)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", t.Short(), err)
+	}
+	if r.Name == "" {
+		return nil, fmt.Errorf("%s: resource without a name", t.Short())
+	}
+	r.wire = make([]byte, 0, 1+protowire.SizeBytes(len(payload)))
+	r.wire = protowire.AppendTag(r.wire, fieldResponseResources, protowire.BytesType)
+	r.wire = protowire.AppendBytes(r.wire, payload)
+	return r, nil
+}
+
+// Body is the encoded resource message itself (a Cluster, a Listener, …).
+func (r *Resource) Body() ([]byte, error) {
+	var body []byte
+	err := fields(r.wire, func(_ protowire.Number, res []byte) error {
+		return fields(res, func(num protowire.Number, v []byte) error {
+			if num != fieldResourceBody {
+				return nil
+			}
+			return fields(v, func(num protowire.Number, v []byte) error {
+				if num == fieldAnyValue {
+					body = v
+				}
+				return nil
+			})
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: %w", r.Type.Short(), r.Name, err)
+	}
+	return body, nil
+}
+
+// Size is the number of bytes the resource takes in a response.
+func (r *Resource) Size() int { return len(r.wire) }
