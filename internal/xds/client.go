@@ -1,0 +1,78 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+)
+
+// Client is the client's end of one delta ADS stream. Send may be called from
+// several goroutines, Recv from one.
+type Client struct {
+	stream grpc.ClientStream
+
+	mu   sync.Mutex // serialises sends
+	node *corev3.Node
+}
+
+// Request is what a client says about one type. Nonce answers a response: an ACK,
+// or with Error a NACK.
+type Request struct {
+	Type        Type
+	Subscribe   []string
+	Unsubscribe []string
+	Initial     map[string]string // name -> version held; on the first request of a type only
+	Nonce       string
+	Error       string
+}
+
+// Response is what a server sent, undecoded.
+type Response struct {
+	Type      Type
+	Nonce     string
+	Resources []*Resource
+	Removed   []string
+}
+
+// Connect opens a stream. It ends with ctx.
+func Connect(ctx context.Context, conn grpc.ClientConnInterface, node *corev3.Node) (*Client, error) {
+	st, err := conn.NewStream(ctx, &serviceDesc.Streams[0], "/"+serviceDesc.ServiceName+"/"+serviceDesc.Streams[0].StreamName, grpc.ForceCodecV2(Codec()))
+	if err != nil {
+		return nil, fmt.Errorf("open ADS stream: %w", err)
+	}
+	return &Client{stream: st, node: node}, nil
+}
+
+// Send sends one request; the first carries the node.
+func (c *Client) Send(r Request) error {
+	req := &discoveryv3.DeltaDiscoveryRequest{
+		TypeUrl: string(r.Type), ResourceNamesSubscribe: r.Subscribe, ResourceNamesUnsubscribe: r.Unsubscribe,
+		InitialResourceVersions: r.Initial, ResponseNonce: r.Nonce,
+	}
+	if r.Error != "" {
+		req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: r.Error}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	req.Node, c.node = c.node, nil
+	return c.stream.SendMsg(req)
+}
+
+// Recv waits for the next response.
+func (c *Client) Recv() (Response, error) {
+	raw := &rawResponse{}
+	if err := c.stream.RecvMsg(raw); err != nil {
+		return Response{}, err
+	}
+	r, err := parseResponse(raw.bytes)
+	if err != nil {
+		return Response{}, err
+	}
+	return Response{Type: r.typ, Nonce: r.nonce, Resources: r.resources, Removed: r.removed}, nil
+}

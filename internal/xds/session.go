@@ -1,0 +1,360 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+)
+
+// source is what a session reads resources from: one node's view.
+type source interface {
+	// all is the resources of a wildcard type; nil while they are not known. Not to be changed.
+	all(t Type) map[string]*Resource
+	// get is one resource, or nil where the node may not have it or nobody made it.
+	get(t Type, name string) *Resource
+	// absent reports whether a resource that is not there is known not to exist, so
+	// that the client is to be told, rather than not known yet.
+	absent(t Type, name string) bool
+}
+
+// session is the state of one delta stream: what the client wants, what it was
+// told, and what it acknowledged. It decides what to send next and does no I/O.
+// Not safe for concurrent use.
+type session struct {
+	subs  map[Type]*subscription
+	nonce uint64
+}
+
+// subscription is the state of one type on one stream.
+type subscription struct {
+	wildcard bool
+	names    map[string]struct{} // asked for by name
+	told     map[string]string   // version the client was last sent, or said that it holds
+	acked    map[string]string   // version the client acknowledged
+	refused  map[string]Refusal  // by name: a version that was refused when sent alone
+
+	dirty  map[string]struct{} // to be compared with what was told
+	force  map[string]struct{} // to be sent although nothing changed
+	solo   []string            // to be sent alone, after a NACK of several
+	flight *flight             // the response not answered yet; at most one per type
+	empty  bool                // an empty response is owed: the first answer to a wildcard
+}
+
+// flight is a response on its way.
+type flight struct {
+	nonce    string
+	versions map[string]string
+	removed  []string
+}
+
+// Refusal is a NACK: Envoy's words for one version of one resource.
+type Refusal struct {
+	Version string `json:"version"`
+	Message string `json:"message"`
+}
+
+// outcome is what a request from the client said about an earlier response.
+type outcome struct {
+	acked   map[string]string // name -> version
+	removed []string
+	refused map[string]Refusal // final: refused when sent alone
+	retry   bool               // a response with several members was refused; they follow one by one
+	message string             // Envoy's words, if any
+}
+
+// request is one DeltaDiscoveryRequest, as far as a session needs it.
+type request struct {
+	typ         Type
+	subscribe   []string
+	unsubscribe []string
+	initial     map[string]string
+	nonce       string
+	message     string // error_detail; "" is an ACK
+	nack        bool
+}
+
+// response is one DeltaDiscoveryResponse to be sent.
+type response struct {
+	typ       Type
+	nonce     string
+	resources []*Resource
+	removed   []string
+}
+
+func newSession() *session { return &session{subs: map[Type]*subscription{}} }
+
+// handle takes a request in. It returns the names newly asked for, those given
+// up, and what became of the response that the request answers, if any.
+func (s *session) handle(r request, src source) (added, dropped []string, out *outcome) {
+	sub, known := s.subs[r.typ]
+	if !known {
+		sub = &subscription{
+			names: map[string]struct{}{}, told: map[string]string{}, acked: map[string]string{}, refused: map[string]Refusal{},
+			dirty: map[string]struct{}{}, force: map[string]struct{}{},
+		}
+		s.subs[r.typ] = sub
+		maps.Copy(sub.told, r.initial)
+		maps.Copy(sub.acked, r.initial)
+		if r.typ.wildcard() && len(r.subscribe) == 0 {
+			sub.subscribeAll(r.typ, src)
+		}
+	}
+	for _, name := range r.subscribe {
+		if name == "*" {
+			sub.subscribeAll(r.typ, src)
+			continue
+		}
+		if _, again := sub.names[name]; again {
+			sub.force[name] = struct{}{}
+		} else {
+			sub.names[name] = struct{}{}
+			added = append(added, name)
+		}
+		sub.dirty[name] = struct{}{}
+	}
+	for _, name := range r.unsubscribe {
+		if name == "*" {
+			sub.wildcard = false
+			continue
+		}
+		if _, had := sub.names[name]; had {
+			dropped = append(dropped, name)
+		}
+		sub.forget(name)
+	}
+	if r.nonce != "" && sub.flight != nil && sub.flight.nonce == r.nonce {
+		out = sub.land(r)
+	}
+	return added, dropped, out
+}
+
+func (sub *subscription) subscribeAll(t Type, src source) {
+	sub.wildcard = true
+	sub.empty = len(sub.told) == 0
+	sub.markAll(t, src)
+}
+
+// markAll makes everything due for comparison.
+func (sub *subscription) markAll(t Type, src source) {
+	for name := range sub.names {
+		sub.dirty[name] = struct{}{}
+	}
+	if !sub.wildcard {
+		return
+	}
+	for name := range src.all(t) {
+		sub.dirty[name] = struct{}{}
+	}
+	for name := range sub.told {
+		sub.dirty[name] = struct{}{}
+	}
+}
+
+func (sub *subscription) forget(name string) {
+	delete(sub.names, name)
+	if sub.wildcard {
+		return
+	}
+	delete(sub.told, name)
+	delete(sub.acked, name)
+	delete(sub.refused, name)
+	delete(sub.dirty, name)
+	delete(sub.force, name)
+}
+
+// land closes the response in flight by the client's answer to it.
+func (sub *subscription) land(r request) *outcome {
+	f := sub.flight
+	sub.flight = nil
+	if !r.nack {
+		for name, v := range f.versions {
+			sub.acked[name] = v
+			delete(sub.refused, name)
+		}
+		for _, name := range f.removed {
+			delete(sub.acked, name)
+			delete(sub.refused, name)
+		}
+		return &outcome{acked: f.versions, removed: f.removed}
+	}
+	if len(f.versions)+len(f.removed) > 1 {
+		// Envoy doesn't name the culprit, and may have dropped good members with it.
+		for _, name := range slices.Sorted(maps.Keys(f.versions)) {
+			sub.solo = append(sub.solo, name)
+			sub.force[name] = struct{}{}
+			sub.dirty[name] = struct{}{}
+		}
+		for _, name := range f.removed {
+			sub.dirty[name] = struct{}{}
+			sub.solo = append(sub.solo, name)
+			sub.told[name] = "" // not gone yet
+		}
+		return &outcome{retry: true, message: r.message}
+	}
+	out := &outcome{refused: map[string]Refusal{}, message: r.message}
+	for name, v := range f.versions {
+		sub.refused[name] = Refusal{Version: v, Message: r.message}
+		out.refused[name] = sub.refused[name]
+	}
+	return out
+}
+
+// mark notes that a resource may have changed. It reports whether the session cares.
+func (s *session) mark(t Type, name string) bool {
+	sub := s.subs[t]
+	if sub == nil {
+		return false
+	}
+	if _, named := sub.names[name]; !named && !sub.wildcard {
+		return false
+	}
+	sub.dirty[name] = struct{}{}
+	return true
+}
+
+// markAll notes that anything may have changed, as when a view appears.
+func (s *session) markAll(src source) {
+	for t, sub := range s.subs {
+		sub.markAll(t, src)
+	}
+}
+
+// next is the response to send now, or nil while there is nothing or the client
+// owes an answer first. Make before break: routes, listeners and extensions wait
+// until changed clusters are acknowledged (Envoy acknowledges when they are warm);
+// clusters are removed only after routes and listeners have settled.
+func (s *session) next(src source) *response {
+	for _, t := range Types {
+		sub := s.subs[t]
+		if sub == nil || sub.flight != nil {
+			continue
+		}
+		if r := s.assemble(t, sub, src); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+func (s *session) assemble(t Type, sub *subscription, src source) *response {
+	if (t == RouteType || t == ListenerType || t == ExtensionType) && s.busy(ClusterType, src, false) {
+		return nil
+	}
+	for len(sub.solo) > 0 {
+		alone := sub.solo[:1]
+		sub.solo = sub.solo[1:]
+		if r := s.collect(t, sub, src, alone); r != nil {
+			return r
+		}
+	}
+	return s.collect(t, sub, src, slices.Sorted(maps.Keys(sub.dirty)))
+}
+
+// collect puts what the client lacks of the names into a response, or returns nil.
+func (s *session) collect(t Type, sub *subscription, src source, names []string) *response {
+	r := &response{typ: t}
+	var removals []string
+	for _, name := range names {
+		res, gone := sub.want(t, name, src)
+		switch {
+		case res != nil:
+			r.resources = append(r.resources, res)
+		case gone:
+			removals = append(removals, name)
+		default:
+			delete(sub.dirty, name)
+			delete(sub.force, name)
+		}
+	}
+	if len(removals) > 0 && (t != ClusterType || len(r.resources) == 0 && !s.busy(ListenerType, src, true) && !s.busy(RouteType, src, true)) {
+		r.removed = removals
+	}
+	if len(r.resources) == 0 && len(r.removed) == 0 && (!sub.empty || src.all(t) == nil) {
+		return nil
+	}
+	s.take(sub, r)
+	return r
+}
+
+// want says what the client lacks of a name: the resource to send, or that it
+// must be told of its absence.
+func (sub *subscription) want(t Type, name string, src source) (res *Resource, gone bool) {
+	if sub.wildcard {
+		res = src.all(t)[name]
+	}
+	_, named := sub.names[name]
+	if res == nil && named {
+		res = src.get(t, name)
+	}
+	told, was := sub.told[name]
+	_, forced := sub.force[name]
+	if res == nil {
+		return nil, (was || named) && told != absentVersion && src.absent(t, name)
+	}
+	if told == res.Version && !forced {
+		return nil, false
+	}
+	return res, false
+}
+
+// absentVersion is what a client was "told" of a name that doesn't exist.
+const absentVersion = "absent"
+
+// take notes that r is being sent.
+func (s *session) take(sub *subscription, r *response) {
+	s.nonce++
+	r.nonce = strconv.FormatUint(s.nonce, 16)
+	f := &flight{nonce: r.nonce, versions: make(map[string]string, len(r.resources)), removed: r.removed}
+	sub.empty = false
+	for _, res := range r.resources {
+		if before, ok := sub.told[res.Name]; ok && r.typ == ClusterType && before != res.Version {
+			s.resendEndpoints(res.Name)
+		}
+		f.versions[res.Name] = res.Version
+		sub.told[res.Name] = res.Version
+		delete(sub.dirty, res.Name)
+		delete(sub.force, res.Name)
+	}
+	for _, name := range r.removed {
+		if _, named := sub.names[name]; named {
+			sub.told[name] = absentVersion
+		} else {
+			delete(sub.told, name)
+		}
+		delete(sub.dirty, name)
+		delete(sub.force, name)
+	}
+	sub.flight = f
+}
+
+// resendEndpoints makes the endpoints of a changed cluster due again: Envoy
+// warms the new cluster with them and doesn't ask.
+func (s *session) resendEndpoints(cluster string) {
+	sub := s.subs[EndpointType]
+	if sub == nil {
+		return
+	}
+	if _, named := sub.names[cluster]; named {
+		sub.dirty[cluster] = struct{}{}
+		sub.force[cluster] = struct{}{}
+	}
+}
+
+// busy reports whether the type has a response in flight or something to send
+// (additions, and removals where asked for).
+func (s *session) busy(t Type, src source, removals bool) bool {
+	sub := s.subs[t]
+	if sub == nil {
+		return false
+	}
+	if sub.flight != nil {
+		return removals || len(sub.flight.versions) > 0
+	}
+	for name := range sub.dirty {
+		res, gone := sub.want(t, name, src)
+		if res != nil || gone && removals {
+			return true
+		}
+	}
+	return false
+}

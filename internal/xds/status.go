@@ -1,0 +1,60 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// StreamStatus is what one stream was told and holds.
+type StreamStatus struct {
+	Node  string                `json:"node"`
+	Since time.Time             `json:"since"`
+	Types map[string]TypeStatus `json:"types"` // by Type.Short
+}
+
+// TypeStatus counts the resources of one type on one stream.
+type TypeStatus struct {
+	Sent    int                `json:"sent"`
+	Acked   int                `json:"acked"`   // of those sent, at their present version
+	Pending bool               `json:"pending"` // a response is not answered yet
+	Refused map[string]Refusal `json:"refused,omitempty"`
+}
+
+// Status reports all streams, sorted by node.
+func (s *Server) Status() []StreamStatus {
+	s.mu.RLock()
+	var list []*stream
+	for _, node := range slices.Sorted(maps.Keys(s.streams)) {
+		list = slices.AppendSeq(list, maps.Keys(s.streams[node]))
+	}
+	s.mu.RUnlock()
+	out := make([]StreamStatus, 0, len(list))
+	for _, st := range list {
+		out = append(out, st.status())
+	}
+	return out
+}
+
+func (st *stream) status() StreamStatus {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	out := StreamStatus{Node: st.node, Since: st.since, Types: map[string]TypeStatus{}}
+	for t, sub := range st.session.subs {
+		ts := TypeStatus{Pending: sub.flight != nil}
+		for name, v := range sub.told {
+			if v == absentVersion {
+				continue
+			}
+			ts.Sent++
+			if sub.acked[name] == v {
+				ts.Acked++
+			}
+		}
+		if len(sub.refused) > 0 {
+			ts.Refused = maps.Clone(sub.refused)
+		}
+		out.Types[t.Short()] = ts
+	}
+	return out
+}
