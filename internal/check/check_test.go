@@ -99,6 +99,7 @@ func TestThresholds(t *testing.T) {
 		{"success before passing", config.CheckDefinition{SuccessBeforePassing: 3}, []Result{ok, ok, bad, ok, ok, ok}, []string{"", "", "critical bad", "", "", "passing ok"}},
 		{"a warning counts as success", config.CheckDefinition{SuccessBeforePassing: 2}, []Result{warn, ok}, []string{"", "passing ok"}},
 		{"failures before critical", config.CheckDefinition{FailuresBeforeCritical: 2}, []Result{ok, bad, ok, bad, bad}, []string{"passing ok", "", "", "", "critical bad"}},
+		{"never succeeded", config.CheckDefinition{FailuresBeforeCritical: 3}, []Result{bad}, []string{"critical bad"}},
 		{"failures before warning", config.CheckDefinition{FailuresBeforeWarning: 2, FailuresBeforeCritical: 3}, []Result{ok, bad, bad, bad}, []string{"passing ok", "", "warning bad", "critical bad"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -238,7 +238,8 @@ func (t *task) watchCritical() {
 }
 
 // gate holds a result back until enough in a row agree. Passing and warning
-// count as success, as in Consul.
+// count as success, and a check that never succeeded is critical at its first
+// failure, both as in Consul.
 type gate struct {
 	successes, failures int // in a row so far; at most one is above 0
 
@@ -247,6 +248,7 @@ type gate struct {
 
 func newGate(def config.CheckDefinition) gate {
 	g := gate{beforePassing: def.SuccessBeforePassing, beforeWarning: def.FailuresBeforeWarning, beforeCritical: def.FailuresBeforeCritical}
+	g.failures = g.beforeCritical
 	if g.beforeWarning == 0 {
 		g.beforeWarning = g.beforeCritical
 	}
