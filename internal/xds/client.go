@@ -64,6 +64,16 @@ func (c *Client) Send(r Request) error {
 	return c.stream.SendMsg(req)
 }
 
+// Admitted waits until the server has taken the stream, after the first Send; an
+// error is the server's refusal. Servers of this package say so at once, others with
+// their first response.
+func (c *Client) Admitted() error {
+	if _, err := c.stream.Header(); err != nil {
+		return err
+	}
+	return nil
+}
+
 // Recv waits for the next response.
 func (c *Client) Recv() (Response, error) {
 	raw := &rawResponse{}

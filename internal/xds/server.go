@@ -14,6 +14,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -342,6 +343,9 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 	key, err := s.opts.Open(gs.Context(), first.GetNode())
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	if err := gs.SendHeader(metadata.MD{}); err != nil { // see Client.Admitted
+		return err
 	}
 	ctx, cancel := context.WithCancelCause(gs.Context())
 	defer cancel(errEnded)

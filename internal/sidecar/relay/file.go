@@ -1,0 +1,84 @@
+package relay
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// The file is a line that names the format, the hash of what follows, and the
+// resources in their wire form, by type and name.
+const header = "crossfade last good configuration 1\n"
+
+// store replaces the file as a whole: a reader finds the old content or the new.
+func store(path string, good map[xds.Type]map[string]*xds.Resource) error {
+	var body []byte
+	for _, t := range xds.Types {
+		if len(good[t]) == 0 {
+			continue
+		}
+		list := make([]*xds.Resource, 0, len(good[t]))
+		for _, name := range slices.Sorted(maps.Keys(good[t])) {
+			list = append(list, good[t][name])
+		}
+		body = xds.AppendRecord(body, t, list)
+	}
+	sum := sha256.Sum256(body)
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(slices.Concat([]byte(header), sum[:], body))
+	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// load reads what store wrote.
+func load(path string) (map[xds.Type]map[string]*xds.Resource, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	rest, ok := bytes.CutPrefix(b, []byte(header))
+	if !ok || len(rest) < sha256.Size {
+		return nil, errors.New("not a last good configuration of this version")
+	}
+	sum, body := rest[:sha256.Size], rest[sha256.Size:]
+	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
+		return nil, errors.New("content doesn't match its hash, the file is damaged")
+	}
+	list, err := xds.ParseRecords(body)
+	if err != nil {
+		return nil, err
+	}
+	out := map[xds.Type]map[string]*xds.Resource{}
+	for _, res := range list {
+		if out[res.Type] == nil {
+			out[res.Type] = map[string]*xds.Resource{}
+		}
+		out[res.Type][res.Name] = res
+	}
+	return out, nil
+}
+
+// versionOf hashes the versions of all resources.
+func versionOf(held map[xds.Type]map[string]*xds.Resource) string {
+	h := sha256.New()
+	for _, t := range xds.Types {
+		for _, name := range slices.Sorted(maps.Keys(held[t])) {
+			fmt.Fprintf(h, "%s/%s=%s\n", t, name, held[t][name].Version)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:6])
+}

@@ -1,0 +1,543 @@
+// Package relay stands between one Envoy and the control plane.
+//
+// In: Envoy's delta ADS stream on a Unix socket, a connection to the servers, and
+// the instance's own secrets. Out: what the servers send, passed on undecoded;
+// Envoy's own ACKs and NACKs, passed back; and the last good configuration, kept on
+// disk, from which Envoy starts when no server answers.
+//
+// The relay never answers for Envoy: a response is acknowledged upstream only when
+// Envoy has acknowledged all of it that Envoy asked for. Secrets are answered here
+// and never asked of a server, so that a key does not cross the wire.
+//
+// It leaves making keys and running Envoy to package sidecar.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// Options configure a [Relay]. All fields are required but Log.
+type Options struct {
+	Conn      grpc.ClientConnInterface // to the servers; reconnects by itself
+	Socket    string                   // Unix socket for Envoy, at most 107 bytes; its folder must be 0700
+	StateFile string                   // the last good configuration
+	NodeID    string                   // the sidecar's proxy service ID
+	NodeName  string                   // the catalog node it is registered on
+	Cluster   string                   // the service's name
+	Log       *slog.Logger
+}
+
+// Status is what the relay knows of both sides.
+type Status struct {
+	Connected      bool      `json:"connected"`       // a server has taken our stream
+	Since          time.Time `json:"since,omitzero"`  // of Connected's last change
+	EnvoyConnected bool      `json:"envoy_connected"` // Envoy has its stream
+	FromLastGood   bool      `json:"from_last_good"`  // started from the disk, and no server has taken our stream since
+	Listeners      []string  `json:"listeners"`       // names of the listeners Envoy is told of
+	Version        string    `json:"version"`         // of the configuration as a whole, a hash
+}
+
+// viewKey is the one view of the relay's own server.
+const viewKey = "envoy"
+
+// Relay is one Envoy's relay. Safe for concurrent use.
+type Relay struct {
+	opts   Options
+	server *xds.Server
+
+	mu       sync.Mutex                            // guards the following
+	held     map[xds.Type]map[string]*xds.Resource // newest, by type and name; a nil map is "not known yet"
+	removed  map[xds.Key]struct{}                  // named resources that the server says don't exist
+	good     map[xds.Type]map[string]*xds.Resource // acknowledged by Envoy: what is on disk
+	acked    map[xds.Key]string                    // by the Envoy that is connected now
+	wanted   map[xds.Type]map[string]struct{}      // names it asked for
+	pending  map[xds.Type]*pending                 // server responses that Envoy hasn't settled
+	upstream *xds.Client                           // nil while there is none
+	begun    map[xds.Type]bool                     // types already requested on upstream
+	gone     context.CancelFunc                    // ends the upstream of the Envoy stream that is open
+	secrets  map[string]*xds.Resource
+	status   Status
+	fresh    bool // a server has taken our stream since the start
+	changed  chan struct{}
+	dirty    chan struct{} // capacity 1: good differs from the disk
+}
+
+// pending is a server's response that waits for Envoy.
+type pending struct {
+	nonce   string
+	waiting map[string]string // name -> version; absent for a removal
+	refused []string          // in words
+}
+
+const absent = "absent"
+
+// New loads the last good configuration, if there is one. A file that is there
+// but damaged is reported and ignored: the servers have the truth.
+func New(o Options) (*Relay, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Relay{
+		opts: o, held: map[xds.Type]map[string]*xds.Resource{}, removed: map[xds.Key]struct{}{}, good: map[xds.Type]map[string]*xds.Resource{},
+		acked: map[xds.Key]string{}, wanted: map[xds.Type]map[string]struct{}{}, pending: map[xds.Type]*pending{},
+		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
+	}
+	good, err := load(o.StateFile)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		o.Log.Error("last good configuration can't be read, starting without it", "file", o.StateFile, "reason", err)
+	default:
+		for t, byName := range good {
+			r.held[t] = byName
+			r.good[t] = maps.Clone(byName)
+		}
+		r.status.FromLastGood = true
+	}
+	r.server = xds.NewServer(xds.Options{Open: r.opened, Closed: r.closed, Subscribed: r.subscribed, Settled: r.settled, Log: o.Log})
+	r.publish()
+	return r, nil
+}
+
+// Run serves Envoy until ctx ends.
+func (r *Relay) Run(ctx context.Context) error {
+	if err := os.Remove(r.opts.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("relay: %w", err)
+	}
+	lis, err := net.Listen("unix", r.opts.Socket)
+	if err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	if err := os.Chmod(r.opts.Socket, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("relay: %w", err), lis.Close())
+	}
+	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	r.server.Register(g)
+
+	var wg sync.WaitGroup
+	wg.Go(func() { r.keep(ctx) })
+	wg.Go(func() {
+		<-ctx.Done()
+		g.Stop()
+	})
+	err = g.Serve(lis)
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("relay: %w", err)
+}
+
+// SetSecrets gives Envoy its leaf and roots, now and whenever they change.
+func (r *Relay) SetSecrets(secrets ...*xds.Resource) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range secrets {
+		r.secrets[s.Name] = s
+	}
+	r.publishLocked()
+}
+
+// Status reports both sides.
+func (r *Relay) Status() Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st := r.status
+	st.FromLastGood = st.FromLastGood && !r.fresh
+	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
+	st.Version = versionOf(r.held)
+	return st
+}
+
+// Changed is closed at the next change of [Relay.Status].
+func (r *Relay) Changed() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+func (r *Relay) announceLocked() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+func (r *Relay) publish() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.publishLocked()
+}
+
+// publishLocked hands the relay's state to its xDS server as a new view.
+func (r *Relay) publishLocked() {
+	v := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}, Growing: true, Removed: maps.Clone(r.removed)}
+	for t, byName := range r.held {
+		v.Own[t] = maps.Clone(byName)
+	}
+	v.Own[xds.SecretType] = maps.Clone(r.secrets)
+	r.server.Update(xds.Update{Views: map[string]*xds.View{viewKey: v}})
+}
+
+// opened admits Envoy's stream and opens one to a server for as long as it lasts.
+func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.gone != nil {
+		r.gone()
+	}
+	up, cancel := context.WithCancel(ctx)
+	r.gone = cancel
+	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
+	r.status.EnvoyConnected = true
+	r.announceLocked()
+	go r.connect(up)
+	return viewKey, nil
+}
+
+func (r *Relay) closed(string) {
+	if len(r.server.Connected()) > 0 {
+		return // a newer stream took over
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.gone != nil {
+		r.gone()
+	}
+	r.status.EnvoyConnected = false
+	r.announceLocked()
+}
+
+// subscribed passes on what Envoy asks for. Wildcards are asked for from the start.
+func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
+	if t == xds.SecretType {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.wanted[t] == nil {
+		r.wanted[t] = map[string]struct{}{}
+	}
+	for _, name := range added {
+		r.wanted[t][name] = struct{}{}
+	}
+	for _, name := range dropped {
+		delete(r.wanted[t], name)
+		delete(r.acked, xds.Key{Type: t, Name: name})
+		delete(r.removed, xds.Key{Type: t, Name: name})
+		if p := r.pending[t]; p != nil {
+			delete(p.waiting, name)
+		}
+		r.dropLocked(t, name)
+	}
+	r.askLocked(t, added, dropped)
+	r.answerLocked(t)
+}
+
+// dropLocked forgets a resource that Envoy no longer runs.
+func (r *Relay) dropLocked(t xds.Type, name string) {
+	if _, ok := r.held[t][name]; ok {
+		delete(r.held[t], name)
+	}
+	if _, ok := r.good[t][name]; ok {
+		delete(r.good[t], name)
+		r.saveSoon()
+	}
+}
+
+// askLocked sends a request of one type upstream, if there is an upstream.
+func (r *Relay) askLocked(t xds.Type, subscribe, unsubscribe []string) {
+	if r.upstream == nil {
+		return
+	}
+	req := xds.Request{Type: t, Subscribe: subscribe, Unsubscribe: unsubscribe}
+	if !r.begun[t] {
+		r.begun[t] = true
+		req.Unsubscribe = nil
+		req.Initial = versions(r.held[t])
+		if named := r.wanted[t]; len(named) > 0 {
+			req.Subscribe = slices.Sorted(maps.Keys(named))
+		}
+	}
+	if len(req.Subscribe)+len(req.Unsubscribe)+len(req.Initial) == 0 && t != xds.ClusterType && t != xds.ListenerType {
+		return
+	}
+	r.sendLocked(req)
+}
+
+func (r *Relay) sendLocked(req xds.Request) {
+	if err := r.upstream.Send(req); err != nil {
+		r.opts.Log.Debug("request to the server not sent, the stream has ended", "type", req.Type.Short(), "reason", err)
+	}
+}
+
+func versions(byName map[string]*xds.Resource) map[string]string {
+	out := make(map[string]string, len(byName))
+	for name, res := range byName {
+		out[name] = res.Version
+	}
+	return out
+}
+
+// connect keeps a stream to a server until ctx ends: as long as Envoy's own lasts.
+func (r *Relay) connect(ctx context.Context) {
+	const least, most = 100 * time.Millisecond, 5 * time.Second
+	wait := least
+	for ctx.Err() == nil {
+		admitted, err := r.stream(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if admitted {
+			wait = least
+		}
+		r.opts.Log.Warn("no stream to a control-plane server, Envoy keeps what it runs", "reason", err, "retry_in", wait.String())
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait/2 + rand.N(wait)):
+		}
+		wait = min(2*wait, most)
+	}
+}
+
+// stream runs one stream to a server. admitted says that the server took it.
+func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	meta, err := structpb.NewStruct(map[string]any{"node_name": r.opts.NodeName, "crossfade_relay": true})
+	if err != nil {
+		return false, err
+	}
+	c, err := xds.Connect(ctx, r.opts.Conn, &corev3.Node{Id: r.opts.NodeID, Cluster: r.opts.Cluster, Metadata: meta})
+	if err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	if ctx.Err() != nil {
+		r.mu.Unlock()
+		return false, ctx.Err()
+	}
+	r.upstream, r.begun, r.pending = c, map[xds.Type]bool{}, map[xds.Type]*pending{}
+	for _, t := range xds.Types {
+		if t != xds.SecretType && (t == xds.ClusterType || t == xds.ListenerType || len(r.wanted[t]) > 0) {
+			r.askLocked(t, nil, nil)
+		}
+	}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.upstream == c {
+			r.upstream = nil
+			r.connectedLocked(false)
+		}
+	}()
+	if err := c.Admitted(); err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	r.connectedLocked(true)
+	r.mu.Unlock()
+	for {
+		resp, err := c.Recv()
+		if err != nil {
+			return true, err
+		}
+		r.received(c, resp)
+	}
+}
+
+func (r *Relay) connectedLocked(up bool) {
+	if r.status.Connected == up {
+		return
+	}
+	r.status.Connected, r.status.Since = up, time.Now()
+	if up {
+		r.fresh = true
+	}
+	r.announceLocked()
+}
+
+// received takes a server's response in and passes it on.
+func (r *Relay) received(c *xds.Client, resp xds.Response) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.upstream != c {
+		return
+	}
+	t := resp.Type
+	if t == xds.SecretType {
+		return // secrets are made here; nobody else's are taken
+	}
+	p := &pending{nonce: resp.Nonce, waiting: map[string]string{}}
+	next := maps.Clone(r.held[t])
+	if next == nil {
+		next = map[string]*xds.Resource{}
+	}
+	for _, res := range resp.Resources {
+		next[res.Name] = res
+		k := xds.Key{Type: t, Name: res.Name}
+		delete(r.removed, k)
+		if r.runsLocked(k) && r.acked[k] != res.Version {
+			p.waiting[res.Name] = res.Version
+		}
+	}
+	for _, name := range resp.Removed {
+		delete(next, name)
+		k := xds.Key{Type: t, Name: name}
+		if t != xds.ClusterType && t != xds.ListenerType {
+			r.removed[k] = struct{}{}
+		}
+		if _, has := r.acked[k]; has {
+			p.waiting[name] = absent
+		}
+	}
+	r.held[t] = next
+	r.pending[t] = p
+	r.publishLocked()
+	r.answerLocked(t)
+	r.announceLocked()
+}
+
+// runsLocked reports whether Envoy asked for a resource.
+func (r *Relay) runsLocked(k xds.Key) bool {
+	if k.Type == xds.ClusterType || k.Type == xds.ListenerType {
+		return true
+	}
+	_, ok := r.wanted[k.Type][k.Name]
+	return ok
+}
+
+// settled is Envoy's word on a response of ours.
+func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
+	if t == xds.SecretType {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.pending[t]
+	if p == nil {
+		p = &pending{waiting: map[string]string{}}
+	}
+	for name, v := range o.Acked {
+		r.acked[xds.Key{Type: t, Name: name}] = v
+		if res := r.held[t][name]; res != nil && res.Version == v {
+			r.goodLocked(t, res)
+		}
+		if p.waiting[name] == v {
+			delete(p.waiting, name)
+		}
+	}
+	for _, name := range o.Removed {
+		delete(r.acked, xds.Key{Type: t, Name: name})
+		if p.waiting[name] == absent {
+			delete(p.waiting, name)
+		}
+		if r.held[t][name] == nil && r.good[t][name] != nil {
+			delete(r.good[t], name)
+			r.saveSoon()
+		}
+	}
+	for name, refusal := range o.Refused {
+		if p.waiting[name] == refusal.Version {
+			delete(p.waiting, name)
+			p.refused = append(p.refused, fmt.Sprintf("%s %q: %s", t.Short(), name, refusal.Message))
+		}
+		r.fallBackLocked(t, name)
+	}
+	if len(o.Refused) > 0 {
+		r.publishLocked()
+	}
+	r.answerLocked(t)
+}
+
+// fallBackLocked puts the last good version in the place of a refused one, so that
+// an Envoy that starts anew gets what works.
+func (r *Relay) fallBackLocked(t xds.Type, name string) {
+	next := maps.Clone(r.held[t])
+	if res := r.good[t][name]; res != nil {
+		next[name] = res
+	} else {
+		delete(next, name)
+	}
+	r.held[t] = next
+}
+
+func (r *Relay) goodLocked(t xds.Type, res *xds.Resource) {
+	if r.good[t] == nil {
+		r.good[t] = map[string]*xds.Resource{}
+	}
+	if old := r.good[t][res.Name]; old == nil || old.Version != res.Version {
+		r.good[t][res.Name] = res
+		r.saveSoon()
+	}
+}
+
+// answerLocked passes Envoy's verdict on to the server once it is complete.
+func (r *Relay) answerLocked(t xds.Type) {
+	p := r.pending[t]
+	if p == nil || len(p.waiting) > 0 || r.upstream == nil {
+		return
+	}
+	delete(r.pending, t)
+	r.sendLocked(xds.Request{Type: t, Nonce: p.nonce, Error: strings.Join(p.refused, "; ")})
+}
+
+func (r *Relay) saveSoon() {
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// keep writes the last good configuration whenever it changed, until ctx ends,
+// and once more then.
+func (r *Relay) keep(ctx context.Context) {
+	const settle = 100 * time.Millisecond // a change comes as several ACKs
+	for {
+		select {
+		case <-ctx.Done():
+			select {
+			case <-r.dirty:
+				r.save()
+			default:
+			}
+			return
+		case <-r.dirty:
+		}
+		timer := time.NewTimer(settle)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		r.save()
+	}
+}
+
+func (r *Relay) save() {
+	r.mu.Lock()
+	good := make(map[xds.Type]map[string]*xds.Resource, len(r.good))
+	for t, byName := range r.good {
+		good[t] = maps.Clone(byName)
+	}
+	r.mu.Unlock()
+	if err := store(r.opts.StateFile, good); err != nil {
+		r.opts.Log.Error("last good configuration not saved, the file keeps the one before", "file", r.opts.StateFile, "reason", err)
+	}
+}
