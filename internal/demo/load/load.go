@@ -60,24 +60,25 @@ func (g *Generator) Run(ctx context.Context) {
 				timer.Reset(time.Until(due))
 				break
 			}
-			id := g.Record.begin(now)
 			select {
 			case slots <- struct{}{}:
 				wg.Go(func() {
-					g.one(id, due)
+					g.one(due)
 					<-slots
 				})
 			default:
-				g.Record.end(id, due, Answer{}, errOverload)
+				g.Record.end(g.Record.begin(now), due, Answer{}, errOverload)
 			}
 		}
 	}
 }
 
-// one makes the request with the recorder's number id, so that streams which
+// one makes a request under the recorder's next number, so that streams which
 // share a recorder never share a number.
-func (g *Generator) one(id uint64, due time.Time) {
-	a, err := g.Call(id, time.Now().Add(g.Timeout))
+func (g *Generator) one(due time.Time) {
+	sent := time.Now()
+	id := g.Record.begin(sent)
+	a, err := g.Call(id, sent.Add(g.Timeout))
 	g.Record.end(id, due, a, err)
 }
 
