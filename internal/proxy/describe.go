@@ -1,0 +1,85 @@
+package proxy
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+// Describe prints the decisions for people and for tests. What is as it is by
+// default is left out.
+func (p *Proxy) Describe() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "proxy %s on %s\n  is %s\n", p.ID, p.Node, p.Identity)
+	if in := p.Inbound; in != nil {
+		in.describe(&b)
+	}
+	for _, u := range p.Upstreams {
+		fmt.Fprintf(&b, "upstream %s %s -> %s%s\n", u.ListenerName, u.Protocol, u.Target, flag(u.ExactBalance, " exact_balance"))
+	}
+	for _, r := range p.Routes {
+		fmt.Fprintf(&b, "route %s: %s", r.Name, r.Chain.Describe())
+	}
+	for _, c := range p.Clusters {
+		c.describe(&b)
+	}
+	b.WriteString("reads")
+	for _, k := range p.Reads {
+		b.WriteString(" " + k.String())
+	}
+	b.WriteString("\n")
+	return b.String()
+}
+
+func (in *Inbound) describe(b *strings.Builder) {
+	app := in.App
+	where := fmt.Sprintf("%s port %d", app.Address, app.Port)
+	if app.SocketPath != "" {
+		where = app.SocketPath
+	}
+	fmt.Fprintf(b, "inbound %s %s%s\n  app %s, connect %v", in.ListenerName, in.Protocol, flag(in.ExactBalance, " exact_balance"), where, app.ConnectTimeout)
+	if app.RequestTimeout != 0 {
+		fmt.Fprintf(b, ", request %v", app.RequestTimeout)
+	}
+	if app.IdleTimeout != nil {
+		fmt.Fprintf(b, ", idle %v", *app.IdleTimeout)
+	}
+	b.WriteString("\n")
+	if in.MaxConnections != 0 {
+		fmt.Fprintf(b, "  at most %d connections\n", in.MaxConnections)
+	}
+	if n := in.Normalization; config.IsHTTP(in.Protocol) {
+		fmt.Fprintf(b, "  path %v, merge slashes %v, escaped slashes %s, underscores %s\n", n.Path, n.MergeSlashes, n.EscapedSlashesAction, n.UnderscoresAction)
+	}
+	for _, c := range in.Intentions.Callers {
+		fmt.Fprintf(b, "  %s %s (%s)\n", c.Verdict, strings.TrimPrefix(c.URI, in.PeerURIPrefix), c.Because)
+	}
+	fmt.Fprintf(b, "  %s others (%s)\n", in.Intentions.Otherwise, in.Intentions.Otherwise.Because)
+}
+
+func (c Cluster) describe(b *strings.Builder) {
+	fmt.Fprintf(b, "cluster %s%s\n", c.Name, flag(c.Multiplexed, " h2"))
+	if c.Unreachable != "" {
+		fmt.Fprintf(b, "  unreachable: %s\n", c.Unreachable)
+	}
+	l, o := c.Limits, c.Outlier
+	fmt.Fprintf(b, "  connect %v, at most %d connections, %d pending, %d requests\n", c.ConnectTimeout, l.MaxConnections, l.MaxPendingRequests, l.MaxRequests)
+	fmt.Fprintf(b, "  out for %v after %d gateway failures or %d 5xx (%d%%), every %v, at most %d%%%s\n", o.BaseEjection, o.GatewayFailures,
+		o.Consecutive5xx, o.Enforcing5xx, o.Interval, o.MaxPercent, flag(o.AlwaysOne, " but always one"))
+}
+
+// String is "allow" or "deny".
+func (v Verdict) String() string {
+	if v.Allow {
+		return "allow"
+	}
+	return "deny"
+}
+
+func flag(on bool, text string) string {
+	if on {
+		return text
+	}
+	return ""
+}

@@ -1,0 +1,246 @@
+// Package proxy decides, once, all that one sidecar needs: where it listens, whom
+// it lets in, which targets it calls and how.
+//
+// In: the registration of a connect-proxy and the configuration entries; for
+// endpoints, a catalog snapshot. Out: a [Proxy] and, per target, [Endpoints], in
+// no one's wire format; and what could not be honoured, as [Problem] values. What
+// two Envoy resources must agree on (a name, a timeout, a protocol) is a field
+// here, so that package envoy only translates.
+//
+// A Proxy does not depend on the catalog: instances come and go without a rebuild.
+// [Proxy.Reads] names the entries it depends on. A problem harms the one upstream
+// or setting that it names and nothing else.
+//
+// Pure: no I/O, no clock, no log. Everything returned is sorted.
+package proxy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/identity"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
+)
+
+// Problem is something that was asked for and cannot be had.
+type Problem = routing.Problem
+
+// Proxy is all that one sidecar needs. Immutable.
+type Proxy struct {
+	ID       string // of the connect-proxy, unique on its node
+	Node     string
+	Identity identity.SPIFFE // of the service that it stands for
+
+	// Inbound is what it accepts; nil when it has no usable address.
+	Inbound *Inbound
+	// Upstreams are its outbound listeners, sorted by [Upstream.ListenerName].
+	Upstreams []Upstream
+	// Routes are what the HTTP upstreams follow, sorted by name. Two upstreams
+	// with one destination share a route.
+	Routes []Route
+	// Clusters are the targets of all upstreams, sorted by name, each once.
+	Clusters []Cluster
+
+	// Reads lists the entries that Build looked for, found or not. Sorted.
+	Reads []config.Key
+}
+
+// Input is what [Build] decides from.
+type Input struct {
+	Instance     catalog.Instance // of kind connect-proxy
+	Config       *config.Set
+	Datacenter   string // the sidecar's own
+	TrustDomain  string
+	DefaultAllow bool // what happens to a caller that no intention mentions
+}
+
+// Inbound is the public listener and the app behind it.
+type Inbound struct {
+	ListenerName string
+	Address      string // an IP
+	Port         int
+	Protocol     string // the app's
+	// ExactBalance spreads connections evenly over Envoy's workers.
+	ExactBalance bool
+	// MaxConnections that are accepted at once; 0: no limit.
+	MaxConnections int
+	// PeerURIPrefix starts the URI of every caller that is let in: the sidecar's
+	// own trust domain and datacenter.
+	PeerURIPrefix string
+	Intentions    Intentions
+	Normalization Normalization
+	App           App
+}
+
+// App is the local service instance.
+type App struct {
+	// SocketPath, when set, stands in place of Address and Port.
+	SocketPath string
+	Address    string // an IP or a host name
+	Port       int
+
+	ConnectTimeout time.Duration
+	// RequestTimeout is how long the app may take to answer; 0: for ever.
+	RequestTimeout time.Duration
+	// IdleTimeout ends a request, or a TCP connection, on which nothing moves; nil: Envoy's side has its own.
+	IdleTimeout *time.Duration
+}
+
+// Upstream is one outbound listener.
+type Upstream struct {
+	// Name is the destination as Consul writes an upstream: "catalog", or
+	// "catalog?dc=dc2" in another datacenter.
+	Name         string
+	ListenerName string
+	SocketPath   string // in place of Address and Port
+	SocketMode   uint32 // of SocketPath; 0: left to the umask
+	Address      string // an IP
+	Port         int
+	Protocol     string
+	Target       routing.Target
+	ExactBalance bool
+}
+
+// StatPrefix names the upstream's listener in Envoy's stats.
+func (u Upstream) StatPrefix() string {
+	return "upstream." + u.Target.Service + "." + identity.Namespace + "." + identity.Namespace + "." + u.Target.Datacenter
+}
+
+// Route is what requests to an HTTP upstream follow.
+type Route struct {
+	Name  string // [Upstream.Name]
+	Chain routing.Chain
+}
+
+// Cluster is one target with the way in which this sidecar calls it.
+type Cluster struct {
+	Name    string // also the SNI and the name of its [Endpoints]
+	Target  routing.Target
+	PeerURI string // the only identity accepted from its instances
+	// Multiplexed says that requests share HTTP/2 connections to its sidecars,
+	// whatever the app speaks. False for tcp.
+	Multiplexed bool
+	// Unreachable is why the target has no endpoints, ever; empty when it is reachable.
+	Unreachable string
+
+	ConnectTimeout time.Duration
+	Limits         Limits
+	Outlier        Outlier
+}
+
+// Cluster finds the cluster of a target.
+func (p *Proxy) Cluster(t routing.Target) (Cluster, bool) {
+	for _, c := range p.Clusters {
+		if c.Target == t {
+			return c, true
+		}
+	}
+	return Cluster{}, false
+}
+
+// EndpointsRef names an endpoint resource and what it is made of.
+type EndpointsRef struct {
+	ClusterName string
+	Service     string
+	Datacenter  string
+}
+
+// Endpoints lists the endpoint resources that the sidecar needs, sorted.
+func (p *Proxy) Endpoints() []EndpointsRef {
+	var out []EndpointsRef
+	for _, c := range p.Clusters {
+		if c.Unreachable == "" {
+			out = append(out, EndpointsRef{c.Name, c.Target.Service, c.Target.Datacenter})
+		}
+	}
+	return out
+}
+
+// Build decides all that the sidecar in.Instance needs.
+func Build(in Input) (*Proxy, []Problem) {
+	reg := in.Instance.Service.Proxy
+	if reg == nil {
+		reg = &catalog.Proxy{}
+	}
+	b := &builder{
+		in:      in,
+		service: reg.DestinationServiceName,
+		reads:   map[config.Key]bool{},
+		bound:   map[bind]string{},
+	}
+	b.proxy = &Proxy{
+		ID:       in.Instance.Service.ID,
+		Node:     in.Instance.Node.Name,
+		Identity: identity.SPIFFE{TrustDomain: in.TrustDomain, Datacenter: in.Datacenter, Service: b.service},
+	}
+	b.defaults = b.serviceDefaults()
+	b.proxy.Inbound = b.inbound(reg)
+	for _, u := range reg.Upstreams {
+		b.upstream(u)
+	}
+
+	p := b.proxy
+	slices.SortFunc(p.Upstreams, func(x, y Upstream) int { return cmp.Compare(x.ListenerName, y.ListenerName) })
+	slices.SortFunc(p.Routes, func(x, y Route) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(p.Clusters, func(x, y Cluster) int { return cmp.Compare(x.Name, y.Name) })
+	for k := range b.reads {
+		p.Reads = append(p.Reads, k)
+	}
+	slices.SortFunc(p.Reads, config.Key.Compare)
+	slices.SortFunc(b.problems, Problem.Compare)
+	return p, slices.Compact(b.problems)
+}
+
+// builder holds what the steps of one Build share.
+type builder struct {
+	in       Input
+	service  string
+	proxy    *Proxy
+	defaults *config.ServiceDefaults // the service's own entry, or nil
+	reads    map[config.Key]bool
+	bound    map[bind]string // who listens there already
+	problems []Problem
+}
+
+// bind is a place to listen at: either an address and port or a socket path.
+type bind struct {
+	addr netip.Addr
+	port int
+	path string
+}
+
+func (b *builder) problem(subject, format string, args ...any) {
+	b.problems = append(b.problems, Problem{Service: b.service, Subject: subject, Reason: fmt.Sprintf(format, args...)})
+}
+
+func (b *builder) read(keys ...config.Key) {
+	for _, k := range keys {
+		b.reads[k] = true
+	}
+}
+
+func (b *builder) serviceDefaults() *config.ServiceDefaults {
+	b.read(config.Key{Kind: config.KindServiceDefaults, Name: b.service})
+	return b.in.Config.ServiceDefaults(b.service)
+}
+
+// claim notes that owner listens at place, or returns who does so already. A
+// wildcard address takes the port on every address.
+func (b *builder) claim(place bind, owner string) (holder string, ok bool) {
+	for taken, holder := range b.bound {
+		overlap := taken == place
+		if place.path == "" && taken.path == "" && taken.port == place.port {
+			overlap = overlap || taken.addr.IsUnspecified() || place.addr.IsUnspecified()
+		}
+		if overlap {
+			return holder, false
+		}
+	}
+	b.bound[place] = owner
+	return "", true
+}

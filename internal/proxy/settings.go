@@ -1,0 +1,129 @@
+package proxy
+
+import (
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
+)
+
+// What a sidecar does when nobody said otherwise; the reasons are in docs/envoy.md.
+const (
+	connectTimeout = time.Second
+	limit          = 65536
+
+	outlierInterval     = 10 * time.Second
+	outlierBaseEjection = 30 * time.Second
+	outlierMaxPercent   = 50
+	outlierFailures     = 5
+)
+
+// Limits bound what one sidecar has open to one target.
+type Limits struct {
+	MaxConnections     uint32
+	MaxPendingRequests uint32
+	MaxRequests        uint32
+}
+
+// Outlier says when an instance that fails is left out, and for how long.
+type Outlier struct {
+	Interval     time.Duration
+	BaseEjection time.Duration // times the number of ejections in a row
+	// MaxPercent of the instances may be out at once.
+	MaxPercent uint32
+	// AlwaysOne lets one instance go out even where MaxPercent would not.
+	AlwaysOne bool
+	// GatewayFailures (502, 503, 504) and connection failures in a row put an instance out.
+	GatewayFailures uint32
+	// Consecutive5xx in a row put an instance out with this probability in percent.
+	Consecutive5xx uint32
+	Enforcing5xx   uint32
+}
+
+// cluster decides how the upstream's target is called.
+func (b *builder) cluster(u Upstream, s config.UpstreamSettings) Cluster {
+	id := u.Target.Identity(b.in.TrustDomain)
+	c := Cluster{
+		Name:           id.SNI(),
+		Target:         u.Target,
+		PeerURI:        id.URI(),
+		Multiplexed:    config.IsHTTP(u.Protocol),
+		ConnectTimeout: millis(s.ConnectTimeoutMs, connectTimeout),
+		Limits:         Limits{MaxConnections: limit, MaxPendingRequests: limit, MaxRequests: limit},
+		Outlier: Outlier{
+			Interval: outlierInterval, BaseEjection: outlierBaseEjection, MaxPercent: outlierMaxPercent,
+			GatewayFailures: outlierFailures, Consecutive5xx: outlierFailures,
+		},
+	}
+	if u.Target.Datacenter != b.in.Datacenter {
+		c.Unreachable = "no mesh gateway for " + u.Target.Datacenter
+	}
+	if l := s.Limits; l != nil {
+		bound(&c.Limits.MaxConnections, l.MaxConnections)
+		bound(&c.Limits.MaxPendingRequests, l.MaxPendingRequests)
+		bound(&c.Limits.MaxRequests, l.MaxConcurrentRequests)
+	}
+	if h := s.PassiveHealthCheck; h != nil {
+		o := &c.Outlier
+		o.Interval = first(time.Duration(h.Interval), o.Interval)
+		o.BaseEjection = first(time.Duration(h.BaseEjectionTime), o.BaseEjection)
+		// Whoever asks for passive checks asks, as with Consul, for 5xx to count.
+		o.Consecutive5xx, o.Enforcing5xx = first(h.MaxFailures, o.Consecutive5xx), 100
+		if h.EnforcingConsecutive5xx != nil {
+			o.Enforcing5xx = *h.EnforcingConsecutive5xx
+		}
+		if h.MaxEjectionPercent != nil {
+			o.MaxPercent, o.AlwaysOne = *h.MaxEjectionPercent, *h.MaxEjectionPercent > 0
+		}
+	}
+	return c
+}
+
+func bound(into *uint32, value *int) {
+	if value != nil && *value >= 0 {
+		*into = uint32(*value)
+	}
+}
+
+// upstreamSettings merges what is said about calling decl's destination: the
+// registration beats the caller's override for that destination, which beats the
+// caller's defaults.
+func (b *builder) upstreamSettings(decl catalog.Upstream, subject string) config.UpstreamSettings {
+	own, errs := config.DecodeUpstreamSettings(decl.Config)
+	for _, err := range errs {
+		b.problem(subject, "%v", err)
+	}
+	layers := []namedSettings{{subject, own}}
+	if b.defaults != nil && b.defaults.UpstreamConfig != nil {
+		from := config.KeyOf(b.defaults).String()
+		for _, o := range b.defaults.UpstreamConfig.Overrides {
+			if o.Name == decl.DestinationName {
+				layers = append(layers, namedSettings{from, o})
+			}
+		}
+		if d := b.defaults.UpstreamConfig.Defaults; d != nil {
+			layers = append(layers, namedSettings{from, *d})
+		}
+	}
+
+	var out config.UpstreamSettings
+	for _, l := range layers {
+		s := l.settings
+		if s.Protocol != "" && !routing.KnownProtocol(s.Protocol) {
+			b.problem(l.from, "%s", routing.UnknownProtocol(s.Protocol))
+			s.Protocol = ""
+		}
+		out.Protocol = first(out.Protocol, s.Protocol)
+		out.ConnectTimeoutMs = first(out.ConnectTimeoutMs, s.ConnectTimeoutMs)
+		out.Limits = first(out.Limits, s.Limits)
+		out.PassiveHealthCheck = first(out.PassiveHealthCheck, s.PassiveHealthCheck)
+		out.BalanceOutboundConnections = first(out.BalanceOutboundConnections, s.BalanceOutboundConnections)
+	}
+	return out
+}
+
+type namedSettings struct {
+	from     string // who says so
+	settings config.UpstreamSettings
+}
