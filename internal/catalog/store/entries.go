@@ -1,0 +1,64 @@
+package store
+
+import "github.com/crossfade-mesh/crossfade/internal/config"
+
+// Entry is the configuration entry with that key, or nil.
+func (r *Reader) Entry(k config.Key) *Entry {
+	r.look(subjectEntry(k))
+	e, _ := r.first(tableEntries, "id", string(k.Kind), k.Name).(*Entry)
+	return e
+}
+
+// Entries lists the entries of a kind by name; the empty kind lists all.
+func (r *Reader) Entries(kind config.Kind) []*Entry {
+	r.look(subjectKind(kind))
+	prefix := []byte{}
+	if kind != "" {
+		prefix = key(string(kind))
+	}
+	var out []*Entry
+	for _, row := range r.list(tableEntries, "id_prefix", prefix) {
+		out = append(out, row.(*Entry))
+	}
+	return out
+}
+
+// PutEntry writes a normalized and valid entry.
+func (w *Writer) PutEntry(e config.Entry) error {
+	if err := nameError(string(e.EntryKind()), e.EntryName()); err != nil {
+		return err
+	}
+	n := &Entry{e, w.next, w.next}
+	k := config.KeyOf(e)
+	if old := w.Entry(k); old != nil {
+		n.CreateIndex, n.ModifyIndex = old.CreateIndex, old.ModifyIndex
+		if same(old, n) {
+			return nil
+		}
+		n.ModifyIndex = w.next
+	}
+	if err := w.put(tableEntries, n); err != nil {
+		return err
+	}
+	w.entryChanged(k)
+	return nil
+}
+
+// DeleteEntry removes an entry. One that is not there is no error.
+func (w *Writer) DeleteEntry(k config.Key) error {
+	e := w.Entry(k)
+	if e == nil {
+		return nil
+	}
+	if err := w.remove(tableEntries, e); err != nil {
+		return err
+	}
+	w.entryChanged(k)
+	return w.bury()
+}
+
+func (w *Writer) entryChanged(k config.Key) {
+	w.bump(subjectEntry(k))
+	w.bump(subjectKind(k.Kind))
+	w.bump(subjectKind(""))
+}

@@ -1,0 +1,229 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+// The names are those of the tables in memory and of the buckets on disk.
+const (
+	tableNodes    = "nodes"
+	tableServices = "services"
+	tableChecks   = "checks"
+	tableKV       = "kv"
+	tableGraves   = "kv-graves"
+	tableEntries  = "entries"
+	tableIndex    = "index"
+)
+
+// serviceRow is a service on its node.
+type serviceRow struct {
+	Node    string
+	Service catalog.Service
+}
+
+// checkRow is a check and, when the server runs it, how.
+type checkRow struct {
+	Check      catalog.Check
+	Definition *config.CheckDefinition `json:",omitempty"`
+}
+
+// KV is one pair of the key-value store.
+type KV struct {
+	Key         string
+	Value       []byte
+	Flags       uint64
+	LockIndex   uint64
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+// grave remembers when a key was deleted, so that the index of a prefix never falls.
+type grave struct {
+	Key   string
+	Index uint64
+}
+
+// Entry is a configuration entry with its place in the history.
+type Entry struct {
+	config.Entry
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+// storedEntry is [Entry] on disk.
+type storedEntry struct {
+	Entry       json.RawMessage
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+// indexRow is the index of a subject's last change.
+type indexRow struct {
+	Subject string
+	Index   uint64
+}
+
+// table says how one kind of row is kept.
+type table struct {
+	name   string
+	id     func(row any) []byte
+	decode func(value []byte) (any, error)
+	// graves is how much a row counts towards [maxGraves] when it is loaded.
+	graves  int
+	indexes []*memdb.IndexSchema // besides the id
+}
+
+func tables() []*table {
+	return []*table{
+		{name: tableNodes, decode: decodeAs[catalog.Node],
+			id: func(row any) []byte { return key(row.(*catalog.Node).Name) }},
+		{name: tableServices, decode: decodeAs[serviceRow],
+			id: func(row any) []byte { r := row.(*serviceRow); return key(r.Node, r.Service.ID) },
+			indexes: []*memdb.IndexSchema{
+				secondary("name", func(row any) []byte { return key(row.(*serviceRow).Service.Name) }),
+				secondary("connect", func(row any) []byte {
+					if name := meshName(&row.(*serviceRow).Service); name != "" {
+						return key(name)
+					}
+					return nil
+				}),
+			}},
+		{name: tableChecks, decode: decodeAs[checkRow],
+			id: func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.CheckID) },
+			indexes: []*memdb.IndexSchema{
+				secondary("service", func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.ServiceID) }),
+			}},
+		{name: tableKV, decode: decodeAs[KV],
+			id: func(row any) []byte { return key(row.(*KV).Key) }},
+		{name: tableGraves, decode: decodeAs[grave], graves: 1,
+			id: func(row any) []byte { return key(row.(*grave).Key) }},
+		{name: tableEntries, decode: decodeEntry,
+			id: func(row any) []byte { e := row.(*Entry); return key(string(e.EntryKind()), e.EntryName()) }},
+		{name: tableIndex, decode: decodeAs[indexRow], graves: 1,
+			id: func(row any) []byte { return key(row.(*indexRow).Subject) },
+			indexes: []*memdb.IndexSchema{
+				secondary("changed", func(row any) []byte {
+					r := row.(*indexRow)
+					if !strings.HasPrefix(r.Subject, subjectService("")) {
+						return nil
+					}
+					return binary.BigEndian.AppendUint64(nil, r.Index)
+				}),
+			}},
+	}
+}
+
+// meshName is the service that callers in the mesh reach through s, or "".
+func meshName(s *catalog.Service) string {
+	switch {
+	case s.Kind == catalog.ConnectProxy && s.Proxy != nil:
+		return s.Proxy.DestinationServiceName
+	case s.Connect.Native:
+		return s.Name
+	}
+	return ""
+}
+
+func schema() *memdb.DBSchema {
+	out := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
+	for _, t := range tables() {
+		indexes := map[string]*memdb.IndexSchema{
+			"id": {Name: "id", Unique: true, Indexer: indexer{t.id}},
+		}
+		for _, ix := range t.indexes {
+			indexes[ix.Name] = ix
+		}
+		out.Tables[t.name] = &memdb.TableSchema{Name: t.name, Indexes: indexes}
+	}
+	return out
+}
+
+func secondary(name string, of func(row any) []byte) *memdb.IndexSchema {
+	return &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: indexer{of}}
+}
+
+// key joins parts so that no part runs into the next. Parts hold no NUL; see [nameError].
+func key(parts ...string) []byte {
+	var b []byte
+	for _, p := range parts {
+		b = append(append(b, p...), 0)
+	}
+	return b
+}
+
+// printable shows a key to people.
+func printable(key []byte) string {
+	return string(bytes.ReplaceAll(bytes.TrimRight(key, "\x00"), []byte{0}, []byte{'/'}))
+}
+
+// indexer finds rows by the bytes that of makes; arguments are parts for [key], or
+// ready bytes. A nil from of leaves the row out of the index.
+type indexer struct {
+	of func(row any) []byte
+}
+
+// FromObject implements [memdb.SingleIndexer].
+func (i indexer) FromObject(row any) (bool, []byte, error) {
+	b := i.of(row)
+	return b != nil, b, nil
+}
+
+// FromArgs implements [memdb.Indexer].
+func (i indexer) FromArgs(args ...any) ([]byte, error) {
+	var b []byte
+	for _, a := range args {
+		switch a := a.(type) {
+		case string:
+			b = append(append(b, a...), 0)
+		case []byte:
+			b = append(b, a...)
+		default:
+			return nil, fmt.Errorf("index argument of type %T", a)
+		}
+	}
+	return b, nil
+}
+
+// PrefixFromArgs implements [memdb.PrefixIndexer].
+func (i indexer) PrefixFromArgs(args ...any) ([]byte, error) { return i.FromArgs(args...) }
+
+func decodeAs[T any](value []byte) (any, error) {
+	row := new(T)
+	if err := json.Unmarshal(value, row); err != nil {
+		return nil, err
+	}
+	return row, nil
+}
+
+func decodeEntry(value []byte) (any, error) {
+	var stored storedEntry
+	if err := json.Unmarshal(value, &stored); err != nil {
+		return nil, err
+	}
+	e, err := config.DecodeEntryJSON(stored.Entry)
+	if err != nil {
+		return nil, err
+	}
+	return &Entry{e, stored.CreateIndex, stored.ModifyIndex}, nil
+}
+
+func encode(row any) ([]byte, error) {
+	e, ok := row.(*Entry)
+	if !ok {
+		return json.Marshal(row)
+	}
+	body, err := json.Marshal(e.Entry)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(storedEntry{body, e.CreateIndex, e.ModifyIndex})
+}

@@ -1,0 +1,97 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+var _ catalog.Source = (*Store)(nil)
+
+// Run implements [catalog.Source]. It publishes as fast as publish returns; changes
+// made meanwhile share the next snapshot. It returns nil when ctx ends and
+// [ErrClosed] when the store closes.
+func (s *Store) Run(ctx context.Context, publish func(*catalog.Snapshot)) error {
+	var snapshot *catalog.Snapshot
+	s.ReadUntil(ctx, func(r *Reader) bool {
+		next := r.snapshot(snapshot)
+		if snapshot == nil || len(catalog.Changed(snapshot, next)) > 0 {
+			snapshot = next
+			publish(snapshot)
+		}
+		return ctx.Err() != nil
+	})
+	return s.ended(ctx)
+}
+
+// RunConfig publishes all configuration entries, and again after each change, as
+// [Store.Run] does for the catalog. Entries that did not change keep their pointer.
+func (s *Store) RunConfig(ctx context.Context, publish func(*config.Set)) error {
+	var published uint64
+	s.ReadUntil(ctx, func(r *Reader) bool {
+		rows := r.Entries("")
+		if r.index > published {
+			published = r.index
+			entries := make([]config.Entry, len(rows))
+			for i, row := range rows {
+				entries[i] = row.Entry
+			}
+			publish(config.NewSet(entries...))
+		}
+		return ctx.Err() != nil
+	})
+	return s.ended(ctx)
+}
+
+func (s *Store) ended(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return ErrClosed
+	}
+	return nil
+}
+
+// snapshot is the catalog as this reader sees it, made from an earlier one by
+// looking only at the services that changed since.
+func (r *Reader) snapshot(old *catalog.Snapshot) *catalog.Snapshot {
+	it, err := r.txn.Get(tableIndex, "id_prefix", []byte(subjectService("")))
+	must(err)
+	r.watch.Add(it.WatchCh())
+
+	sets := map[string]*catalog.Set{}
+	if old == nil || r.floor() > old.Index {
+		// What is gone may be forgotten already, so look at everything.
+		for _, in := range r.Services() {
+			sets[in.Service.Name] = nil
+		}
+		for name := range sets {
+			row, _ := r.first(tableIndex, "id", subjectService(name)).(*indexRow)
+			if old != nil && row != nil && row.Index <= old.Index {
+				sets[name] = old.Set(name)
+			} else {
+				sets[name] = catalog.NewSet(name, r.instances("name", name))
+			}
+		}
+		return catalog.NewSnapshot(r.datacenter, r.Index(), sets)
+	}
+	changed := r.changedSince(old.Index)
+	if len(changed) == 0 {
+		return old
+	}
+	for _, name := range changed {
+		sets[name] = catalog.NewSet(name, r.instances("name", name))
+	}
+	return old.With(r.Index(), sets)
+}
+
+// changedSince lists the services with a change after index.
+func (r *Reader) changedSince(index uint64) []string {
+	it, err := r.txn.LowerBound(tableIndex, "changed", binary.BigEndian.AppendUint64(nil, index+1))
+	must(err)
+	var out []string
+	for row := it.Next(); row != nil; row = it.Next() {
+		out = append(out, row.(*indexRow).Subject[len(subjectService("")):])
+	}
+	return out
+}

@@ -1,0 +1,195 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ErrClosed is what a write to a closed store fails with.
+var ErrClosed = errors.New("registry: closed")
+
+// errUnfinished is what is left when another update of the same batch panics.
+var errUnfinished = errors.New("registry: write abandoned")
+
+// maxKey is how long a row's key may be: bbolt's limit.
+const maxKey = 32768
+
+// update is one call of [Store.Update] on its way to disk.
+type update struct {
+	write func(*Writer) error
+	done  chan struct{} // closed when err is set
+	err   error
+}
+
+// Update makes one atomic change. write may look at what is there and then change
+// it through the Writer; an error from it, or from the disk, leaves everything as it
+// was. Updates that wait together share one fsync. write must do nothing but compute:
+// it may be called more than once, and only the last call counts.
+func (s *Store) Update(write func(*Writer) error) error {
+	u := &update{write: write, done: make(chan struct{})}
+	s.mu.Lock()
+	s.pending = append(s.pending, u)
+	s.mu.Unlock()
+
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	select {
+	case <-u.done:
+		return u.err
+	default:
+	}
+	s.mu.Lock()
+	batch := s.pending
+	s.pending = nil
+	s.mu.Unlock()
+	s.run(batch)
+	return u.err
+}
+
+// run commits a batch and settles each of its updates. The caller holds commit.
+func (s *Store) run(batch []*update) {
+	defer func() {
+		for _, u := range batch {
+			close(u.done)
+		}
+	}()
+	fail(batch, errUnfinished)
+	todo := batch
+	for len(todo) > 0 {
+		if s.isClosed() {
+			fail(todo, ErrClosed)
+			return
+		}
+		failed, err := s.try(todo)
+		if failed == nil {
+			fail(todo, err)
+			return
+		}
+		// A failed one may have left half of its work in the transaction: do the others anew.
+		failed.err = err
+		rest := make([]*update, 0, len(todo)-1)
+		for _, u := range todo {
+			if u != failed {
+				rest = append(rest, u)
+			}
+		}
+		todo = rest
+	}
+}
+
+func fail(batch []*update, err error) {
+	for _, u := range batch {
+		u.err = err
+	}
+}
+
+// try commits all of batch, or nothing. The update that refused is returned with its
+// error; without one, the error (or nil) is that of the disk and concerns all.
+func (s *Store) try(batch []*update) (*update, error) {
+	txn := s.mem.Txn(true)
+	defer txn.Abort()
+	var changes []change
+	for _, u := range batch {
+		w := &Writer{Reader: Reader{txn: txn, datacenter: s.options.Datacenter}, store: s, bumped: map[string]bool{}}
+		w.next = w.Index() + 1
+		if err := u.write(w); err != nil {
+			return u, err
+		}
+		if w.err != nil {
+			return u, w.err
+		}
+		changes = append(changes, w.changes...)
+	}
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	if s.disk != nil {
+		if err := s.disk.apply(changes); err != nil {
+			err = fmt.Errorf("data directory %q: nothing was written: %w", s.options.Dir, err)
+			// When only the last sync failed the file shows the change already. Memory
+			// then follows the file, though nobody is told that the write is safe.
+			if last := changes[len(changes)-1]; !s.disk.has(last) {
+				return nil, err
+			}
+			txn.Commit()
+			return nil, fmt.Errorf("data directory %q: the last write may be lost in a power failure", s.options.Dir)
+		}
+	}
+	txn.Commit()
+	return nil, nil
+}
+
+// Writer changes the registry inside [Store.Update]. Its embedded Reader sees the
+// changes made so far. What is put belongs to the registry as of then; indexes in it
+// are ignored.
+type Writer struct {
+	Reader
+	store   *Store
+	next    uint64 // the index of all changes of this writer
+	changes []change
+	bumped  map[string]bool
+	err     error // the first failure of put, remove or bump
+}
+
+// put stores the row as it will be read back from disk, so that a restart changes
+// nothing and the caller's value stays the caller's.
+func (w *Writer) put(name string, row any) error {
+	t := w.store.tables[name]
+	id := t.id(row)
+	if len(id) > maxKey {
+		return fmt.Errorf("%s %.40q…: name of %d bytes, at most %d", t.name, printable(id), len(id), maxKey)
+	}
+	value, err := encode(row)
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
+	}
+	kept, err := t.decode(value)
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
+	}
+	if !bytes.Equal(t.id(kept), id) {
+		return fmt.Errorf("%s %q: the name is not valid UTF-8", t.name, printable(id))
+	}
+	if err := w.txn.Insert(t.name, kept); err != nil {
+		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
+	}
+	w.change(change{t.name, id, value})
+	return nil
+}
+
+func (w *Writer) remove(name string, row any) error {
+	t := w.store.tables[name]
+	if err := w.txn.Delete(t.name, row); err != nil {
+		return fmt.Errorf("%s %q: %w", t.name, printable(t.id(row)), err)
+	}
+	w.change(change{t.name, t.id(row), nil})
+	return nil
+}
+
+func (w *Writer) change(c change) {
+	w.changes = append(w.changes, c)
+	w.bump(subjectAll)
+}
+
+// same reports whether two rows, indexes included, are equal.
+func same(a, b any) bool {
+	x, err := encode(a)
+	if err != nil {
+		return false
+	}
+	y, err := encode(b)
+	return err == nil && bytes.Equal(x, y)
+}
+
+// nameError refuses names that cannot be keys.
+func nameError(what, name string) error {
+	if name == "" {
+		return fmt.Errorf("%s: name is empty", what)
+	}
+	if strings.ContainsRune(name, 0) {
+		return fmt.Errorf("%s %q: name holds a NUL byte", what, name)
+	}
+	return nil
+}
