@@ -42,8 +42,8 @@ func (in *Inbound) describe(b *strings.Builder) {
 	if app.RequestTimeout != 0 {
 		fmt.Fprintf(b, ", request %v", app.RequestTimeout)
 	}
-	if app.IdleTimeout != nil {
-		fmt.Fprintf(b, ", idle %v", *app.IdleTimeout)
+	if app.IdleTimeout != 0 {
+		fmt.Fprintf(b, ", idle %v", app.IdleTimeout)
 	}
 	b.WriteString("\n")
 	if in.MaxConnections != 0 {

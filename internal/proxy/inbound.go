@@ -53,7 +53,7 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 		Port:           port,
 		Protocol:       protocol,
 		ExactBalance:   settings.BalanceInboundConnections == exactBalance,
-		MaxConnections: settings.MaxInboundConnections,
+		MaxConnections: max(0, settings.MaxInboundConnections),
 		PeerURIPrefix:  peerURIPrefix(b.in.TrustDomain, b.in.Datacenter),
 		Intentions:     b.intentions(),
 		Normalization:  b.normalization(),
@@ -63,14 +63,11 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 			Port:           reg.LocalServicePort,
 			ConnectTimeout: millis(settings.LocalConnectTimeoutMs, localConnectTimeout),
 			RequestTimeout: millis(settings.LocalRequestTimeoutMs, 0),
+			IdleTimeout:    millis(settings.LocalIdleTimeoutMs, 0),
 		},
 	}
 	if in.App.Address == "" {
 		in.App.Address = "127.0.0.1"
-	}
-	if ms := settings.LocalIdleTimeoutMs; ms != nil {
-		idle := millis(*ms, 0)
-		in.App.IdleTimeout = &idle
 	}
 	return in
 }
@@ -111,11 +108,19 @@ func (b *builder) inboundSettings(reg *catalog.Proxy) config.ProxyConfig {
 }
 
 func (b *builder) proxyConfig(subject string, opaque map[string]any) config.ProxyConfig {
-	c, errs := config.DecodeProxyConfig(opaque)
-	for _, err := range errs {
+	c, unknown, err := config.DecodeProxyConfig(opaque)
+	b.opaqueProblems(subject, unknown, err)
+	return c
+}
+
+// opaqueProblems reports what a decoder of an opaque map could not use.
+func (b *builder) opaqueProblems(subject string, unknown []string, err error) {
+	if err != nil {
 		b.problem(subject, "%v", err)
 	}
-	return c
+	for _, key := range unknown {
+		b.problem(subject, "key %q has no effect", key)
+	}
 }
 
 // first is the first value that is not zero.
@@ -130,7 +135,7 @@ func first[T comparable](values ...T) T {
 }
 
 func millis(ms int, unset time.Duration) time.Duration {
-	if ms == 0 {
+	if ms <= 0 {
 		return unset
 	}
 	return time.Duration(ms) * time.Millisecond

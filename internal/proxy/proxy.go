@@ -87,8 +87,9 @@ type App struct {
 	ConnectTimeout time.Duration
 	// RequestTimeout is how long the app may take to answer; 0: for ever.
 	RequestTimeout time.Duration
-	// IdleTimeout ends a request, or a TCP connection, on which nothing moves; nil: Envoy's side has its own.
-	IdleTimeout *time.Duration
+	// IdleTimeout ends a request, or a TCP connection, on which nothing moves;
+	// 0: as docs/envoy.md says for the protocol.
+	IdleTimeout time.Duration
 }
 
 // Upstream is one outbound listener.

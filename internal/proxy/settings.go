@@ -90,10 +90,8 @@ func bound(into *uint32, value *int) {
 // registration beats the caller's override for that destination, which beats the
 // caller's defaults.
 func (b *builder) upstreamSettings(decl catalog.Upstream, subject string) config.UpstreamSettings {
-	own, errs := config.DecodeUpstreamSettings(decl.Config)
-	for _, err := range errs {
-		b.problem(subject, "%v", err)
-	}
+	own, unknown, err := config.DecodeUpstreamSettings(decl.Config)
+	b.opaqueProblems(subject, unknown, err)
 	layers := []namedSettings{{subject, own}}
 	if b.defaults != nil && b.defaults.UpstreamConfig != nil {
 		from := config.KeyOf(b.defaults).String()
