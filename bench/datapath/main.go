@@ -1,0 +1,36 @@
+// Command datapath measures what a request costs in the two Envoys between a
+// caller and a callee, and compares five ways to get there in one run: direct, an
+// Envoy TCP-proxy pair, two hand-written Envoy pairs (plain and lean) and the mesh.
+//
+// In: environment variables (see [settings]), an Envoy, and bin/crossfade. Out: one JSON
+// line per path and protocol on stdout, progress on stderr; exit code 1 when
+// anything failed, a single request included. bench/README.md has the method.
+//
+// Everything listens on loopback or on Unix sockets and is gone at the end.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := bench(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "datapath:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context) error {
+	s, err := settingsFrom(os.Getenv)
+	if err != nil {
+		return err
+	}
+	return run(ctx, s, os.Stdout, os.Stderr)
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+)
+
+// sample is one slice of one path.
+type sample struct {
+	requests uint64
+	elapsed  time.Duration
+	p50, p99 time.Duration
+	cpu      []time.Duration // of each Envoy, caller's first
+	rss      int64           // bytes, both Envoys
+}
+
+func (s sample) cpuPerRequest() float64 {
+	var sum time.Duration
+	for _, d := range s.cpu {
+		sum += d
+	}
+	return perRequest(sum, s.requests)
+}
+
+// perRequest is in microseconds.
+func perRequest(d time.Duration, requests uint64) float64 {
+	if requests == 0 {
+		return 0
+	}
+	return float64(d) / float64(time.Microsecond) / float64(requests)
+}
+
+// line is what is printed for a path and protocol. Every figure is the median over the
+// rounds; the ratios are medians of each round's ratio, so that a slow spell of the machine,
+// which meets all paths of its round, does not count.
+type line struct {
+	Bench     string  `json:"bench"`
+	Path      string  `json:"path"`
+	Protocol  string  `json:"protocol"`
+	RPS       float64 `json:"rps"`
+	P50       float64 `json:"p50_ms"`
+	P99       float64 `json:"p99_ms"`
+	CPU       float64 `json:"cpu_us_per_request"` // both Envoys, user and system
+	CPUCaller float64 `json:"cpu_us_caller"`
+	CPUCallee float64 `json:"cpu_us_callee"`
+	RSS       float64 `json:"rss_mib"`
+	// Ratio is CPU against the plain pair, RatioLean against the lean pair; absent where either does not exist.
+	Ratio       float64    `json:"ratio,omitzero"`
+	RatioSpread [2]float64 `json:"ratio_spread,omitzero"` // least and greatest of the rounds
+	RatioLean   float64    `json:"ratio_lean,omitzero"`
+	CPUSpread   [2]float64 `json:"cpu_spread"`
+	Requests    uint64     `json:"requests"` // measured, all rounds
+	Failed      int        `json:"failed"`   // all rounds, warm-up included
+	Rounds      int        `json:"rounds"`
+	Seconds     float64    `json:"seconds_per_run"`
+	Connections int        `json:"connections"`
+}
+
+// summarize makes the line from a path's samples; plain and lean are those of the
+// same rounds on the pairs to compare with, or nil.
+func summarize(own, plain, lean []sample) line {
+	l := line{
+		Bench:     "datapath",
+		RPS:       medianOf(own, func(s sample) float64 { return float64(s.requests) / s.elapsed.Seconds() }),
+		P50:       medianOf(own, func(s sample) float64 { return milliseconds(s.p50) }),
+		P99:       medianOf(own, func(s sample) float64 { return milliseconds(s.p99) }),
+		CPU:       medianOf(own, sample.cpuPerRequest),
+		CPUCaller: medianOf(own, func(s sample) float64 { return s.cpuOf(0) }),
+		CPUCallee: medianOf(own, func(s sample) float64 { return s.cpuOf(1) }),
+		RSS:       medianOf(own, func(s sample) float64 { return float64(s.rss) / (1 << 20) }),
+		CPUSpread: spread(each(own, sample.cpuPerRequest)),
+		Rounds:    len(own),
+	}
+	for _, s := range own {
+		l.Requests += s.requests
+	}
+	if r := ratios(own, plain); len(r) > 0 {
+		l.Ratio, l.RatioSpread = round(median(r)), spread(r)
+	}
+	if r := ratios(own, lean); len(r) > 0 {
+		l.RatioLean = round(median(r))
+	}
+	return l
+}
+
+func (s sample) cpuOf(i int) float64 {
+	if i >= len(s.cpu) {
+		return 0
+	}
+	return perRequest(s.cpu[i], s.requests)
+}
+
+// ratios of CPU per request, round by round.
+func ratios(own, base []sample) []float64 {
+	var out []float64
+	for i := range min(len(own), len(base)) {
+		if a, b := own[i].cpuPerRequest(), base[i].cpuPerRequest(); a > 0 && b > 0 {
+			out = append(out, a/b)
+		}
+	}
+	return out
+}
+
+func each(samples []sample, f func(sample) float64) []float64 {
+	out := make([]float64, len(samples))
+	for i, s := range samples {
+		out[i] = f(s)
+	}
+	return out
+}
+
+func medianOf(samples []sample, f func(sample) float64) float64 {
+	return round(median(each(samples, f)))
+}
+
+// median of an empty slice is 0.
+func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	v = slices.Sorted(slices.Values(v))
+	if n := len(v); n%2 == 0 {
+		return (v[n/2-1] + v[n/2]) / 2
+	}
+	return v[len(v)/2]
+}
+
+func spread(v []float64) [2]float64 {
+	if len(v) == 0 {
+		return [2]float64{}
+	}
+	return [2]float64{round(slices.Min(v)), round(slices.Max(v))}
+}
+
+// quantile by nearest rank; it sorts v. 0 when v is empty.
+func quantile[T cmp.Ordered](v []T, q float64) T {
+	var zero T
+	if len(v) == 0 {
+		return zero
+	}
+	slices.Sort(v)
+	return v[min(len(v)-1, max(0, int(math.Ceil(q*float64(len(v))))-1))]
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// round keeps three decimals.
+func round(v float64) float64 { return math.Round(v*1000) / 1000 }
