@@ -12,6 +12,7 @@ package config
 
 import (
 	"cmp"
+	"encoding/json"
 	"maps"
 	"slices"
 	"time"
@@ -154,3 +155,19 @@ func IsHTTP(protocol string) bool { return protocol == HTTP || protocol == HTTP2
 // Duration is a time.Duration that is written "10s" in files and JSON; a bare
 // number is nanoseconds, as in Consul's API.
 type Duration time.Duration
+
+// String is the duration as Go writes it: "10s".
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalJSON writes "10s".
+func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()) }
+
+// UnmarshalJSON reads "10s" or nanoseconds.
+func (d *Duration) UnmarshalJSON(data []byte) error {
+	r := &report{}
+	n := parseJSON(data, r)
+	if n != nil {
+		decode(r, n, d)
+	}
+	return r.err()
+}

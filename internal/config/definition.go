@@ -1,6 +1,11 @@
 package config
 
-import "github.com/crossfade-mesh/crossfade/internal/catalog"
+import (
+	"cmp"
+	"strconv"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+)
 
 // Definition is one service as its owner declares it: the instance, its sidecar
 // and its checks. It is what Consul's service definition file, the body of
@@ -12,38 +17,136 @@ type Definition struct {
 	// the registering sidecar writes when no entry says otherwise.
 	Protocol string
 	// Sidecar is connect.sidecar_service: the proxy to register beside it, or nil.
-	// Empty fields take Consul's defaults; see Proxy for the destination. Port 0
-	// asks for a free one.
+	// Empty fields take Consul's defaults, see [Definition.SidecarService]. Its Kind
+	// and Proxy are always set. Port 0 asks for a free one.
 	Sidecar *Definition
 	// Checks are the service's own.
 	Checks []CheckDefinition
 }
 
 // CheckDefinition says how to check an instance. Exactly one of HTTP, TCP, GRPC,
-// TTL and AliasService is set.
+// TTL and the alias fields is set.
 type CheckDefinition struct {
-	ID     string // default "service:<service id>", with ":<n>" when there are several
-	Name   string
-	Notes  string
-	Status catalog.Status // before the first result; default critical
+	ID     string         `json:"CheckID,omitempty"` // default "service:<service id>", with ":<n>" when there are several
+	Name   string         `json:"Name,omitempty"`    // default "Service '<name>' check"
+	Notes  string         `json:"Notes,omitempty"`
+	Status catalog.Status `json:"Status,omitempty"` // before the first result; default critical
 
-	HTTP          string // URL
-	Method        string // default GET
-	Header        map[string][]string
-	Body          string
-	TLSSkipVerify bool
-	TCP           string // host:port
-	GRPC          string // host:port[/service]
-	GRPCUseTLS    bool
-	TTL           Duration
-	AliasNode     string
-	AliasService  string // service ID on the same node
+	HTTP          string              `json:"HTTP,omitempty"`   // URL
+	Method        string              `json:"Method,omitempty"` // empty: GET
+	Header        map[string][]string `json:"Header,omitempty"`
+	Body          string              `json:"Body,omitempty"`
+	TLSSkipVerify bool                `json:"TLSSkipVerify,omitempty"`
+	TCP           string              `json:"TCP,omitempty"`  // host:port
+	GRPC          string              `json:"GRPC,omitempty"` // host:port[/service]
+	GRPCUseTLS    bool                `json:"GRPCUseTLS,omitempty"`
+	TTL           Duration            `json:"TTL,omitempty"`
+	AliasNode     string              `json:"AliasNode,omitempty"`
+	AliasService  string              `json:"AliasService,omitempty"` // service ID on the same node
 
-	Interval Duration // required for HTTP, TCP, GRPC
-	Timeout  Duration // default 10s
+	Interval Duration `json:"Interval,omitempty"` // required for HTTP, TCP, GRPC
+	Timeout  Duration `json:"Timeout,omitempty"`  // 0: 10s
 
-	SuccessBeforePassing           int
-	FailuresBeforeWarning          int
-	FailuresBeforeCritical         int
-	DeregisterCriticalServiceAfter Duration // 0: never
+	SuccessBeforePassing           int      `json:"SuccessBeforePassing,omitempty"`
+	FailuresBeforeWarning          int      `json:"FailuresBeforeWarning,omitempty"` // 0: as FailuresBeforeCritical
+	FailuresBeforeCritical         int      `json:"FailuresBeforeCritical,omitempty"`
+	DeregisterCriticalServiceAfter Duration `json:"DeregisterCriticalServiceAfter,omitempty"` // 0: never
+}
+
+// SidecarService is the proxy that Sidecar asks for, with Consul's defaults filled
+// in from the service: the value to register. Port stays 0 when none is set. It is
+// nil without a Sidecar, and shares maps and slices with the definition.
+func (d Definition) SidecarService() *catalog.Service {
+	if d.Sidecar == nil {
+		return nil
+	}
+	s := d.Sidecar.Service
+	s.Kind = catalog.ConnectProxy
+	s.ID = cmp.Or(d.Service.ID, d.Service.Name) + sidecarSuffix
+	s.Name = cmp.Or(s.Name, d.Service.Name+sidecarSuffix)
+	s.Address = cmp.Or(s.Address, d.Service.Address)
+	if len(s.Tags) == 0 {
+		s.Tags = d.Service.Tags
+	}
+	if len(s.Meta) == 0 {
+		s.Meta = d.Service.Meta
+	}
+	if s.Weights == (catalog.Weights{}) {
+		s.Weights = catalog.Weights{Passing: 1, Warning: 1}
+	}
+	var p catalog.Proxy
+	if s.Proxy != nil {
+		p = *s.Proxy
+	}
+	p.DestinationServiceName = cmp.Or(p.DestinationServiceName, d.Service.Name)
+	p.DestinationServiceID = cmp.Or(p.DestinationServiceID, d.Service.ID, d.Service.Name)
+	if p.LocalServiceSocketPath == "" && p.LocalServiceAddress == "" && p.LocalServicePort == 0 {
+		p.LocalServiceSocketPath = d.Service.SocketPath
+	}
+	if p.LocalServiceSocketPath == "" {
+		p.LocalServiceAddress = cmp.Or(p.LocalServiceAddress, loopback)
+		p.LocalServicePort = cmp.Or(p.LocalServicePort, d.Service.Port)
+	}
+	s.Proxy = &p
+	return &s
+}
+
+const (
+	sidecarSuffix = "-sidecar-proxy"
+	loopback      = "127.0.0.1"
+)
+
+// normalize fills what Consul fills on registration. A Sidecar stays as declared,
+// except that Kind and Proxy are set; see [Definition.SidecarService] for the rest.
+func (d *Definition) normalize() {
+	s := &d.Service
+	s.ID = cmp.Or(s.ID, s.Name)
+	if s.Weights == (catalog.Weights{}) {
+		s.Weights = catalog.Weights{Passing: 1, Warning: 1}
+	}
+	normalizeProxy(s.Proxy)
+	normalizeChecks(d.Checks, s.ID, s.Name)
+	if side := d.Sidecar; side != nil {
+		side.Service.Kind = catalog.ConnectProxy
+		if side.Service.Proxy == nil {
+			side.Service.Proxy = &catalog.Proxy{}
+		}
+		normalizeProxy(side.Service.Proxy)
+		expanded := d.SidecarService()
+		normalizeChecks(side.Checks, expanded.ID, expanded.Name)
+	}
+}
+
+func normalizeProxy(p *catalog.Proxy) {
+	if p == nil {
+		return
+	}
+	if p.Mode == directMode().off[0] {
+		p.Mode = ""
+	}
+	for i := range p.Upstreams {
+		u := &p.Upstreams[i]
+		u.DestinationType = cmp.Or(u.DestinationType, destinationService)
+		for _, tenant := range []*string{&u.DestinationNamespace, &u.DestinationPartition} {
+			if *tenant == "default" {
+				*tenant = ""
+			}
+		}
+	}
+}
+
+const destinationService = "service"
+
+func normalizeChecks(checks []CheckDefinition, serviceID, serviceName string) {
+	for i := range checks {
+		c := &checks[i]
+		if c.ID == "" {
+			c.ID = "service:" + serviceID
+			if len(checks) > 1 {
+				c.ID += ":" + strconv.Itoa(i+1)
+			}
+		}
+		c.Name = cmp.Or(c.Name, "Service '"+serviceName+"' check")
+		c.Status = cmp.Or(c.Status, catalog.Critical)
+	}
 }

@@ -34,3 +34,34 @@ func (e *Mesh) EntryKind() Kind { return KindMesh }
 
 // EntryName implements [Entry].
 func (e *Mesh) EntryName() string { return MeshName }
+
+// Normalize implements [Entry].
+func (e *Mesh) Normalize() {
+	e.Kind = KindMesh
+	if n := e.normalization(); n != nil && n.PathWithEscapedSlashesAction == envoyDefault {
+		n.PathWithEscapedSlashesAction = "KEEP_UNCHANGED" // what Envoy's default is
+	}
+}
+
+const envoyDefault = "IMPLEMENTATION_SPECIFIC_DEFAULT"
+
+// Validate implements [Entry].
+func (e *Mesh) Validate() error { return validate(e) }
+
+func (e *Mesh) check(r *report) {
+	r.meta("Meta", e.Meta)
+	if n := e.normalization(); n != nil {
+		const path = "HTTP.Incoming.RequestNormalization."
+		r.oneOf(path+"PathWithEscapedSlashesAction", n.PathWithEscapedSlashesAction,
+			"", "KEEP_UNCHANGED", "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT", "UNESCAPE_AND_FORWARD", envoyDefault)
+		r.oneOf(path+"HeadersWithUnderscoresAction", n.HeadersWithUnderscoresAction,
+			"", "ALLOW", "REJECT_REQUEST", "DROP_HEADER")
+	}
+}
+
+func (e *Mesh) normalization() *RequestNormalization {
+	if e.HTTP == nil || e.HTTP.Incoming == nil {
+		return nil
+	}
+	return e.HTTP.Incoming.RequestNormalization
+}

@@ -1,5 +1,7 @@
 package config
 
+import "strings"
+
 // Global is the only name a proxy-defaults entry may have.
 const Global = "global"
 
@@ -10,7 +12,7 @@ type ProxyDefaults struct {
 	Meta map[string]string `json:"Meta,omitempty"`
 	// Config takes "protocol", "local_connect_timeout_ms", "local_request_timeout_ms",
 	// "local_idle_timeout_ms", "max_inbound_connections" and "balance_inbound_connections";
-	// what a service-defaults entry or a registration says wins.
+	// what a service-defaults entry or a registration says wins. See [ProxyDefaults.ProxyConfig].
 	Config map[string]any `json:"Config,omitempty"`
 }
 
@@ -19,3 +21,40 @@ func (e *ProxyDefaults) EntryKind() Kind { return KindProxyDefaults }
 
 // EntryName implements [Entry].
 func (e *ProxyDefaults) EntryName() string { return e.Name }
+
+// Normalize implements [Entry].
+func (e *ProxyDefaults) Normalize() {
+	e.Kind = KindProxyDefaults
+	if e.Name == "" {
+		e.Name = Global
+	}
+}
+
+// Validate implements [Entry].
+func (e *ProxyDefaults) Validate() error { return validate(e) }
+
+func (e *ProxyDefaults) check(r *report) {
+	r.oneOf("Name", e.Name, "", Global)
+	r.meta("Meta", e.Meta)
+	c, unknown, problems := decodeProxyConfig(e.Config)
+	r.nested("Config", problems)
+	r.unknownKeys("Config", unknown)
+	if c.BindAddress != "" || c.BindPort != 0 {
+		r.addf("Config", "bind_address and bind_port belong to one proxy: set them in its registration")
+	}
+}
+
+// ProxyConfig is Config by its known keys; zero for a nil entry. The entry is valid.
+func (e *ProxyDefaults) ProxyConfig() ProxyConfig {
+	if e == nil {
+		return ProxyConfig{}
+	}
+	c, _, _ := decodeProxyConfig(e.Config)
+	return c
+}
+
+// Protocol is what services speak that have no entry of their own; "" when nothing is said.
+func (e *ProxyDefaults) Protocol() string { return e.ProxyConfig().Protocol }
+
+// lower is for words that Consul takes in any case.
+func lower(s *string) { *s = strings.ToLower(*s) }

@@ -1,5 +1,10 @@
 package config
 
+import (
+	"encoding/json"
+	"strconv"
+)
+
 // ServiceDefaults is Consul's service-defaults entry: how a service is spoken to.
 // See Consul's "Service defaults configuration reference".
 type ServiceDefaults struct {
@@ -58,3 +63,91 @@ func (e *ServiceDefaults) EntryKind() Kind { return KindServiceDefaults }
 
 // EntryName implements [Entry].
 func (e *ServiceDefaults) EntryName() string { return e.Name }
+
+// MarshalJSON writes durations in nanoseconds: Consul's Go client reads nothing else here.
+func (p PassiveHealthCheck) MarshalJSON() ([]byte, error) {
+	type plain PassiveHealthCheck
+	return json.Marshal(struct {
+		Interval int64 `json:"Interval,omitempty"`
+		plain
+		BaseEjectionTime int64 `json:"BaseEjectionTime,omitempty"`
+	}{int64(p.Interval), plain(p), int64(p.BaseEjectionTime)})
+}
+
+// Normalize implements [Entry].
+func (e *ServiceDefaults) Normalize() {
+	e.Kind = KindServiceDefaults
+	lower(&e.Protocol)
+	if u := e.UpstreamConfig; u != nil {
+		if u.Defaults != nil {
+			lower(&u.Defaults.Protocol)
+		}
+		for i := range u.Overrides {
+			lower(&u.Overrides[i].Protocol)
+		}
+	}
+}
+
+// Validate implements [Entry].
+func (e *ServiceDefaults) Validate() error { return validate(e) }
+
+func (e *ServiceDefaults) check(r *report) {
+	r.name("Name", e.Name)
+	r.meta("Meta", e.Meta)
+	r.protocol("Protocol", e.Protocol)
+	r.count("MaxInboundConnections", e.MaxInboundConnections)
+	r.count("LocalConnectTimeoutMs", e.LocalConnectTimeoutMs)
+	r.count("LocalRequestTimeoutMs", e.LocalRequestTimeoutMs)
+	r.oneOf("BalanceInboundConnections", e.BalanceInboundConnections, "", exactBalance)
+	if e.UpstreamConfig == nil {
+		return
+	}
+	if d := e.UpstreamConfig.Defaults; d != nil {
+		if d.Name != "" {
+			r.addf("UpstreamConfig.Defaults.Name", "must be empty: defaults are for all upstreams")
+		}
+		d.check(r, "UpstreamConfig.Defaults")
+	}
+	seen := map[string]int{}
+	for i := range e.UpstreamConfig.Overrides {
+		o := &e.UpstreamConfig.Overrides[i]
+		path := index("UpstreamConfig.Overrides", i)
+		r.name(path+".Name", o.Name)
+		if first, again := seen[o.Name]; again && o.Name != "" {
+			r.addf(path+".Name", "%q: already in Overrides[%s]", cut(o.Name), strconv.Itoa(first))
+		} else {
+			seen[o.Name] = i
+		}
+		o.check(r, path)
+	}
+}
+
+const exactBalance = "exact_balance"
+
+// check is for the settings of either place and of an upstream's opaque config.
+func (u *UpstreamSettings) check(r *report, path string) {
+	r.protocol(join(path, "Protocol"), u.Protocol)
+	r.count(join(path, "ConnectTimeoutMs"), u.ConnectTimeoutMs)
+	r.oneOf(join(path, "BalanceOutboundConnections"), u.BalanceOutboundConnections, "", exactBalance)
+	if l := u.Limits; l != nil {
+		for _, limit := range []struct {
+			name  string
+			value *int
+		}{
+			{"MaxConnections", l.MaxConnections},
+			{"MaxPendingRequests", l.MaxPendingRequests},
+			{"MaxConcurrentRequests", l.MaxConcurrentRequests},
+		} {
+			if limit.value != nil {
+				r.count(join(path, "Limits."+limit.name), *limit.value)
+			}
+		}
+	}
+	if p := u.PassiveHealthCheck; p != nil {
+		path = join(path, "PassiveHealthCheck.")
+		r.notNegative(path+"Interval", p.Interval)
+		r.notNegative(path+"BaseEjectionTime", p.BaseEjectionTime)
+		r.percent(path+"EnforcingConsecutive5xx", p.EnforcingConsecutive5xx)
+		r.percent(path+"MaxEjectionPercent", p.MaxEjectionPercent)
+	}
+}

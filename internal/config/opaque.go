@@ -1,0 +1,97 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// ProxyConfig is the part of a proxy's opaque Config that has a meaning: in a
+// registration's Proxy.Config and in proxy-defaults. Zero: nothing is said.
+type ProxyConfig struct {
+	Protocol                  string `json:"protocol"`
+	BindAddress               string `json:"bind_address"` // of the public listener; default the proxy's address
+	BindPort                  int    `json:"bind_port"`    // of the public listener; default the proxy's port
+	LocalConnectTimeoutMs     int    `json:"local_connect_timeout_ms"`
+	LocalRequestTimeoutMs     int    `json:"local_request_timeout_ms"`
+	LocalIdleTimeoutMs        int    `json:"local_idle_timeout_ms"`
+	MaxInboundConnections     int    `json:"max_inbound_connections"`
+	BalanceInboundConnections string `json:"balance_inbound_connections"` // "" or "exact_balance"
+}
+
+// DecodeProxyConfig reads a proxy's opaque Config, with numbers also as strings as
+// Consul takes them. unknown are the keys that mean nothing here, sorted. Beside an
+// error the value holds what could be read.
+func DecodeProxyConfig(config map[string]any) (c ProxyConfig, unknown []string, err error) {
+	c, unknown, problems := decodeProxyConfig(config)
+	return c, unknown, (&report{list: problems}).err()
+}
+
+func decodeProxyConfig(config map[string]any) (c ProxyConfig, unknown []string, problems []problem) {
+	unknown, r := decodeOpaque(config, &c)
+	lower(&c.Protocol)
+	r.protocol("protocol", c.Protocol)
+	r.host("bind_address", c.BindAddress)
+	r.port("bind_port", c.BindPort, true)
+	r.count("local_connect_timeout_ms", c.LocalConnectTimeoutMs)
+	r.count("local_request_timeout_ms", c.LocalRequestTimeoutMs)
+	r.count("local_idle_timeout_ms", c.LocalIdleTimeoutMs)
+	r.count("max_inbound_connections", c.MaxInboundConnections)
+	r.oneOf("balance_inbound_connections", c.BalanceInboundConnections, "", exactBalance)
+	return c, unknown, r.list
+}
+
+// DecodeUpstreamSettings reads the opaque Config of an upstream in a registration:
+// protocol, connect_timeout_ms, limits, passive_health_check,
+// balance_outbound_connections. Otherwise as [DecodeProxyConfig].
+func DecodeUpstreamSettings(config map[string]any) (u UpstreamSettings, unknown []string, err error) {
+	u, unknown, problems := decodeUpstreamSettings(config)
+	return u, unknown, (&report{list: problems}).err()
+}
+
+func decodeUpstreamSettings(config map[string]any) (u UpstreamSettings, unknown []string, problems []problem) {
+	unknown, r := decodeOpaque(config, &u)
+	if u.Name != "" { // the upstream has one of its own
+		unknown, u.Name = append(unknown, "name"), ""
+		slices.Sort(unknown)
+	}
+	lower(&u.Protocol)
+	u.check(r, "")
+	return u, unknown, r.list
+}
+
+func decodeOpaque(config map[string]any, target any) (unknown []string, r *report) {
+	r = &report{}
+	n, err := nodeOf(config, 0)
+	if err != nil {
+		r.addf("", "%s", oneLine(err.Error()))
+		return nil, r
+	}
+	d := decoder{r: r, weak: true, unknown: func(path string) { unknown = append(unknown, path) }}
+	d.decode(n, reflect.ValueOf(target).Elem(), "")
+	slices.Sort(unknown)
+	return unknown, r
+}
+
+// nested adds problems found below path.
+func (r *report) nested(path string, problems []problem) {
+	for _, p := range problems {
+		at := join(path, p.path)
+		if p.path == "" {
+			at = path
+		}
+		r.addf(at, "%s", p.text)
+	}
+}
+
+// unknownKeys refuses what would have no effect in an opaque map.
+func (r *report) unknownKeys(path string, unknown []string) {
+	for _, key := range unknown {
+		at := path
+		if !strings.ContainsAny(key, "[]\"\n") {
+			at = join(path, shown(key))
+		}
+		r.addf(at, "%s", fmt.Sprintf("key %q has no effect here", cut(key)))
+	}
+}
