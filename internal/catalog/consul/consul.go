@@ -148,7 +148,7 @@ func newClient(socket string, queries int) *http.Client {
 }
 
 // Run implements [catalog.Source]. The first snapshot follows when every service
-// that Consul names has been read once. It returns ctx's error.
+// that Consul names has been read once. When ctx ends it returns nil.
 func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{source: s, trouble: newTrouble(s.log), ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
@@ -167,7 +167,7 @@ func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case <-r.wake:
 		}
 		changed, index, ready := r.take(published)
@@ -178,7 +178,7 @@ func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error
 		publish(snapshot)
 		published = true
 		if !pause(ctx, publishEvery) {
-			return ctx.Err()
+			return nil
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -45,6 +46,12 @@ func joinInstances(service string, entries []entry) (instances []catalog.Instanc
 		if e.Service.Kind != catalog.ConnectProxy {
 			e.Service.Proxy = nil // Consul gives every service an empty one
 		}
+		// An address that Consul made up for transparent proxies; nobody registered it.
+		delete(e.Service.TaggedAddresses, "consul-virtual")
+		// The node's checks first, each group by ID: an order of Consul's own would be no change.
+		slices.SortFunc(e.Checks, func(a, b *catalog.Check) int {
+			return cmp.Or(cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.CheckID, b.CheckID))
+		})
 		instances = append(instances, catalog.Instance{Node: e.Node, Service: e.Service, Checks: e.Checks})
 	}
 	return instances, bad, nil
