@@ -3,8 +3,6 @@ package proxy
 import (
 	"fmt"
 	"strings"
-
-	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
 // Describe prints the decisions for people and for tests. What is as it is by
@@ -12,6 +10,8 @@ import (
 func (p *Proxy) Describe() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "proxy %s on %s\n  is %s\n", p.ID, p.Node, p.Identity)
+	n := p.Normalization
+	fmt.Fprintf(&b, "  path %v, merge slashes %v, escaped slashes %s, underscores %s\n", n.Path, n.MergeSlashes, n.EscapedSlashesAction, n.UnderscoresAction)
 	if in := p.Inbound; in != nil {
 		in.describe(&b)
 	}
@@ -48,9 +48,6 @@ func (in *Inbound) describe(b *strings.Builder) {
 	b.WriteString("\n")
 	if in.MaxConnections != 0 {
 		fmt.Fprintf(b, "  at most %d connections\n", in.MaxConnections)
-	}
-	if n := in.Normalization; config.IsHTTP(in.Protocol) {
-		fmt.Fprintf(b, "  path %v, merge slashes %v, escaped slashes %s, underscores %s\n", n.Path, n.MergeSlashes, n.EscapedSlashesAction, n.UnderscoresAction)
 	}
 	for _, c := range in.Intentions.Callers {
 		fmt.Fprintf(b, "  %s %s (%s)\n", c.Verdict, strings.TrimPrefix(c.URI, in.PeerURIPrefix), c.Because)

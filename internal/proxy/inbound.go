@@ -56,7 +56,6 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 		MaxConnections: max(0, settings.MaxInboundConnections),
 		PeerURIPrefix:  peerURIPrefix(b.in.TrustDomain, b.in.Datacenter),
 		Intentions:     b.intentions(),
-		Normalization:  b.normalization(),
 		App: App{
 			SocketPath:     reg.LocalServiceSocketPath,
 			Address:        reg.LocalServiceAddress,

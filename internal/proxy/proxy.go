@@ -36,6 +36,7 @@ type Proxy struct {
 	Node     string
 	Identity identity.SPIFFE // of the service that it stands for
 
+	Normalization Normalization
 	// Inbound is what it accepts; nil when it has no usable address.
 	Inbound *Inbound
 	// Upstreams are its outbound listeners, sorted by [Upstream.ListenerName].
@@ -73,7 +74,6 @@ type Inbound struct {
 	// own trust domain and datacenter.
 	PeerURIPrefix string
 	Intentions    Intentions
-	Normalization Normalization
 	App           App
 }
 
@@ -180,6 +180,7 @@ func Build(in Input) (*Proxy, []Problem) {
 		Identity: identity.SPIFFE{TrustDomain: in.TrustDomain, Datacenter: in.Datacenter, Service: b.service},
 	}
 	b.defaults = b.serviceDefaults()
+	b.proxy.Normalization = b.normalization()
 	b.proxy.Inbound = b.inbound(reg)
 	for _, u := range reg.Upstreams {
 		b.upstream(u)

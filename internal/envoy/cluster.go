@@ -1,0 +1,159 @@
+package envoy
+
+import (
+	"net/netip"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+const (
+	// bufferLimit bounds what Envoy holds for a peer that reads slowly, in bytes
+	// per connection and direction; a longer request body cannot be retried.
+	bufferLimit = 64 << 10
+
+	streamWindow     = 1 << 20 // bytes a peer may send ahead on one HTTP/2 stream
+	connectionWindow = 4 << 20 // and on all streams of a connection together
+
+	// upstreamStreams is how many requests share a connection before another is
+	// opened: one connection is one worker at the callee.
+	upstreamStreams = 100
+)
+
+// upstreamCluster is a target reached through its sidecars.
+func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
+	out := &clusterv3.Cluster{
+		Name:                          c.Name,
+		ConnectTimeout:                duration(c.ConnectTimeout),
+		PerConnectionBufferLimitBytes: number(bufferLimit),
+		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
+		CommonLbConfig:                &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{}},
+		IgnoreHealthOnHostRemoval:     true,
+		CircuitBreakers:               breakers(c.Limits),
+		OutlierDetection:              outlier(c.Outlier),
+		TransportSocket:               b.upstreamTLS(c),
+		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
+			KeepaliveTime: number(keepaliveIdle), KeepaliveInterval: number(keepaliveInterval), KeepaliveProbes: number(keepaliveProbes),
+		}},
+	}
+	if c.Unreachable == "" {
+		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
+		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()}
+	} else {
+		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+		out.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.Name}
+	}
+	if c.Multiplexed {
+		h2 := http2Options()
+		h2.MaxConcurrentStreams = number(upstreamStreams)
+		h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(5)}
+		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
+			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(600)},
+			UpstreamProtocolOptions:   explicitHTTP2(h2),
+		})
+	}
+	return out
+}
+
+// http2Options are those of every HTTP/2 hop between sidecars.
+func http2Options() *corev3.Http2ProtocolOptions {
+	return &corev3.Http2ProtocolOptions{
+		InitialStreamWindowSize:     number(streamWindow),
+		InitialConnectionWindowSize: number(connectionWindow),
+		AllowConnect:                true,
+		// One malformed message costs its own stream, not the others of the connection.
+		OverrideStreamErrorOnInvalidHttpMessage: truth(true),
+	}
+}
+
+func breakers(l proxy.Limits) *clusterv3.CircuitBreakers {
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections:     number(l.MaxConnections),
+		MaxPendingRequests: number(l.MaxPendingRequests),
+		MaxRequests:        number(l.MaxRequests),
+		RetryBudget: &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
+			BudgetPercent:       &typev3.Percent{Value: 20},
+			MinRetryConcurrency: number(3),
+		},
+	}}}
+}
+
+func outlier(o proxy.Outlier) *clusterv3.OutlierDetection {
+	return &clusterv3.OutlierDetection{
+		Interval:                               duration(o.Interval),
+		BaseEjectionTime:                       duration(o.BaseEjection),
+		MaxEjectionPercent:                     number(o.MaxPercent),
+		AlwaysEjectOneHost:                     truth(o.AlwaysOne),
+		SplitExternalLocalOriginErrors:         true,
+		ConsecutiveGatewayFailure:              number(o.GatewayFailures),
+		EnforcingConsecutiveGatewayFailure:     number(100),
+		ConsecutiveLocalOriginFailure:          number(o.GatewayFailures),
+		EnforcingConsecutiveLocalOriginFailure: number(100),
+		Consecutive_5Xx:                        number(o.Consecutive5xx),
+		EnforcingConsecutive_5Xx:               number(o.Enforcing5xx),
+		EnforcingSuccessRate:                   number(0),
+		EnforcingLocalOriginSuccessRate:        number(0),
+		EnforcingFailurePercentage:             number(0),
+		EnforcingFailurePercentageLocalOrigin:  number(0),
+	}
+}
+
+// localCluster is the app: over loopback, in the app's own protocol.
+func (b *builder) localCluster(in *proxy.Inbound) *clusterv3.Cluster {
+	address, kind := socketAddress(in.App.Address, in.App.Port), clusterv3.Cluster_STATIC
+	if in.App.SocketPath != "" {
+		address = pipeAddress(in.App.SocketPath, 0)
+	} else if _, err := netip.ParseAddr(in.App.Address); err != nil {
+		kind = clusterv3.Cluster_STRICT_DNS
+	}
+	out := &clusterv3.Cluster{
+		Name:                          LocalApp,
+		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: kind},
+		ConnectTimeout:                duration(in.App.ConnectTimeout),
+		PerConnectionBufferLimitBytes: number(bufferLimit),
+		LoadAssignment:                oneEndpoint(LocalApp, address),
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+			MaxConnections: number(65536), MaxPendingRequests: number(65536), MaxRequests: number(65536),
+		}}},
+	}
+	switch in.Protocol {
+	case config.HTTP:
+		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
+			// Shorter than any common server's keep-alive, so that a request is not
+			// sent on a connection which the app is just closing.
+			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(1)},
+			UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
+			}},
+		})
+	case config.HTTP2, config.GRPC:
+		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{UpstreamProtocolOptions: explicitHTTP2(http2Options())})
+	}
+	return out
+}
+
+func oneEndpoint(cluster string, address *corev3.Address) *endpointv3.ClusterLoadAssignment {
+	return &endpointv3.ClusterLoadAssignment{
+		ClusterName: cluster,
+		Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address}},
+		}}}},
+	}
+}
+
+func explicitHTTP2(o *corev3.Http2ProtocolOptions) *httpv3.HttpProtocolOptions_ExplicitHttpConfig_ {
+	return &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: o},
+	}}
+}
+
+func (b *builder) httpOptions(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(o)}
+}

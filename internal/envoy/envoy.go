@@ -1,0 +1,100 @@
+// Package envoy says what package proxy decided in Envoy's words.
+//
+// In: a [proxy.Proxy] and [proxy.Endpoints]. Out: xDS resources, sorted by name
+// and equal byte for byte when the input is equal; secrets; and bootstraps. Every
+// knob that is set, and why it has its value, stands in docs/envoy.md.
+//
+// What a write may change lives outside listeners, since a listener that changes
+// drains its connections: HTTP rules are in routes, TCP intentions in an extension
+// of their own (ECDS), the connection limit in runtime (RTDS).
+//
+// A proxy also needs its endpoints ([Endpoints], one per [proxy.EndpointsRef]) and
+// the secrets named [LeafSecretName] and [RootsSecretName], which whoever holds
+// the key makes with [LeafSecret] and [RootsSecret]; no key comes through here on
+// its way to another host.
+//
+// It leaves sending to xds and running Envoy to sidecar. Pure: no I/O, no clock,
+// no log.
+package envoy
+
+import (
+	"fmt"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+// LocalApp is the cluster of the service instance behind the sidecar.
+const LocalApp = "local_app"
+
+// Resources are what one sidecar is told, but for endpoints and secrets.
+type Resources struct {
+	Clusters   []*clusterv3.Cluster
+	Listeners  []*listenerv3.Listener
+	Routes     []*routev3.RouteConfiguration
+	Extensions []*corev3.TypedExtensionConfig
+	Runtimes   []*runtimev3.Runtime // always the one named RuntimeName
+}
+
+// Build makes p's resources. It fails only where a name that came from outside
+// cannot be written as a protobuf string.
+func Build(p *proxy.Proxy) (Resources, error) {
+	b := &builder{proxy: p}
+	r := b.resources()
+	if b.err != nil {
+		return Resources{}, fmt.Errorf("proxy %q: resources: %w", p.ID, b.err)
+	}
+	return r, nil
+}
+
+// builder makes resources of one proxy and keeps the first error on the way.
+type builder struct {
+	proxy *proxy.Proxy
+	err   error
+}
+
+// resources relies on the order in which proxy sorts: the names that are made
+// from it keep that order.
+func (b *builder) resources() Resources {
+	var r Resources
+	for _, c := range b.proxy.Clusters {
+		r.Clusters = append(r.Clusters, b.upstreamCluster(c))
+	}
+	for _, u := range b.proxy.Upstreams {
+		r.Listeners = append(r.Listeners, b.outboundListener(u))
+	}
+	for _, rt := range b.proxy.Routes {
+		r.Routes = append(r.Routes, b.outboundRoutes(rt))
+	}
+	if in := b.proxy.Inbound; in != nil {
+		r.Clusters = append(r.Clusters, b.localCluster(in))
+		r.Listeners = append(r.Listeners, b.inboundListener(in))
+		if config.IsHTTP(in.Protocol) {
+			r.Routes = append(r.Routes, b.inboundRoutes(in))
+		} else {
+			r.Extensions = append(r.Extensions, b.connectionIntentions(in))
+		}
+	}
+	r.Runtimes = []*runtimev3.Runtime{b.runtime()}
+	sortByName(r.Clusters)
+	sortByName(r.Listeners)
+	sortByName(r.Routes)
+	return r
+}
+
+// pack wraps a message, deterministically.
+func (b *builder) pack(m proto.Message) *anypb.Any {
+	out := &anypb.Any{}
+	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil && b.err == nil {
+		b.err = err
+	}
+	return out
+}

@@ -1,0 +1,94 @@
+package envoy
+
+import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+// inboundStreams is how many requests one caller's connection may carry at once.
+const inboundStreams = 1024
+
+// httpRBAC is the filter's name, under which routes carry its rules.
+const httpRBAC = "envoy.filters.http.rbac"
+
+// inboundHTTP receives requests from other sidecars.
+func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
+	m := b.connectionManager(proxy.PublicListener, proxy.PublicListener, in.Protocol)
+	m.Http2ProtocolOptions.MaxConcurrentStreams = number(inboundStreams)
+	m.NormalizePath = truth(b.proxy.Normalization.Path)
+	m.MergeSlashes = b.proxy.Normalization.MergeSlashes
+	m.PathWithEscapedSlashesAction = escapedSlashes(b.proxy.Normalization.EscapedSlashesAction)
+	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, in.Protocol)
+	// The rules come with the routes; the filter only has to be there.
+	rbac := b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{})
+	m.HttpFilters = append([]*hcmv3.HttpFilter{rbac}, m.HttpFilters...)
+	return m
+}
+
+// outboundHTTP receives requests from the app for one upstream.
+func (b *builder) outboundHTTP(u proxy.Upstream) *hcmv3.HttpConnectionManager {
+	m := b.connectionManager(u.StatPrefix(), u.Name, u.Protocol)
+	m.LocalReplyConfig = outboundReplies(u.Name, u.Protocol)
+	return m
+}
+
+// connectionManager is what both directions have in common.
+func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.HttpConnectionManager {
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix: statPrefix,
+		CodecType:  hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			ConfigSource:    ads(),
+			RouteConfigName: routes,
+		}},
+		HttpFilters: []*hcmv3.HttpFilter{b.httpFilter("envoy.filters.http.router", &routerv3.Router{
+			DynamicStats:         truth(false),
+			SuppressEnvoyHeaders: true,
+		})},
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			IdleTimeout:     seconds(3600),
+			MaxHeadersCount: number(100),
+			// Refused on the way out too: a callee can only reset such a stream, and
+			// its callers would take that for a failing instance.
+			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.UnderscoresAction),
+		},
+		Http2ProtocolOptions:       http2Options(),
+		MaxRequestHeadersKb:        number(60),
+		RequestHeadersTimeout:      seconds(10),
+		StreamIdleTimeout:          seconds(streamIdle(protocol)),
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
+		GenerateRequestId:          truth(false),
+		UseRemoteAddress:           truth(false),
+		SkipXffAppend:              true,
+		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+	}
+}
+
+// streamIdle is, in seconds, how long a request may stand still. A gRPC stream
+// that says nothing for minutes is alive and well more often than not.
+func streamIdle(protocol string) int64 {
+	if protocol == config.GRPC {
+		return 3600
+	}
+	return 300
+}
+
+func (b *builder) httpFilter(name string, config proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(config)}}
+}
+
+func escapedSlashes(action string) hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction {
+	return hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction(hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction_value[action])
+}
+
+func underscores(action string) corev3.HttpProtocolOptions_HeadersWithUnderscoresAction {
+	return corev3.HttpProtocolOptions_HeadersWithUnderscoresAction(corev3.HttpProtocolOptions_HeadersWithUnderscoresAction_value[action])
+}

@@ -1,0 +1,110 @@
+package envoy
+
+import (
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+// Seconds, seconds and a count: a peer whose host is gone is noticed within 45 s.
+const (
+	keepaliveIdle     = 30
+	keepaliveInterval = 5
+	keepaliveProbes   = 3
+)
+
+// inboundListener is the public listener: mTLS outside, the app inside.
+func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
+	var filters []*listenerv3.Filter
+	if config.IsHTTP(in.Protocol) {
+		filters = []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", b.inboundHTTP(in))}
+	} else {
+		filters = []*listenerv3.Filter{
+			connectionIntentionsRef(),
+			b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(proxy.PublicListener, LocalApp, duration(in.App.IdleTimeout))),
+		}
+	}
+	l := &listenerv3.Listener{
+		Name:             in.ListenerName,
+		Address:          socketAddress(in.Address, in.Port),
+		TrafficDirection: corev3.TrafficDirection_INBOUND,
+		SocketOptions:    tcpKeepalive(),
+		FilterChains:     []*listenerv3.FilterChain{{TransportSocket: b.downstreamTLS(in), Filters: filters}},
+	}
+	return b.listener(l, in.ExactBalance)
+}
+
+// outboundListener is where the app reaches one upstream.
+func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
+	var filter *listenerv3.Filter
+	if config.IsHTTP(u.Protocol) {
+		filter = b.networkFilter("envoy.filters.network.http_connection_manager", b.outboundHTTP(u))
+	} else {
+		filter = b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(u.StatPrefix(), b.clusterName(u.Target), seconds(0)))
+	}
+	address := socketAddress(u.Address, u.Port)
+	if u.SocketPath != "" {
+		address = pipeAddress(u.SocketPath, u.SocketMode)
+	}
+	l := &listenerv3.Listener{
+		Name:             u.ListenerName,
+		Address:          address,
+		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{filter}}},
+	}
+	return b.listener(l, u.ExactBalance)
+}
+
+// listener adds what all listeners have.
+func (b *builder) listener(l *listenerv3.Listener, exactBalance bool) *listenerv3.Listener {
+	l.PerConnectionBufferLimitBytes = number(bufferLimit)
+	if exactBalance {
+		l.ConnectionBalanceConfig = &listenerv3.Listener_ConnectionBalanceConfig{
+			BalanceType: &listenerv3.Listener_ConnectionBalanceConfig_ExactBalance_{ExactBalance: &listenerv3.Listener_ConnectionBalanceConfig_ExactBalance{}},
+		}
+	}
+	return l
+}
+
+func (b *builder) networkFilter(name string, config proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(config)}}
+}
+
+// tcpProxy passes connections to a cluster. idle 0 never ends one: keep-alive
+// finds those whose peer is gone.
+func (b *builder) tcpProxy(statPrefix, cluster string, idle *durationpb.Duration) *tcpv3.TcpProxy {
+	return &tcpv3.TcpProxy{
+		StatPrefix:         statPrefix,
+		ClusterSpecifier:   &tcpv3.TcpProxy_Cluster{Cluster: cluster},
+		MaxConnectAttempts: number(3),
+		IdleTimeout:        idle,
+	}
+}
+
+// tcpKeepalive is set before the listening socket is bound; what it accepts inherits it.
+func tcpKeepalive() []*corev3.SocketOption {
+	// Linux's numbers: SOL_SOCKET 1, SO_KEEPALIVE 9; IPPROTO_TCP 6, TCP_KEEPIDLE 4,
+	// TCP_KEEPINTVL 5, TCP_KEEPCNT 6.
+	option := func(what string, level, name, value int64) *corev3.SocketOption {
+		return &corev3.SocketOption{Description: what, Level: level, Name: name, Value: &corev3.SocketOption_IntValue{IntValue: value}}
+	}
+	return []*corev3.SocketOption{
+		option("SO_KEEPALIVE", 1, 9, 1),
+		option("TCP_KEEPIDLE", 6, 4, keepaliveIdle),
+		option("TCP_KEEPINTVL", 6, 5, keepaliveInterval),
+		option("TCP_KEEPCNT", 6, 6, keepaliveProbes),
+	}
+}
+
+// flagFilter selects local replies by Envoy's response flags.
+func flagFilter(flags ...string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
+	}}
+}

@@ -1,0 +1,77 @@
+package envoy
+
+import (
+	"fmt"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+// reply is what Envoy says when it answers in place of the callee.
+type reply struct {
+	flag string // Envoy's response flag, see its access log documentation
+	text string // a substitution format string
+}
+
+// The first that matches counts. A retry that also failed has its own flag and
+// that of the last attempt, so the causes come before "UR".
+var (
+	outbound = []reply{
+		{"UH", "no healthy instance"},
+		{"UF", "cannot connect to an instance: %UPSTREAM_TRANSPORT_FAILURE_REASON%"},
+		{"UO", "too many connections or requests at once"},
+		{"UC", "the instance closed the connection before it answered"},
+		{"UT", "no answer in time"},
+		{"UPE", "the answer is no valid HTTP"},
+		{"UR", "the instance reset the request"},
+		{"SI", "nothing moved for too long"},
+		{"NC", "the sidecar does not know it yet"},
+		{"NR", "no route"},
+	}
+	inbound = []reply{
+		{"UF", "the app refused the connection: %UPSTREAM_TRANSPORT_FAILURE_REASON%"},
+		{"UH", "the app has no address"},
+		{"UO", "too many requests at once"},
+		{"UC", "the app closed the connection before it answered"},
+		{"UT", "the app did not answer in time"},
+		{"UPE", "the app's answer is no valid HTTP"},
+		{"UR", "the app reset the request"},
+		{"SI", "nothing moved for too long"},
+		{"NR", "no route"},
+	}
+)
+
+func outboundReplies(upstream, protocol string) *hcmv3.LocalReplyConfig {
+	return replies(fmt.Sprintf("upstream %q", upstream), protocol, outbound)
+}
+
+func inboundReplies(service, protocol string) *hcmv3.LocalReplyConfig {
+	return replies(fmt.Sprintf("service %q", service), protocol, inbound)
+}
+
+func replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
+	out := &hcmv3.LocalReplyConfig{}
+	for _, r := range table {
+		text := explain(strings.ReplaceAll(subject, "%", "%%"), r.text+" ("+r.flag+")", protocol)
+		out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{
+			Filter: flagFilter(r.flag),
+			BodyFormatOverride: &corev3.SubstitutionFormatString{
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(text)},
+			},
+		})
+	}
+	return out
+}
+
+// explain is the body of an answer that the sidecar gives itself. For gRPC it is
+// the status message, which has no line to end.
+func explain(subject, text, protocol string) string {
+	s := "crossfade: " + subject + ": " + text
+	if protocol != config.GRPC {
+		s += "\n"
+	}
+	return s
+}

@@ -1,0 +1,19 @@
+package envoy
+
+import (
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// RuntimeName is the runtime layer that the bootstrap asks for. Envoy waits for it
+// at start, so it is there even when it says nothing.
+const RuntimeName = "crossfade"
+
+// runtime holds what may change at any time without touching a connection.
+func (b *builder) runtime() *runtimev3.Runtime {
+	fields := map[string]*structpb.Value{}
+	if in := b.proxy.Inbound; in != nil && in.MaxConnections > 0 {
+		fields["envoy.resource_limits.listener."+in.ListenerName+".connection_limit"] = structpb.NewNumberValue(float64(in.MaxConnections))
+	}
+	return &runtimev3.Runtime{Name: RuntimeName, Layer: &structpb.Struct{Fields: fields}}
+}

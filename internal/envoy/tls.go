@@ -1,0 +1,53 @@
+package envoy
+
+import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+// upstreamTLS proves this sidecar to a target and accepts the target's identity alone.
+func (b *builder) upstreamTLS(c proxy.Cluster) *corev3.TransportSocket {
+	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: c.PeerURI}}
+	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: commonTLS(peer), Sni: c.Name}
+	if c.Multiplexed {
+		ctx.CommonTlsContext.AlpnProtocols = []string{"h2"}
+	}
+	return b.tlsSocket(ctx)
+}
+
+// downstreamTLS asks every caller for a certificate of the own datacenter.
+func (b *builder) downstreamTLS(in *proxy.Inbound) *corev3.TransportSocket {
+	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: in.PeerURIPrefix}}
+	ctx := &tlsv3.DownstreamTlsContext{CommonTlsContext: commonTLS(peer), RequireClientCertificate: truth(true)}
+	if config.IsHTTP(in.Protocol) {
+		ctx.CommonTlsContext.AlpnProtocols = []string{"h2", "http/1.1"}
+	}
+	return b.tlsSocket(ctx)
+}
+
+func commonTLS(peer *matcherv3.StringMatcher) *tlsv3.CommonTlsContext {
+	return &tlsv3.CommonTlsContext{
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+			EcdhCurves:                []string{"X25519"},
+		},
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: LeafSecretName, SdsConfig: ads()}},
+		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
+			DefaultValidationContext: &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
+				SanType: tlsv3.SubjectAltNameMatcher_URI,
+				Matcher: peer,
+			}}},
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: RootsSecretName, SdsConfig: ads()},
+		}},
+	}
+}
+
+func (b *builder) tlsSocket(ctx proto.Message) *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: "envoy.transport_sockets.tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.pack(ctx)}}
+}
