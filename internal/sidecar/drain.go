@@ -1,0 +1,159 @@
+package sidecar
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+const (
+	// acceptTold is for how long new connections are still taken when callers were
+	// told to go elsewhere, or cannot be told at all: one refused there goes elsewhere.
+	acceptTold = 500 * time.Millisecond
+	// acceptUntold is the same when the registry does not say whether callers know:
+	// the time a change takes to reach them.
+	acceptUntold = 5 * time.Second
+	// quietTime is for how long connections without any request must stay so to be
+	// taken for idle ones that nobody will use again.
+	quietTime = 2 * time.Second
+	drainPoll = 50 * time.Millisecond
+)
+
+// drain takes an instance out of use without losing a request.
+type drain struct {
+	admin *admin
+	// goodbye takes the instance out of the registry and waits for the callers.
+	// waited is "<confirmed>/<asked>", empty when unknown.
+	goodbye    func(ctx context.Context) (waited string, err error)
+	service    string
+	publicPort int
+	bound      time.Duration // for what is under way to end
+	log        *slog.Logger
+}
+
+// run returns when nothing inbound is left, or the bound is reached, or hurry ends.
+// What cannot be seen, because Envoy's admin socket fails, is taken to be still there.
+func (d *drain) run(hurry context.Context) {
+	accept := d.sayGoodbye(hurry)
+	if hurry.Err() != nil {
+		return
+	}
+	began := time.Now()
+	deadline := began.Add(d.bound)
+	if err := d.admin.drainListeners(hurry); err != nil {
+		d.log.Warn("Envoy could not be told to drain, connections are not told to end", "error", err)
+	}
+	d.wait(hurry, earlier(began.Add(accept), deadline))
+	// Whoever still comes is refused before anything was sent, and goes elsewhere.
+	if err := d.admin.closeListeners(hurry); err != nil {
+		d.log.Warn("Envoy could not be told to close the public port, it stays open until Envoy ends", "error", err)
+	}
+	left, ended := d.wait(hurry, deadline)
+	if ended {
+		d.log.Info("drained", "service", d.service, "after", time.Since(began).Round(time.Millisecond))
+		return
+	}
+	d.log.Warn("not all that was under way ended in time", "service", d.service, "left", left.String(), "after", time.Since(began).Round(time.Millisecond))
+}
+
+// sayGoodbye returns for how long to accept new connections after it.
+func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
+	began := time.Now()
+	waited, err := d.goodbye(ctx)
+	told, asked, known := strings.Cut(waited, "/")
+	switch {
+	case ctx.Err() != nil:
+		return 0
+	case err != nil:
+		d.log.Warn("deregistration failed, callers could not be told and will be refused instead", "service", d.service, "error", err)
+		return acceptTold
+	case !known:
+		d.log.Info("deregistered; the registry does not say when callers know", "service", d.service)
+		return acceptUntold
+	case told != asked:
+		d.log.Warn("deregistered, but not every caller confirmed it in time", "service", d.service, "confirmed", waited)
+		return acceptTold
+	default:
+		d.log.Info("deregistered, all callers confirmed it", "service", d.service, "confirmed", waited, "after", time.Since(began).Round(time.Millisecond))
+		return acceptTold
+	}
+}
+
+// inbound is what is under way towards the app.
+type inbound struct {
+	requests    int64
+	httpConns   int64
+	connections int64 // of any protocol
+	err         error // the rest is unknown
+}
+
+// String names what is left.
+func (i inbound) String() string {
+	if i.err != nil {
+		return "unknown: " + i.err.Error()
+	}
+	return fmt.Sprintf("%d requests, %d connections", i.requests, i.connections)
+}
+
+// ended decides whether all is over, when there was no request for quiet.
+// Connections of raw TCP end when they end.
+func (i inbound) ended(quiet time.Duration) bool {
+	switch {
+	case i.err != nil || i.requests > 0:
+		return false
+	case i.connections <= 0 && i.httpConns <= 0:
+		return true
+	default:
+		return i.connections <= i.httpConns && quiet >= quietTime
+	}
+}
+
+// wait polls until everything inbound has ended, or until the deadline.
+func (d *drain) wait(hurry context.Context, deadline time.Time) (left inbound, ended bool) {
+	ctx, cancel := context.WithDeadline(hurry, deadline)
+	defer cancel()
+	quiet := time.Now()
+	for {
+		seen := d.look(ctx)
+		if ctx.Err() == nil || left == (inbound{}) {
+			left = seen
+		}
+		if left.err != nil || left.requests > 0 {
+			quiet = time.Now()
+		}
+		if left.ended(time.Since(quiet)) {
+			return left, true
+		}
+		if !sleep(ctx, drainPoll) {
+			return left, false
+		}
+	}
+}
+
+// look reads Envoy's gauges of the public listener.
+func (d *drain) look(ctx context.Context) inbound {
+	const http = "http.public_listener.downstream_"
+	stats, err := d.admin.gauges(ctx, `^(http\.public_listener\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
+	if err != nil {
+		return inbound{err: err}
+	}
+	in := inbound{requests: stats[http+"rq_active"], httpConns: stats[http+"cx_active"]}
+	// Envoy names a listener's gauges after its stat prefix, or else its address:
+	// listener.127.0.0.1_21000.
+	address := fmt.Sprintf("_%d.downstream_cx_active", d.publicPort)
+	for name, n := range stats {
+		if strings.HasPrefix(name, "listener.") && (strings.HasSuffix(name, address) || strings.HasPrefix(name, "listener.public_listener.")) {
+			in.connections += n
+		}
+	}
+	return in
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,245 @@
+package sidecar
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/check"
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// sidecar is one instance's parts. Fields are set by open and read-only after it,
+// except those of the last block.
+type sidecar struct {
+	opts          Options
+	log           *slog.Logger
+	dir           *stateDir
+	sockets       runtimeDir
+	port          *reservation
+	proxy         *catalog.Service // as registered
+	upstreams     []localUpstream
+	publicAddress string
+
+	agent        *agent
+	contact      *contact
+	health       *health
+	registration *registration
+	certs        *certificates
+	relay        *relay.Relay
+	admin        *admin
+	envoy        *envoySupervisor
+	drain        *drain
+	runner       *check.Runner
+	board        *board
+	envoyUp      chan struct{} // closed when Envoy is ready for the first time
+
+	stop                          context.CancelCauseFunc
+	registering, serving, envoys  *crew
+	app                           *process // set before the instance is ready
+	started, leaving, envoyServes atomic.Bool
+}
+
+// open checks and prepares everything that can fail at once, so that a mistake is
+// one line and nothing was registered or started. It starts nothing.
+func open(ctx context.Context, o Options) (_ *sidecar, err error) {
+	s := &sidecar{opts: o, log: o.Log, envoyUp: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.dir, err = openStateDir(o.StateDir); err != nil {
+		return nil, err
+	}
+	if s.sockets, err = openRuntimeDir(cmp.Or(o.RuntimeDir, defaultRuntimeDir(o.StateDir, os.Getenv("XDG_RUNTIME_DIR")))); err != nil {
+		return nil, err
+	}
+	path := o.EnvoyPath
+	if path == "" {
+		if path, err = envoybin.Find(); err != nil {
+			return nil, err
+		}
+	}
+	version, err := envoybin.CheckVersion(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.openPort(ctx); err != nil {
+		return nil, err
+	}
+	if err := checkUpstreamPorts(ctx, s.upstreams); err != nil {
+		return nil, err
+	}
+	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(statusFile, b) }, status: Status{
+		State: Starting, Service: o.Definition.Service.Name, ID: o.Definition.Service.ID, PublicAddress: s.publicAddress, PID: os.Getpid(),
+		Envoy: EnvoyStatus{Version: version, AdminSocket: s.sockets.adminSocket()},
+	}}
+	if err := s.openParts(); err != nil {
+		return nil, err
+	}
+	s.openEnvoy(path)
+	return s, nil
+}
+
+// openPort settles who the instance is and where its sidecar listens.
+func (s *sidecar) openPort(ctx context.Context) error {
+	d := &s.opts.Definition
+	var was ports
+	if err := s.dir.readJSON(portsFile, &was); err != nil {
+		return err
+	}
+	if was.ID != "" && (was.ID != d.Service.ID || was.Service != d.Service.Name) {
+		return fmt.Errorf("state directory %q: belongs to service %q with id %q, not to %q with id %q: give this one its own --state-dir",
+			s.dir.path, was.Service, was.ID, d.Service.Name, d.Service.ID)
+	}
+	side := d.SidecarService()
+	address := cmp.Or(side.Address, s.opts.NodeAddress)
+	bind := address
+	if b, ok := side.Proxy.Config["bind_address"].(string); ok && b != "" {
+		bind = b
+	}
+	port, held, err := choosePort(ctx, bind, side.Port, was.PublicPort)
+	if err != nil {
+		return fmt.Errorf("service %q: %w", d.Service.ID, err)
+	}
+	s.port = held
+	if was.PublicPort != 0 && was.PublicPort != port {
+		s.log.Warn("the public port has changed", "service", d.Service.ID, "from", was.PublicPort, "to", port)
+	}
+	if err := s.dir.writeJSON(portsFile, ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}); err != nil {
+		return fmt.Errorf("state directory %q: cannot be written: %w", s.dir.path, cause(err))
+	}
+	d.Sidecar.Service.Port = port
+	s.proxy = d.SidecarService()
+	s.upstreams = localUpstreams(s.proxy.Proxy)
+	s.publicAddress = net.JoinHostPort(address, strconv.Itoa(port))
+	return nil
+}
+
+// openParts makes what speaks to the servers.
+func (s *sidecar) openParts() (err error) {
+	o, d := s.opts, &s.opts.Definition
+	s.agent = newAgent(o)
+	if s.contact, err = newContact(o, s.agent, s.dir); err != nil {
+		return err
+	}
+	s.certs = &certificates{
+		dir: s.dir, client: ca.NewClient(s.contact.conn), service: d.Service.Name, datacenter: s.contact.datacenter, log: s.log,
+		give:   func(leaf, roots *xds.Resource) { s.relay.SetSecrets(leaf, roots) },
+		report: func(c *CertificateStatus) { s.board.set(func(st *Status) { st.Certificate = c }) },
+	}
+	if err := s.certs.load(time.Now()); err != nil {
+		return err
+	}
+	s.relay, err = relay.New(relay.Options{
+		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile),
+		NodeID: s.proxy.ID, NodeName: o.Node, Cluster: d.Service.Name, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.health = newHealth(d, s.proxy.ID)
+	s.runner = check.New(check.Options{Report: s.health.report, Log: s.log})
+	s.registration = &registration{
+		agent: s.agent, health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, first: make(chan struct{}),
+		confirmed: func(ok bool) { s.board.set(func(st *Status) { st.Registered = ok }) },
+	}
+	return nil
+}
+
+// openEnvoy prepares the supervisor.
+func (s *sidecar) openEnvoy(path string) {
+	o := s.opts
+	s.admin = newAdmin(s.sockets.adminSocket())
+	s.envoy = &envoySupervisor{
+		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, o.Concurrency),
+		admin:         s.admin,
+		sockets:       s.sockets,
+		out:           &lineWriter{out: o.Stderr, prefix: "envoy: "},
+		want:          wantedListeners{publicPort: s.proxy.Port, told: func() []string { return s.relay.Status().Listeners }},
+		configuration: func() string { return s.relay.Status().Version },
+		changed:       s.envoyChanged,
+		log:           s.log,
+	}
+	s.drain = &drain{
+		admin: s.admin, service: o.Definition.Service.ID, publicPort: s.proxy.Port, bound: o.DrainTime, log: s.log,
+		goodbye: func(ctx context.Context) (string, error) {
+			return s.agent.deregister(ctx, o.Definition.Service.ID, o.CallerWait)
+		},
+	}
+}
+
+// writeBootstrap writes what Envoy starts with. It holds no secret.
+func (s *sidecar) writeBootstrap() error {
+	bootstrap, err := envoy.Bootstrap(envoy.BootstrapOptions{
+		NodeID: s.proxy.ID, NodeName: s.opts.Node, Service: s.opts.Definition.Service.Name, Datacenter: s.contact.datacenter(),
+		XDSSocket: s.sockets.xdsSocket(), AdminSocket: s.sockets.adminSocket(), MaxDownstreamConnections: maxConnections(),
+	})
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.sockets.bootstrap(), bootstrap); err != nil {
+		return fmt.Errorf("runtime directory %q: Envoy's bootstrap cannot be written: %w", s.sockets, cause(err))
+	}
+	return nil
+}
+
+// maxConnections is how many inbound and outbound connections Envoy accepts: each
+// needs a second file descriptor for where it is passed on to. Envoy raises its
+// limit of them to the hard one when it starts.
+func maxConnections() int64 {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 0
+	}
+	return int64(min(files.Max, 1<<21))/2 - 64
+}
+
+// appAddress is where the app is to accept connections; empty for one that takes none.
+func (s *sidecar) appAddress() (network, address string) {
+	p := s.proxy.Proxy
+	switch {
+	case p.LocalServiceSocketPath != "":
+		return "unix", p.LocalServiceSocketPath
+	case p.LocalServicePort != 0:
+		return "tcp", net.JoinHostPort(p.LocalServiceAddress, strconv.Itoa(p.LocalServicePort))
+	default:
+		return "", ""
+	}
+}
+
+// close gives back what open took.
+func (s *sidecar) close() {
+	if s.runner != nil {
+		s.runner.Close()
+	}
+	if s.admin != nil {
+		s.admin.close()
+	}
+	if s.contact != nil {
+		s.contact.close()
+	}
+	if s.agent != nil {
+		s.agent.close()
+	}
+	s.port.release()
+	if s.sockets != "" {
+		s.sockets.remove()
+	}
+	if s.dir != nil {
+		s.dir.close()
+	}
+}

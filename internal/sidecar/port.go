@@ -1,0 +1,122 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// The range that Consul takes sidecars' ports from.
+const (
+	minPublicPort = 21000
+	maxPublicPort = 21255
+)
+
+// portWait is how long an address that must be had may be in use by a
+// predecessor whose Envoy is just being killed.
+const portWait = 3 * time.Second
+
+// reservation keeps other sidecars on this host from choosing the same port while
+// Envoy has not bound it, or is down. It is an abstract socket: it dies with the
+// process and, as ports do, belongs to the network namespace.
+type reservation struct{ l net.Listener }
+
+func (r *reservation) release() {
+	if r != nil {
+		_ = r.l.Close()
+	}
+}
+
+// reserve takes address:port among sidecars and makes sure that nobody listens there.
+func reserve(address string, port int) (*reservation, error) {
+	hostPort := net.JoinHostPort(address, strconv.Itoa(port))
+	l, err := net.Listen("unix", "@crossfade/public-port/"+hostPort)
+	if err != nil {
+		return nil, fmt.Errorf("public port %s: held by another crossfade sidecar: %w", hostPort, syscallError(err))
+	}
+	if err := free(hostPort); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("public port %s: %w", hostPort, err)
+	}
+	return &reservation{l}, nil
+}
+
+// free is an error when hostPort cannot be listened on.
+func free(hostPort string) error {
+	l, err := net.Listen("tcp", hostPort)
+	if err != nil {
+		return syscallError(err)
+	}
+	return l.Close()
+}
+
+// choosePort settles the public port: fixed if the definition names one, else the
+// remembered one, else the first free one of the range. A fixed port that stays in
+// use is an error, a remembered one is given up.
+func choosePort(ctx context.Context, address string, fixed, remembered int) (int, *reservation, error) {
+	want := fixed
+	if want == 0 {
+		want = remembered
+	}
+	if want != 0 {
+		r, err := persist(ctx, func() (*reservation, error) { return reserve(address, want) })
+		if err == nil {
+			return want, r, nil
+		}
+		if fixed != 0 {
+			return 0, nil, fmt.Errorf("%w: stop what uses it, or set another connect.sidecar_service.port", err)
+		}
+	}
+	var last error
+	for port := minPublicPort; port <= maxPublicPort; port++ {
+		r, err := reserve(address, port)
+		if err == nil {
+			return port, r, nil
+		}
+		last = err
+		if errors.Is(err, syscall.EADDRNOTAVAIL) {
+			return 0, nil, fmt.Errorf("public address %q: not an address of this host: set --node-address or the service's address: %w", address, last)
+		}
+	}
+	return 0, nil, fmt.Errorf("public port: none of %d-%d on %s is free: set connect.sidecar_service.port: %w", minPublicPort, maxPublicPort, address, last)
+}
+
+// persist tries again while the error is "address in use", for at most portWait.
+func persist[T any](ctx context.Context, try func() (T, error)) (T, error) {
+	deadline := time.Now().Add(portWait)
+	for {
+		v, err := try()
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			return v, err
+		}
+		if !sleep(ctx, 50*time.Millisecond) {
+			return v, err
+		}
+	}
+}
+
+// checkUpstreamPorts reports every declared local address that something else
+// already listens on: Envoy could not bind it, and the app would talk to a stranger.
+func checkUpstreamPorts(ctx context.Context, upstreams []localUpstream) error {
+	var errs []error
+	for _, u := range upstreams {
+		_, err := persist(ctx, func() (struct{}, error) { return struct{}{}, free(u.bind()) })
+		if err != nil {
+			errs = append(errs, fmt.Errorf("upstream %q: its local address %s cannot be listened on, stop what uses it or choose another port: %w", u.name, u.bind(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// syscallError is the error number inside a net.OpError, without addresses repeated.
+func syscallError(err error) error {
+	var no syscall.Errno
+	if errors.As(err, &no) {
+		return no
+	}
+	return err
+}

@@ -1,0 +1,98 @@
+package sidecar
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// The states of a sidecar.
+const (
+	Starting = "starting" // or starting again, after Envoy ended by itself
+	Ready    = "ready"    // Envoy serves and the app, if the sidecar runs one, accepts connections
+	Draining = "draining"
+	Stopped  = "stopped"
+)
+
+// Status is what status.json in the state directory says. It is written at every change.
+type Status struct {
+	State         string             `json:"state"`
+	Service       string             `json:"service"`
+	ID            string             `json:"id"`
+	PublicAddress string             `json:"public_address"`
+	PID           int                `json:"pid"` // the sidecar's own
+	Envoy         EnvoyStatus        `json:"envoy"`
+	Certificate   *CertificateStatus `json:"certificate,omitempty"`
+	XDS           XDSStatus          `json:"xds"`
+	Registered    bool               `json:"registered"` // a server has confirmed the registration lately
+	App           *AppStatus         `json:"app,omitempty"`
+}
+
+// EnvoyStatus is the child's state. PID 0: not running.
+type EnvoyStatus struct {
+	PID         int    `json:"pid"`
+	Version     string `json:"version"`
+	Restarts    int    `json:"restarts"` // since the sidecar started
+	AdminSocket string `json:"admin_socket"`
+	LastCrash   *Crash `json:"last_crash,omitempty"`
+}
+
+// Crash is an end of Envoy that nobody asked for.
+type Crash struct {
+	Time          time.Time `json:"time"`
+	How           string    `json:"how"`           // "signal: killed", "exit status 1"
+	Configuration string    `json:"configuration"` // version that Envoy had acknowledged
+	Lines         []string  `json:"lines"`         // the end of its log
+}
+
+// CertificateStatus is the leaf that Envoy was given last.
+type CertificateStatus struct {
+	Serial    string    `json:"serial"` // as Envoy's /certs and openssl print it, with colons: "0a:1b:…"
+	URI       string    `json:"uri"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+}
+
+// XDSStatus is the configuration's way to Envoy.
+type XDSStatus struct {
+	Connected bool   `json:"connected"`
+	Server    string `json:"server"`
+	// FromLastGood: Envoy runs what the disk held, no server has confirmed it yet.
+	FromLastGood bool `json:"from_last_good"`
+}
+
+// AppStatus is the app's process.
+type AppStatus struct {
+	PID int `json:"pid"`
+}
+
+// board holds the present status and writes it down.
+type board struct {
+	write func([]byte) error
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	status Status
+	last   []byte
+	failed bool
+}
+
+// set changes the status and writes it if it differs. A status that cannot be
+// written is logged once and stops nothing.
+func (b *board) set(change func(*Status)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change(&b.status)
+	text, err := json.MarshalIndent(b.status, "", "  ")
+	if err != nil || bytes.Equal(text, b.last) {
+		return
+	}
+	b.last = text
+	err = b.write(append(bytes.Clone(text), '\n'))
+	if err != nil && !b.failed {
+		b.log.Error("status cannot be written", "error", err)
+	}
+	b.failed = err != nil
+}
