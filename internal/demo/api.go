@@ -1,0 +1,219 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// api is the server's HTTP API, which is Consul's.
+type api struct{ base string }
+
+const apiTimeout = 5 * time.Second
+
+// call makes one request. in and out are JSON and may be nil.
+func (a *api) call(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, a.base+path, body)
+	if err != nil {
+		return err
+	}
+	b, err := read(http.DefaultClient.Do(req))
+	if err == nil && out != nil {
+		err = json.Unmarshal(b, out)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// read is the body of an answer, which has to be 200.
+func read(resp *http.Response, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d: %.300s", resp.StatusCode, strings.TrimSpace(string(b)))
+	}
+	return b, err
+}
+
+// leader fails unless the server is ready.
+func (a *api) leader(ctx context.Context) error {
+	var leader string
+	if err := a.call(ctx, "GET", "/v1/status/leader", nil, &leader); err != nil {
+		return err
+	}
+	if leader == "" {
+		return fmt.Errorf("no leader yet")
+	}
+	return nil
+}
+
+// setProtocol writes a service's service-defaults.
+func (a *api) setProtocol(ctx context.Context, service, protocol string) error {
+	return a.call(ctx, "PUT", "/v1/config", map[string]string{"Kind": "service-defaults", "Name": service, "Protocol": protocol}, nil)
+}
+
+// roots are the certificates that leaves chain up to, and the trust domain.
+func (a *api) roots(ctx context.Context) (trustDomain, pem string, err error) {
+	var r struct {
+		TrustDomain string
+		Roots       []struct{ RootCert string }
+	}
+	if err := a.call(ctx, "GET", "/v1/connect/ca/roots", nil, &r); err != nil {
+		return "", "", err
+	}
+	for _, root := range r.Roots {
+		pem += root.RootCert + "\n"
+	}
+	return r.TrustDomain, pem, nil
+}
+
+// healthy are the addresses at which callers may reach the service in the mesh, sorted.
+func (a *api) healthy(ctx context.Context, service string) ([]string, error) {
+	var rows []struct {
+		Node    struct{ Address string }
+		Service struct {
+			Address string
+			Port    int
+		}
+	}
+	if err := a.call(ctx, "GET", "/v1/health/connect/"+service+"?passing", nil, &rows); err != nil {
+		return nil, err
+	}
+	out := make([]string, len(rows))
+	for i, r := range rows {
+		host := r.Service.Address
+		if host == "" {
+			host = r.Node.Address
+		}
+		out[i] = net.JoinHostPort(host, strconv.Itoa(r.Service.Port))
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// admin asks an Envoy's admin interface.
+func admin(ctx context.Context, socket, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	defer t.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://envoy"+path, nil)
+	if err != nil {
+		return err
+	}
+	b, err := read(t.RoundTrip(req))
+	if err == nil {
+		err = json.Unmarshal(b, out)
+	}
+	if err != nil {
+		return fmt.Errorf("Envoy's admin interface %s: %s: %w", socket, path, err)
+	}
+	return nil
+}
+
+// loadedSerial is the serial of the leaf that an Envoy has loaded for uri.
+func loadedSerial(ctx context.Context, socket, uri string) (string, error) {
+	var certs struct {
+		Certificates []struct {
+			CertChain []struct {
+				SerialNumber string `json:"serial_number"`
+				Names        []struct {
+					URI string `json:"uri"`
+				} `json:"subject_alt_names"`
+			} `json:"cert_chain"`
+		} `json:"certificates"`
+	}
+	if err := admin(ctx, socket, "/certs", &certs); err != nil {
+		return "", err
+	}
+	var found []string
+	for _, c := range certs.Certificates {
+		for _, leaf := range c.CertChain {
+			if len(leaf.Names) == 1 && leaf.Names[0].URI == uri {
+				found = append(found, serial(leaf.SerialNumber))
+			}
+		}
+	}
+	slices.Sort(found)
+	if found = slices.Compact(found); len(found) != 1 {
+		return "", fmt.Errorf("Envoy has loaded %d leaves for %s, want 1", len(found), uri)
+	}
+	return found[0], nil
+}
+
+// endpoints are the addresses that an Envoy has for a service, sorted. Their
+// cluster is named <service>.default.<datacenter>.internal.<trust domain>.
+func endpoints(ctx context.Context, socket, service string) ([]string, error) {
+	var clusters struct {
+		Statuses []struct {
+			Name  string `json:"name"`
+			Hosts []struct {
+				Address struct {
+					Socket struct {
+						Address string `json:"address"`
+						Port    int    `json:"port_value"`
+					} `json:"socket_address"`
+				} `json:"address"`
+			} `json:"host_statuses"`
+		} `json:"cluster_statuses"`
+	}
+	if err := admin(ctx, socket, "/clusters?format=json", &clusters); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, c := range clusters.Statuses {
+		if !strings.HasPrefix(c.Name, service+".default.") {
+			continue
+		}
+		for _, h := range c.Hosts {
+			out = append(out, net.JoinHostPort(h.Address.Socket.Address, strconv.Itoa(h.Address.Socket.Port)))
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// counters are an Envoy's counters whose names match a regular expression.
+func counters(ctx context.Context, socket, filter string) (map[string]uint64, error) {
+	var stats struct {
+		Stats []struct {
+			Name  string `json:"name"`
+			Value uint64 `json:"value"`
+		} `json:"stats"`
+	}
+	if err := admin(ctx, socket, "/stats?format=json&type=Counters&filter="+url.QueryEscape(filter), &stats); err != nil {
+		return nil, err
+	}
+	out := map[string]uint64{}
+	for _, s := range stats.Stats {
+		out[s.Name] = s.Value
+	}
+	return out, nil
+}

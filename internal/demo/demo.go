@@ -1,0 +1,168 @@
+// Package demo runs a small shop in the mesh on one machine, offers it load, and
+// proves aloud that the mesh keeps its promises.
+//
+// In: this program's own binary and Envoy. It starts a server, an app and a
+// sidecar for each instance as child processes, all on loopback, and looks at them
+// from outside only: answers that clients get, certificates that are served, what
+// Envoy's admin interface and the kernel say. Out: progress while it works, a
+// [Report], and an error unless every proof held. Nothing it started or wrote is
+// left when it returns, and no process when it is killed.
+//
+// The shop and its clients are in package shop, the load in package load. It
+// leaves the mesh itself to the commands it starts.
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+)
+
+// Sabotages lists what [Options.Sabotage] may name: each does one thing the naive
+// way, and the proof of the same name must then fail.
+func Sabotages() []string { return []string{"spread", "drain", "rotate", "lastgood"} }
+
+// Options say how to run the demo.
+type Options struct {
+	// Executable is the crossfade binary that the children run. Default: this process's own.
+	Executable string
+	// Envoy is the path of Envoy. Default: as [envoybin.Find] finds it.
+	Envoy string
+	// Sabotage is one of [Sabotages], or empty.
+	Sabotage string
+	// JSON writes the report to Stdout as one JSON object, and progress to Stderr.
+	JSON bool
+	// Dir keeps logs and state. Default: a temporary directory that is removed.
+	Dir string
+	// Live rewrites the last line of progress while time goes by, Color paints it;
+	// both are for terminals.
+	Live, Color bool
+
+	Stdout, Stderr io.Writer
+}
+
+// demo is one run.
+type demo struct {
+	o       Options
+	out     *console
+	mesh    *mesh
+	traffic *traffic
+	report  *Report
+}
+
+// Run runs the demo. The error is nil only if every proof held. When ctx ends
+// early, everything is killed and removed first.
+func Run(ctx context.Context, o Options) (err error) {
+	begun := time.Now()
+	if o, err = o.withDefaults(ctx); err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	out := newConsole(o)
+	defer out.finish()
+	m, err := newMesh(o)
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	d := &demo{o: o, out: out, mesh: m, report: &Report{Sabotage: o.Sabotage}}
+	defer func() { err = errors.Join(err, m.abandon()) }()
+
+	d.report.Envoy, err = envoybin.CheckVersion(ctx, o.Envoy)
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	out.title(d.report.Envoy, o)
+	err = d.prove(ctx)
+	if d.traffic != nil {
+		d.traffic.stop()
+		d.report.count(d.traffic)
+	}
+	d.report.Seconds = time.Since(begun).Seconds()
+	if ctx.Err() != nil {
+		return errors.New("demo: interrupted; every process it started is stopped")
+	}
+	if err != nil {
+		err = fmt.Errorf("demo: %w", err)
+	}
+	d.report.Held = err == nil
+	out.finish()
+	return errors.Join(err, d.report.write(o))
+}
+
+// prove runs one proof after the other. A proof that fails does not keep the next
+// from being tried, unless there is nothing to try it on or that was the point.
+func (d *demo) prove(ctx context.Context) error {
+	var failed []string
+	for _, s := range []struct {
+		name, claim string
+		run         func(context.Context, *Proof) error
+		needed      bool // nothing can be tried after it failed
+	}{
+		{"start", "a server and 7 sidecars, each beside its app, from nothing", d.start, true},
+		{"identity", "both ends of every pair prove who they are", d.identity, false},
+		{"spread", "load is spread evenly over 4 instances", d.spread, false},
+		{"add", "an instance added takes its share", d.add, true},
+		{"drain", "an instance stopped loses nothing", d.drain, false},
+		{"rotate", "every certificate is replaced under open connections", d.rotate, false},
+		{"lastgood", "the server is dead, and a sidecar restarts all the same", d.lastGood, true},
+		{"back", "the server is back, and everyone agrees again", d.back, false},
+		{"kill", "kill -9 of one Envoy of four: only what was in flight on it fails", d.kill, false},
+		{"end", "everything stops in order", d.end, false},
+	} {
+		p := &Proof{Name: s.name, Claim: s.claim, Held: true, out: d.out}
+		d.report.Proofs = append(d.report.Proofs, p)
+		d.out.begin(p)
+		begun := time.Now()
+		err := s.run(ctx, p)
+		p.Seconds = time.Since(begun).Seconds()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			p.check(false, "%v", err)
+			d.out.logs(d.mesh.lastWords())
+		}
+		if p.Held {
+			continue
+		}
+		failed = append(failed, p.Name)
+		if s.needed || d.o.Sabotage == s.name {
+			break
+		}
+	}
+	switch len(failed) {
+	case 0:
+		return nil
+	case 1:
+		return fmt.Errorf("proof %q did not hold", failed[0])
+	}
+	return fmt.Errorf("%d proofs did not hold: %s", len(failed), strings.Join(failed, ", "))
+}
+
+func (o Options) withDefaults(ctx context.Context) (Options, error) {
+	if o.Stdout == nil {
+		o.Stdout = io.Discard
+	}
+	if o.Stderr == nil {
+		o.Stderr = io.Discard
+	}
+	if o.Sabotage != "" && !slices.Contains(Sabotages(), o.Sabotage) {
+		return o, fmt.Errorf("sabotage %q: unknown; want one of %s", o.Sabotage, strings.Join(Sabotages(), ", "))
+	}
+	var err error
+	if o.Executable == "" {
+		if o.Executable, err = os.Executable(); err != nil {
+			return o, fmt.Errorf("finding this program's own file: %w", err)
+		}
+	}
+	if o.Envoy == "" {
+		o.Envoy, err = envoybin.Find()
+	}
+	return o, errors.Join(err, ctx.Err())
+}

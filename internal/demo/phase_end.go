@@ -1,0 +1,62 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// end closes the load and tells everything to stop.
+func (d *demo) end(ctx context.Context, p *Proof) error {
+	t := d.traffic
+	if _, roots, err := d.mesh.api.roots(ctx); err == nil {
+		for _, pr := range t.pairs {
+			if err := pr.identify(ctx, roots); err != nil {
+				return err
+			}
+		}
+	}
+	finish, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	watchErr := t.close(finish)
+	messages, gap := t.watch.Messages()
+	p.check(watchErr == nil, "the gRPC stream stayed open: %s messages in sequence, none lost, at most %s apart%s", count(messages), ms(gap), because(watchErr))
+	payments, gap := t.line.Messages()
+	p.check(t.line.Err() == nil, "the TCP connection stayed open: %s payments on it, at most %s apart%s", count(payments), ms(gap), because(t.line.Err()))
+	p.check(t.assignments.Repeats() == 0, "%d calls were repeated by the gRPC client", t.assignments.Repeats())
+	p.figure("stream_messages", messages)
+	p.figure("connection_payments", payments)
+	for _, pr := range t.pairs {
+		rate := float64(pr.rec.Totals().Requests) / t.ended.Sub(t.begun).Seconds()
+		p.check(rate >= 200, "%s: %.0f requests/s on average", pr.key(), rate)
+	}
+
+	begun := time.Now()
+	running := d.mesh.running()
+	errs := make([]error, len(running))
+	var wg sync.WaitGroup
+	for i, in := range running {
+		wg.Go(func() { errs[i] = in.stop(stopLimit) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	d.mesh.server.signal(syscall.SIGTERM)
+	if err := d.mesh.server.waitEnd(stopLimit); err != nil {
+		return err
+	}
+	left := d.mesh.left()
+	p.check(len(left) == 0, "%d sidecars, their Envoys and apps, and the server stopped in %s; %d processes left", len(running), seconds(time.Since(begun)), len(left))
+	return nil
+}
+
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf(" – no: %v", err)
+}

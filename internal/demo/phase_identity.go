@@ -1,0 +1,125 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Identity is one end of a pair.
+type Identity struct {
+	URI    string `json:"uri"`
+	Serial string `json:"serial"` // of the leaf in force when it was last looked at
+}
+
+// identity asks each end of each pair who the other one is.
+func (d *demo) identity(ctx context.Context, p *Proof) error {
+	if err := pause(ctx, time.Second); err != nil {
+		return err
+	}
+	trustDomain, roots, err := d.mesh.api.roots(ctx)
+	if err != nil {
+		return err
+	}
+	d.report.TrustDomain = trustDomain
+	for _, pr := range d.traffic.pairs {
+		if err := pr.identify(ctx, roots); err != nil {
+			return err
+		}
+		wantFrom, wantTo := serviceURI(trustDomain, pr.from.service), serviceURI(trustDomain, pr.to.service)
+		p.check(pr.caller.URI == wantFrom && pr.callee.URI == wantTo, "%s over mTLS: caller %s, callee %s", pr.key(), path(pr.caller.URI), path(pr.callee.URI))
+		seen, err := d.seenCaller(ctx, pr)
+		if err != nil {
+			return fmt.Errorf("%s: asking the callee who called: %w", pr.key(), err)
+		}
+		if seen != "" {
+			p.check(seen == "URI="+wantFrom, "%s: the callee's app is told the caller by its Envoy: %s", pr.key(), path(strings.TrimPrefix(seen, "URI=")))
+		}
+	}
+	return d.strangers(p)
+}
+
+// identify reads who is at the ends of a pair: the caller as its Envoy has loaded
+// it, the callee as its public port shows it.
+func (pr *pair) identify(ctx context.Context, roots string) error {
+	caller, err := pr.from.status()
+	if err != nil {
+		return err
+	}
+	callee, err := pr.to.status()
+	if err != nil {
+		return err
+	}
+	loaded, err := loadedSerial(ctx, caller.Envoy.AdminSocket, caller.Certificate.URI)
+	if err != nil {
+		return fmt.Errorf("%s: caller: %w", pr.key(), err)
+	}
+	shown, err := dialServed(callee.PublicAddress, roots)
+	if err != nil {
+		return fmt.Errorf("%s: callee: %w", pr.key(), err)
+	}
+	if shown.TLS != "TLS 1.3" {
+		return fmt.Errorf("%s: callee %s speaks %s, want TLS 1.3", pr.key(), callee.PublicAddress, shown.TLS)
+	}
+	pr.caller = Identity{URI: caller.Certificate.URI, Serial: loaded}
+	pr.callee = Identity{URI: shown.URI, Serial: shown.Serial}
+	return nil
+}
+
+// seenCaller is who the callee's app was told has called it; "" over TCP, which
+// has no place for it.
+func (d *demo) seenCaller(ctx context.Context, pr *pair) (string, error) {
+	switch pr.to.service {
+	case "catalog":
+		return d.traffic.catalog.Caller(time.Now().Add(requestTimeout))
+	case "assignments":
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		return d.traffic.assignments.Caller(ctx)
+	}
+	return "", nil
+}
+
+// strangers checks that no public port serves a caller without a certificate.
+func (d *demo) strangers(p *Proof) error {
+	var served []string
+	for _, in := range d.mesh.running() {
+		s, err := in.status()
+		if err != nil {
+			return err
+		}
+		for _, plaintext := range []bool{true, false} {
+			ok, err := answersWithoutCertificate(s.PublicAddress, plaintext)
+			if err != nil {
+				return err
+			}
+			if ok {
+				served = append(served, in.id)
+			}
+		}
+	}
+	served = slices.Compact(served)
+	text := "refused by all"
+	if len(served) > 0 {
+		text = "served by " + strings.Join(served, ", ")
+	}
+	p.check(len(served) == 0, "callers in plaintext, or without a certificate: %s", text)
+	return nil
+}
+
+// serviceURI is the SPIFFE ID that the demo expects of a service.
+func serviceURI(trustDomain, service string) string {
+	return "spiffe://" + trustDomain + "/ns/default/dc/dc1/svc/" + service
+}
+
+// path is a SPIFFE ID without the trust domain, which is the same for all.
+func path(uri string) string {
+	u, err := url.Parse(uri)
+	if err != nil || u.Scheme != "spiffe" {
+		return fmt.Sprintf("%q", uri)
+	}
+	return u.Path
+}

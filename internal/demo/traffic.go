@@ -1,0 +1,206 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/demo/load"
+	"github.com/crossfade-mesh/crossfade/internal/demo/shop"
+)
+
+const (
+	pairRate       = 220 // requests per second and pair
+	pageRate       = 5   // whole pages per second, through all four services
+	burstRate      = 2000
+	requestTimeout = 5 * time.Second
+	// Of so many requests one opens its own connection.
+	newEvery = 5
+	// At most so many requests of one stream are unanswered at a time.
+	outstanding = 2000
+)
+
+// pair is the load from one service to another.
+type pair struct {
+	from, to *instance // to: any one of the callee
+	call     load.Call
+	rec      *load.Recorder
+	burst    *load.Recorder // load on top of the constant one; nil when there was none
+	// inFlight are failures that had to be: requests that were in flight on a
+	// process when it was killed on purpose.
+	inFlight uint64
+
+	caller, callee Identity // as they were last looked at
+}
+
+// key identifies what a pair's failures count towards.
+func (p *pair) key() string { return p.from.service + " → " + p.to.service }
+
+// traffic is all load of the demo. The pairs' clients stand where the caller's
+// app stands: they call that caller's sidecar on loopback.
+type traffic struct {
+	pairs []*pair
+	pages *pair // a visitor's pages, which the apps make by calling each other
+	begun time.Time
+	ended time.Time
+
+	catalog     *shop.HTTP
+	payments    *shop.Payments
+	assignments *shop.Assignments
+	visitor     *shop.HTTP
+
+	watch *shop.Watch
+	line  *shop.LongLived
+
+	cancel   context.CancelFunc // ends the load
+	hangUp   context.CancelFunc // ends line
+	wg       sync.WaitGroup
+	stopOnce sync.Once
+}
+
+func newTraffic(m *mesh) (*traffic, error) {
+	front, catalog1 := m.instance("storefront-1"), m.instance("catalog-1")
+	t := &traffic{
+		catalog:  shop.NewHTTP(front.upstreamAddr("catalog"), newEvery),
+		payments: shop.NewPayments(front.upstreamAddr("payments"), newEvery),
+		visitor:  shop.NewHTTP(fmt.Sprintf("127.0.0.1:%d", m.storefrontPort), newEvery),
+	}
+	var err error
+	if t.assignments, err = shop.NewAssignments(catalog1.upstreamAddr("assignments"), newEvery); err != nil {
+		return nil, err
+	}
+	t.pairs = []*pair{
+		{from: front, to: catalog1, call: t.catalog.Item},
+		{from: catalog1, to: m.instance("assignments-1"), call: t.assignments.AssignNumbered},
+		{from: front, to: m.instance("payments-1"), call: t.payments.PayNumbered},
+	}
+	t.pages = &pair{from: &instance{service: "visitor"}, to: front, call: t.visitor.Page}
+	for _, p := range t.all() {
+		p.rec = load.NewRecorder()
+	}
+	return t, nil
+}
+
+func (t *traffic) all() []*pair { return append(slices.Clone(t.pairs), t.pages) }
+
+// probe asks every pair once, and fails unless all answers are right.
+func (t *traffic) probe(n uint64) error {
+	for _, p := range t.all() {
+		if _, err := p.call(n, time.Now().Add(requestTimeout)); err != nil {
+			return fmt.Errorf("%s: %w", p.key(), err)
+		}
+	}
+	return nil
+}
+
+// start opens the stream and the connection that stay open, and begins the load.
+func (t *traffic) start() error {
+	var err error
+	if t.watch, err = t.assignments.OpenWatch("demo"); err != nil {
+		return fmt.Errorf("opening the gRPC stream: %w", err)
+	}
+	var lineCtx, ctx context.Context
+	lineCtx, t.hangUp = context.WithCancel(context.Background())
+	if t.line, err = t.payments.HoldConnection(lineCtx, "demo"); err != nil {
+		return fmt.Errorf("opening the TCP connection: %w", err)
+	}
+	ctx, t.cancel = context.WithCancel(context.Background())
+	t.begun = time.Now()
+	for _, p := range t.pairs {
+		t.run(ctx, p, p.rec, pairRate)
+	}
+	t.run(ctx, t.pages, t.pages.rec, pageRate)
+	return nil
+}
+
+// run offers load to a pair until ctx ends.
+func (t *traffic) run(ctx context.Context, p *pair, rec *load.Recorder, rate int) {
+	g := load.Generator{Rate: rate, Timeout: requestTimeout, Outstanding: outstanding, Call: p.call, Record: rec}
+	t.wg.Go(func() { g.Run(ctx) })
+}
+
+// stop ends the load and waits for the last answers.
+func (t *traffic) stop() {
+	t.stopOnce.Do(func() {
+		if t.cancel != nil {
+			t.cancel()
+		}
+		t.wg.Wait()
+		t.ended = time.Now()
+	})
+}
+
+// close ends the load, closes what stayed open and every client's connections, and
+// says what was lost of the stream.
+func (t *traffic) close(ctx context.Context) error {
+	t.stop()
+	var err error
+	if t.watch != nil {
+		err = t.watch.Finish(ctx)
+	}
+	if t.hangUp != nil {
+		t.hangUp()
+		<-t.line.Done()
+	}
+	t.catalog.Close()
+	t.payments.Close()
+	t.visitor.Close()
+	t.assignments.Close()
+	return err
+}
+
+// settle waits until every request sent so far is answered or has failed.
+func (t *traffic) settle(ctx context.Context) error {
+	for _, p := range t.all() {
+		if err := p.rec.Settle(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mark is what was counted up to one moment.
+type mark struct {
+	totals   []load.Totals
+	failures []int // how many failures with particulars
+}
+
+func (t *traffic) mark() mark {
+	var m mark
+	for _, p := range t.all() {
+		m.totals = append(m.totals, p.rec.Totals())
+		m.failures = append(m.failures, len(p.rec.Failures()))
+	}
+	return m
+}
+
+// since is what was counted after a mark, over all pairs.
+func (t *traffic) since(m mark) (requests, failed uint64) {
+	for i, p := range t.all() {
+		d := p.rec.Totals().Since(m.totals[i])
+		requests += d.Requests
+		failed += d.Failed
+	}
+	return requests, failed
+}
+
+// failuresSince are the particulars of each pair's failures after a mark.
+func (t *traffic) failuresSince(m mark) map[*pair][]load.Failure {
+	out := map[*pair][]load.Failure{}
+	for i, p := range t.all() {
+		if f := p.rec.Failures(); len(f) > m.failures[i] {
+			out[p] = f[m.failures[i]:]
+		}
+	}
+	return out
+}
+
+// broken says what ended of the stream and the connection that have to stay open.
+func (t *traffic) broken() error {
+	if err := t.watch.Err(); err != nil {
+		return err
+	}
+	return t.line.Err()
+}
