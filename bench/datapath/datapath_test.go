@@ -66,7 +66,7 @@ func TestSmoke(t *testing.T) {
 	}
 }
 
-// When the app goes away each connection counts a failure, and a slice without a success is an error.
+// When the app goes away each connection counts a failure, and a turn without a success is an error.
 func TestFailuresCount(t *testing.T) {
 	a, err := startApp(protoHTTP)
 	if err != nil {
@@ -74,14 +74,13 @@ func TestFailuresCount(t *testing.T) {
 	}
 	c := newCrew(protoHTTP, fmt.Sprintf("127.0.0.1:%d", a.port), 4)
 	defer c.close()
-	lane := &lane{path: pathDirect, running: &running{}, crew: c}
-	s := settings{SecondsPerRun: 50 * time.Millisecond, warmUp: time.Millisecond}
+	lane := &lane{path: pathDirect, running: &running{}, crew: c, samples: make([]sample, 1)}
 	var log bytes.Buffer
-	if err := lane.slice(t.Context(), s, &log); err != nil || lane.failed != 0 {
+	if err := lane.play(t.Context(), time.Millisecond, 50*time.Millisecond, &log); err != nil || lane.failed != 0 {
 		t.Fatalf("healthy: %v, %d failed", err, lane.failed)
 	}
 	a.stop()
-	if err := lane.slice(t.Context(), s, &log); err == nil || lane.failed != 4 {
+	if err := lane.play(t.Context(), time.Millisecond, 50*time.Millisecond, &log); err == nil || lane.failed != 4 {
 		t.Errorf("app gone: error %v, %d failed, want 4", err, lane.failed)
 	}
 }
@@ -134,8 +133,9 @@ func TestExchangeChecksAnswers(t *testing.T) {
 
 func TestSummarize(t *testing.T) {
 	at := func(us int, n uint64) sample {
-		return sample{requests: n, elapsed: time.Second, p50: time.Millisecond, p99: 2 * time.Millisecond, rss: 1 << 20,
-			cpu: []time.Duration{time.Duration(us) * time.Microsecond * time.Duration(n), 0}}
+		return sample{requests: n, elapsed: time.Second, rss: 1 << 20,
+			latencies: []time.Duration{2 * time.Millisecond, time.Millisecond},
+			cpu:       []time.Duration{time.Duration(us) * time.Microsecond * time.Duration(n), 0}}
 	}
 	plain := []sample{at(10, 100), at(20, 100), at(40, 100)}
 	own := []sample{at(11, 90), at(24, 100), at(36, 110)}

@@ -157,7 +157,7 @@ func (g *grpcConn) Exchange(ctx context.Context) error {
 	return nil
 }
 
-// worker drives one connection, closed loop. A failure ends its part in the slice.
+// worker drives one connection, closed loop. A failure ends its part in the turn.
 type worker struct {
 	conn exchanger // nil: to be dialled
 	done atomic.Uint64
@@ -185,7 +185,7 @@ func (w *worker) loop(ctx context.Context, recording, stop *atomic.Bool) {
 	}
 }
 
-// crew is the workers of one path. Connections stay open from slice to slice.
+// crew is the workers of one path. Connections stay open from turn to turn.
 type crew struct {
 	protocol, addr string
 	workers        []*worker
@@ -208,15 +208,15 @@ func (c *crew) close() {
 	}
 }
 
-// hooks of a slice: begin and end are called where the measured part begins and
+// hooks of a turn: begin and end are called where the measured part begins and
 // ends, while the load goes on; each gets the number of requests done so far.
 type hooks struct {
 	begin, end func(done uint64) error
 }
 
-// slice loads the path for warm-up and measured, and returns the latencies and failures.
-func (c *crew) slice(ctx context.Context, warmUp, measured time.Duration, h hooks) (latencies []time.Duration, failures []error, err error) {
-	// Far beyond the slice: reached only by a request that hangs.
+// turn loads the path for warm-up and measured, and returns the latencies and failures.
+func (c *crew) turn(ctx context.Context, warmUp, measured time.Duration, h hooks) (latencies []time.Duration, failures []error, err error) {
+	// Far beyond the turn: reached only by a request that hangs.
 	loadCtx, cancel := context.WithTimeout(ctx, warmUp+measured+10*time.Second)
 	defer cancel()
 	for _, w := range c.workers {

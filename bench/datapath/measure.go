@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// sample is one slice of one path.
+// sample is one round of one path.
 type sample struct {
-	requests uint64
-	elapsed  time.Duration
-	p50, p99 time.Duration
-	cpu      []time.Duration // of each Envoy, caller's first
-	rss      int64           // bytes, both Envoys
+	requests  uint64
+	elapsed   time.Duration
+	latencies []time.Duration
+	cpu       []time.Duration // of each Envoy, caller's first
+	rss       int64           // bytes, both Envoys, at the end
 }
 
 func (s sample) cpuPerRequest() float64 {
@@ -64,8 +64,8 @@ func summarize(own, plain, lean []sample) line {
 	l := line{
 		Bench:     "datapath",
 		RPS:       medianOf(own, func(s sample) float64 { return float64(s.requests) / s.elapsed.Seconds() }),
-		P50:       medianOf(own, func(s sample) float64 { return milliseconds(s.p50) }),
-		P99:       medianOf(own, func(s sample) float64 { return milliseconds(s.p99) }),
+		P50:       medianOf(own, func(s sample) float64 { return milliseconds(quantile(s.latencies, 0.50)) }),
+		P99:       medianOf(own, func(s sample) float64 { return milliseconds(quantile(s.latencies, 0.99)) }),
 		CPU:       medianOf(own, sample.cpuPerRequest),
 		CPUCaller: medianOf(own, func(s sample) float64 { return s.cpuOf(0) }),
 		CPUCallee: medianOf(own, func(s sample) float64 { return s.cpuOf(1) }),

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -100,15 +99,6 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// lane is a path under measurement.
-type lane struct {
-	path    string
-	running *running
-	crew    *crew
-	samples []sample
-	failed  int
-}
-
 // measure starts every path, loads them in turn for all rounds, and sums up.
 func (l *lab) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
 	a, err := startApp(l.protocol)
@@ -136,12 +126,8 @@ func (l *lab) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
 		lanes = append(lanes, &lane{path: path, running: r, crew: c})
 	}
 	for n := range l.settings.Rounds {
-		for i := range lanes {
-			// Each round begins with another path, so that none always follows the same one.
-			lane := lanes[(n+i)%len(lanes)]
-			if err := lane.slice(ctx, l.settings, stderr); err != nil {
-				return nil, fmt.Errorf("path %q: round %d: %w", lane.path, n+1, err)
-			}
+		if err := playRound(ctx, l.settings, lanes, stderr); err != nil {
+			return nil, fmt.Errorf("round %d: %w", n+1, err)
 		}
 		progress(stderr, l.protocol, n+1, lanes)
 	}
@@ -155,55 +141,21 @@ func (l *lab) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
 	return l.lines(lanes, plain), nil
 }
 
-// slice measures the lane once and appends the sample.
-func (l *lane) slice(ctx context.Context, s settings, stderr io.Writer) error {
-	var (
-		out          sample
-		begun        time.Time
-		doneAtBegin  uint64
-		cpuAtBegin   = make([]time.Duration, len(l.running.envoys))
-		cpuSinceThen = make([]time.Duration, len(l.running.envoys))
-	)
-	latencies, failures, err := l.crew.slice(ctx, s.warmUp, s.SecondsPerRun, hooks{
-		begin: func(done uint64) (err error) {
-			for i, pid := range l.running.envoys {
-				if cpuAtBegin[i], err = cpuTime(pid); err != nil {
-					return err
-				}
+// playRound gives each lane SecondsPerRun in turns, and one more sample.
+func playRound(ctx context.Context, s settings, lanes []*lane, stderr io.Writer) error {
+	for _, lane := range lanes {
+		lane.samples = append(lane.samples, sample{cpu: make([]time.Duration, len(lane.running.envoys))})
+	}
+	turns := max(1, int((s.SecondsPerRun+s.turn/2)/s.turn))
+	for n := range turns {
+		for i := range lanes {
+			// Each lap begins with another path, so that none always follows the same one.
+			lane := lanes[(n+i)%len(lanes)]
+			if err := lane.play(ctx, s.warmUp, s.SecondsPerRun/time.Duration(turns), stderr); err != nil {
+				return fmt.Errorf("path %q: %w", lane.path, err)
 			}
-			begun, doneAtBegin = time.Now(), done
-			return nil
-		},
-		end: func(done uint64) error {
-			out.elapsed, out.requests = time.Since(begun), done-doneAtBegin
-			for i, pid := range l.running.envoys {
-				now, err := cpuTime(pid)
-				if err != nil {
-					return err
-				}
-				rss, err := residentSize(pid)
-				if err != nil {
-					return err
-				}
-				cpuSinceThen[i] = now - cpuAtBegin[i]
-				out.rss += rss
-			}
-			return nil
-		},
-	})
-	if len(failures) > 0 {
-		l.failed += len(failures)
-		fmt.Fprintf(stderr, "%s: %d failed: %v\n", l.path, len(failures), failures[0])
+		}
 	}
-	if err != nil {
-		return err
-	}
-	if out.requests == 0 {
-		return errors.Join(append([]error{errors.New("no request succeeded")}, failures...)...)
-	}
-	out.cpu = cpuSinceThen
-	out.p50, out.p99 = quantile(latencies, 0.50), quantile(latencies, 0.99)
-	l.samples = append(l.samples, out)
 	return nil
 }
 

@@ -21,15 +21,17 @@ const (
 
 // settings say what to measure.
 type settings struct {
-	SecondsPerRun time.Duration // SECONDS_PER_RUN (4): the measured part of one slice
-	Rounds        int           // ROUNDS (5): slices per path
+	SecondsPerRun time.Duration // SECONDS_PER_RUN (4): measured for each path in each round
+	Rounds        int           // ROUNDS (5): samples per path
 	Protocols     []string      // PROTOCOLS (http): of http, grpc, tcp; by space or comma
 	Paths         []string      // PATHS: of those the protocol has; empty is all
 	Connections   int           // CONNECTIONS (32): each with one request at a time
 	Envoy         string        // ENVOY; else the one under .tools, else on PATH
 	Crossfade     string        // CROSSFADE; else bin/crossfade
 
-	warmUp time.Duration // before each slice, not measured
+	// A round is played in turns, so short that a slow spell of the machine meets all paths.
+	turn   time.Duration // measured part of a turn, about
+	warmUp time.Duration // before it
 }
 
 func settingsFrom(getenv func(string) string) (settings, error) {
@@ -51,7 +53,8 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 		return settings{}, err
 	}
 	s.SecondsPerRun = time.Duration(seconds * float64(time.Second))
-	s.warmUp = min(500*time.Millisecond, s.SecondsPerRun/2)
+	s.turn = 500 * time.Millisecond
+	s.warmUp = 150 * time.Millisecond
 	rounds, err := positive(getenv, "ROUNDS", 5)
 	if err != nil {
 		return settings{}, err
