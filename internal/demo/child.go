@@ -2,6 +2,7 @@ package demo
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -85,13 +86,15 @@ func (c *child) signal(sig syscall.Signal) {
 }
 
 // waitEnd waits for the process to end by itself and fails unless its exit code is 0.
-func (c *child) waitEnd(limit time.Duration) error {
+func (c *child) waitEnd(ctx context.Context, limit time.Duration) error {
 	select {
 	case <-c.done:
 		if c.err != nil {
 			return fmt.Errorf("%s: %w", c.name, c.err)
 		}
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	case <-time.After(limit):
 		return fmt.Errorf("%s: still running %s after it was told to stop", c.name, limit)
 	}

@@ -80,7 +80,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	out.title(d.report.Envoy, o)
 	err = d.prove(ctx)
 	if d.traffic != nil {
-		d.traffic.stop()
+		d.traffic.close()
 		d.report.count(d.traffic)
 	}
 	d.report.Seconds = time.Since(begun).Seconds()

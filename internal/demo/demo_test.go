@@ -74,7 +74,7 @@ func TestChildEndsAndSaysHow(t *testing.T) {
 		return c
 	}
 	failing := start("echo first; echo no such thing >&2; exit 3")
-	if err := failing.waitEnd(10 * time.Second); err == nil || !strings.Contains(err.Error(), "sh: exit status 3") {
+	if err := failing.waitEnd(t.Context(), 10*time.Second); err == nil || !strings.Contains(err.Error(), "sh: exit status 3") {
 		t.Errorf("got %v", err)
 	}
 	if got := failing.tail(1); len(got) != 1 || got[0] != "no such thing" {

@@ -1,13 +1,13 @@
 package demo
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // instance is one instance of a service: an app, its sidecar and that sidecar's Envoy.
@@ -152,7 +152,7 @@ func (in *instance) ready() error {
 }
 
 // stop tells the sidecar to end and waits until it has.
-func (in *instance) stop(limit time.Duration) error {
+func (in *instance) stop(ctx context.Context) error {
 	in.child.signal(syscall.SIGTERM)
-	return in.child.waitEnd(limit)
+	return in.child.waitEnd(ctx, stopLimit)
 }

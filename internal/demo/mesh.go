@@ -42,8 +42,11 @@ type mesh struct {
 
 // newMesh lays out directories and ports, and starts nothing.
 func newMesh(o Options) (*mesh, error) {
+	p, err := freePorts(20)
+	if err != nil {
+		return nil, err
+	}
 	dir := o.Dir
-	var err error
 	if dir == "" {
 		// Not os.TempDir: sockets are made in it, and a socket's path is short.
 		dir, err = os.MkdirTemp("/tmp", "crossfade-demo-")
@@ -53,6 +56,9 @@ func newMesh(o Options) (*mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("directory for the demo: %w", err)
 	}
+	if inside, err := os.ReadDir(dir); err != nil || len(inside) > 0 {
+		return nil, errors.Join(fmt.Errorf("directory %q: want an empty or a new one, since what an earlier run left in it would be taken up", dir), err)
+	}
 	m := &mesh{o: o, dir: dir, envMark: "XDG_RUNTIME_DIR=" + filepath.Join(dir, "run")}
 	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil {
 		return nil, err
@@ -60,10 +66,6 @@ func newMesh(o Options) (*mesh, error) {
 	m.env = append(slices.DeleteFunc(os.Environ(), func(e string) bool {
 		return strings.HasPrefix(e, "XDG_RUNTIME_DIR=") || strings.HasPrefix(e, "CONSUL_") || strings.HasPrefix(e, "CROSSFADE_") || strings.HasPrefix(e, "NOMAD_")
 	}), m.envMark)
-	p, err := freePorts(20)
-	if err != nil {
-		return nil, err
-	}
 	take := func() int {
 		port := p[0]
 		p = p[1:]

@@ -21,7 +21,9 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 	}
 	finish, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	watchErr := t.close(finish)
+	t.stop()
+	watchErr := t.watch.Finish(finish)
+	t.close()
 	messages, gap := t.watch.Messages()
 	p.check(watchErr == nil, "the gRPC stream stayed open: %s messages in sequence, none lost, at most %s apart%s", count(messages), ms(gap), because(watchErr))
 	payments, gap := t.line.Messages()
@@ -39,14 +41,14 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 	errs := make([]error, len(running))
 	var wg sync.WaitGroup
 	for i, in := range running {
-		wg.Go(func() { errs[i] = in.stop(stopLimit) })
+		wg.Go(func() { errs[i] = in.stop(ctx) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	d.mesh.server.signal(syscall.SIGTERM)
-	if err := d.mesh.server.waitEnd(stopLimit); err != nil {
+	if err := d.mesh.server.waitEnd(ctx, stopLimit); err != nil {
 		return err
 	}
 	left := d.mesh.left()

@@ -85,7 +85,7 @@ func (d *demo) drain(ctx context.Context, p *Proof) error {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		<-in.child.done
-	} else if err := in.stop(stopLimit); err != nil {
+	} else if err := in.stop(ctx); err != nil {
 		return err
 	}
 	took := time.Since(begun)

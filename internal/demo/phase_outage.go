@@ -24,7 +24,7 @@ func (d *demo) lastGood(ctx context.Context, p *Proof) error {
 		return err
 	}
 	begun := time.Now()
-	if err := in.stop(stopLimit); err != nil {
+	if err := in.stop(ctx); err != nil {
 		return err
 	}
 	d.out.step("%s drained and stopped in %s, with no server to tell", in.id, seconds(time.Since(begun)))

@@ -17,7 +17,7 @@ const (
 	burstRate      = 2000
 	requestTimeout = 5 * time.Second
 	// Of so many requests one opens its own connection.
-	newEvery = 5
+	newEvery = 10
 	// At most so many requests of one stream are unanswered at a time.
 	outstanding = 2000
 )
@@ -54,10 +54,11 @@ type traffic struct {
 	watch *shop.Watch
 	line  *shop.LongLived
 
-	cancel   context.CancelFunc // ends the load
-	hangUp   context.CancelFunc // ends line
-	wg       sync.WaitGroup
-	stopOnce sync.Once
+	cancel    context.CancelFunc // ends the load
+	hangUp    context.CancelFunc // ends line
+	wg        sync.WaitGroup
+	stopOnce  sync.Once
+	closeOnce sync.Once
 }
 
 func newTraffic(m *mesh) (*traffic, error) {
@@ -132,23 +133,25 @@ func (t *traffic) stop() {
 	})
 }
 
-// close ends the load, closes what stayed open and every client's connections, and
-// says what was lost of the stream.
-func (t *traffic) close(ctx context.Context) error {
+// close ends the load, closes what stayed open and every client's connections. It
+// may be called more than once.
+func (t *traffic) close() {
 	t.stop()
-	var err error
-	if t.watch != nil {
-		err = t.watch.Finish(ctx)
-	}
-	if t.hangUp != nil {
-		t.hangUp()
-		<-t.line.Done()
-	}
-	t.catalog.Close()
-	t.payments.Close()
-	t.visitor.Close()
-	t.assignments.Close()
-	return err
+	t.closeOnce.Do(func() {
+		if t.watch != nil {
+			t.watch.Close()
+		}
+		if t.hangUp != nil {
+			t.hangUp()
+		}
+		if t.line != nil {
+			<-t.line.Done()
+		}
+		t.catalog.Close()
+		t.payments.Close()
+		t.visitor.Close()
+		t.assignments.Close()
+	})
 }
 
 // settle waits until every request sent so far is answered or has failed.

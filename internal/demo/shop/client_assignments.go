@@ -136,10 +136,9 @@ func (a *Assignments) OpenWatch(name string) (*Watch, error) {
 	return w, nil
 }
 
-// Finish waits until all that the server has sent so far is here, closes the
-// stream, and says what was lost: nil when nothing was.
+// Finish waits until all that the server has sent so far is here, and says what
+// was lost: nil when nothing was.
 func (w *Watch) Finish(ctx context.Context) error {
-	defer w.close()
 	sent := new(wrapperspb.UInt64Value)
 	if err := w.client.kept.Invoke(ctx, methodSent, wrapperspb.String(w.name), sent); err != nil {
 		return fmt.Errorf("asking how many messages were sent: %w", err)
@@ -161,7 +160,8 @@ func (w *Watch) Finish(ctx context.Context) error {
 	}
 }
 
-func (w *Watch) close() {
+// Close closes the stream.
+func (w *Watch) Close() {
 	w.cancel()
 	<-w.Done()
 	w.cc.Close()

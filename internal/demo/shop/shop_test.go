@@ -177,6 +177,7 @@ func TestWatchDeliversAllThatWasSent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer w.Close()
 	waitMessages(t, w.LongLived, 3)
 	if err := w.Finish(t.Context()); err != nil {
 		t.Error(err)
@@ -200,6 +201,7 @@ func TestWatchThatBreaksSaysWhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer w.Close()
 	waitMessages(t, w.LongLived, 2)
 	stop()
 	<-w.Done()
