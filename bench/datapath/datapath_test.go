@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,12 +14,7 @@ import (
 
 func settingsOf(t *testing.T, env map[string]string) settings {
 	t.Helper()
-	s, err := settingsFrom(func(name string) string {
-		if v, ok := env[name]; ok || name != "ENVOY" {
-			return v
-		}
-		return os.Getenv(name)
-	})
+	s, err := settingsFrom(func(name string) string { return env[name] })
 	if err != nil {
 		t.Fatal(err)
 	}

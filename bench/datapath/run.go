@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // The paths, in the order they are printed in.
@@ -67,6 +68,11 @@ func (l *lab) start(ctx context.Context, path string) (*running, error) {
 
 // run measures each protocol in turn and prints its lines. It fails when a request did.
 func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
+	version, err := envoybin.CheckVersion(ctx, s.Envoy)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Envoy)
 	dir, err := os.MkdirTemp("", "cfb")
 	if err != nil {
 		return err

@@ -4,12 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // The protocols an app can speak here.
@@ -26,7 +27,7 @@ type settings struct {
 	Protocols     []string      // PROTOCOLS (http): of http, grpc, tcp; by space or comma
 	Paths         []string      // PATHS: of those the protocol has; empty is all
 	Connections   int           // CONNECTIONS (32): each with one request at a time
-	Envoy         string        // ENVOY; else the one under .tools, else on PATH
+	Envoy         string        // as [envoybin.Find] finds it, $ENVOY first
 	Crossfade     string        // CROSSFADE; else bin/crossfade
 
 	// A round is played in turns, so short that a slow spell of the machine meets all paths.
@@ -67,7 +68,7 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 	if s.Crossfade == "" {
 		s.Crossfade = filepath.Join(root, "bin", "crossfade")
 	}
-	s.Envoy, err = findEnvoy(getenv("ENVOY"), root)
+	s.Envoy, err = envoybin.Find()
 	return s, err
 }
 
@@ -85,24 +86,6 @@ func positive(getenv func(string) string, name string, unset float64) (float64, 
 
 func words(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
-}
-
-func findEnvoy(given, root string) (string, error) {
-	if given != "" {
-		return given, nil
-	}
-	found, err := filepath.Glob(filepath.Join(root, ".tools/venv/lib/python3*/site-packages/envoy/_bin/envoy"))
-	if err != nil {
-		return "", err
-	}
-	if len(found) > 0 {
-		return found[0], nil
-	}
-	path, err := exec.LookPath("envoy")
-	if err != nil {
-		return "", errors.New("envoy: not under .tools and not on PATH: set ENVOY to the binary")
-	}
-	return path, nil
 }
 
 // repositoryRoot is the nearest directory upwards with a go.mod.
