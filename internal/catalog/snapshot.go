@@ -83,6 +83,16 @@ func (s *Snapshot) Proxy(id, node string) (Instance, bool) {
 	return Instance{}, false
 }
 
+// Proxies lists all connect-proxies, sorted by [CompareInstances].
+func (s *Snapshot) Proxies() []Instance {
+	var out []Instance
+	for _, list := range s.proxies {
+		out = append(out, list...)
+	}
+	slices.SortFunc(out, CompareInstances)
+	return out
+}
+
 // ProxyFor finds the proxy that stands for the service instance with that ID
 // (Consul's -sidecar-for).
 func (s *Snapshot) ProxyFor(serviceID, node string) (Instance, bool) {

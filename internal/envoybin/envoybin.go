@@ -115,12 +115,24 @@ func CheckVersion(ctx context.Context, path string) (string, error) {
 		return "", fmt.Errorf("envoy %q: `--version` says %.200q, which is no Envoy version: install Envoy %s or set $%s", path, first, series(), EnvVar)
 	}
 	version := string(m[1])
-	if less(version, Floor) || !less(version, Ceiling) {
-		return version, fmt.Errorf("envoy %q: version %s is not served: want at least %s and less than %s: install Envoy %s or set $%s",
-			path, version, Floor, Ceiling, series(), EnvVar)
+	if err := Supported(version); err != nil {
+		return version, fmt.Errorf("envoy %q: %w: install Envoy %s or set $%s", path, err, series(), EnvVar)
 	}
 	return version, nil
 }
+
+// Supported fails when a version ("1.40.0") is not served.
+func Supported(version string) error {
+	if !plainVersion.MatchString(version) {
+		return fmt.Errorf("version %q: want three numbers, as in %s", version, Floor)
+	}
+	if less(version, Floor) || !less(version, Ceiling) {
+		return fmt.Errorf("version %s is not served: want at least %s and less than %s", version, Floor, Ceiling)
+	}
+	return nil
+}
+
+var plainVersion = regexp.MustCompile(`^\d{1,9}\.\d{1,9}\.\d{1,9}$`)
 
 // series is the served minor version, for people: "1.40".
 func series() string { return Floor[:strings.LastIndexByte(Floor, '.')] }

@@ -49,7 +49,9 @@ func (s *script) drop(t Type, name string) {
 	s.s.mark(t, name)
 }
 
-func (s *script) subscribe(t Type, names ...string) { s.s.handle(request{typ: t, subscribe: names}, s.src) }
+func (s *script) subscribe(t Type, names ...string) {
+	s.s.handle(request{typ: t, subscribe: names}, s.src)
+}
 
 // flow sends all that is due and returns it as "Type:+a,b-c"; answered types are in ack.
 func (s *script) flow() []*response {

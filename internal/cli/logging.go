@@ -1,0 +1,27 @@
+package cli
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+)
+
+// addLog gives a long-running verb its log flags and, when it runs, its logger.
+func addLog(cmd *cobra.Command, s streams) func() (*slog.Logger, error) {
+	var level string
+	var asJSON bool
+	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cmd.Flags().BoolVar(&asJSON, "log-json", false, "log in JSON")
+	return func() (*slog.Logger, error) {
+		var l slog.Level
+		if err := l.UnmarshalText([]byte(level)); err != nil {
+			return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", level), cmd.CommandPath() + " --help"}
+		}
+		opts := &slog.HandlerOptions{Level: l}
+		if asJSON {
+			return slog.New(slog.NewJSONHandler(s.err, opts)), nil
+		}
+		return slog.New(slog.NewTextHandler(s.err, opts)), nil
+	}
+}

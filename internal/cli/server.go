@@ -1,0 +1,82 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/crossfade-mesh/crossfade/internal/server"
+)
+
+func newServer(s streams) *cobra.Command {
+	var o server.Options
+	var policy string
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run a control-plane server",
+		Long: `Run a control-plane server: the embedded registry with Consul's HTTP API, the
+certificate authority, and xDS for sidecars. With --dev everything is kept in memory
+and every client is served; otherwise --data-dir keeps it.`,
+		Example: `  crossfade server --dev
+  crossfade server --data-dir /var/lib/crossfade --default-intention-policy deny`,
+		Args: exactly(),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.Dev, "dev", false, "keep everything in memory, serve every client; loopback only")
+	f.StringVar(&o.DataDir, "data-dir", "", "folder for the registry and the certificate authority")
+	f.StringVar(&o.Datacenter, "datacenter", "dc1", "name of the datacenter")
+	f.StringVar(&o.NodeName, "node", "", "name of this node (default the host's name)")
+	f.StringVar(&o.BindAddr, "bind", "127.0.0.1", "loopback address to listen on")
+	f.IntVar(&o.HTTPPort, "http-port", 0, "port of the HTTP API, 0 for a free one (default 8500, with --consul 8510)")
+	f.IntVar(&o.GRPCPort, "grpc-port", 0, "port of xDS and the certificate authority, 0 for a free one (default 8502, with --consul 8512)")
+	f.StringVar(&policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
+	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
+	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
+	logger := addLog(cmd, s)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		switch policy {
+		case "allow":
+			o.DefaultAllow = true
+		case "deny":
+		default:
+			return usageError{fmt.Errorf("--default-intention-policy %q: want allow or deny", policy), "crossfade server --help"}
+		}
+		offset := 0
+		if o.Consul != "" {
+			offset = 10 // a Consul agent has the others on every such host
+			o.ConsulToken = s.env("CONSUL_HTTP_TOKEN")
+		}
+		if !f.Changed("http-port") {
+			o.HTTPPort = 8500 + offset
+		}
+		if !f.Changed("grpc-port") {
+			o.GRPCPort = 8502 + offset
+		}
+		if o.Log, err = logger(); err != nil {
+			return err
+		}
+		o.Version = Version
+		srv, err := server.New(o)
+		if err != nil {
+			return err
+		}
+		mode := "data in " + o.DataDir
+		if o.Dev {
+			mode = "development mode, nothing is kept"
+		}
+		source := "embedded registry"
+		if o.Consul != "" {
+			source = "Consul at " + o.Consul
+		}
+		fmt.Fprintf(s.err, `crossfade %s server, %s
+  HTTP API         http://%s
+  xDS and CA       %s (gRPC, plaintext, loopback only)
+  catalog          %s
+  datacenter       %s
+  trust domain     %s
+  intentions       %s by default
+`, Version, mode, srv.HTTPAddr(), srv.GRPCAddr(), source, o.Datacenter, srv.TrustDomain(), policy)
+		return srv.Run(cmd.Context())
+	}
+	return cmd
+}

@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/crossfade-mesh/crossfade/internal/sidecar"
+)
+
+func newSidecar(s streams) *cobra.Command {
+	var o sidecar.Options
+	var file, httpAddrs, grpcAddrs string
+	cmd := &cobra.Command{
+		Use:   "sidecar --service FILE [-- APP [ARG...]]",
+		Short: "Run Envoy, and an app, as one instance of a service in the mesh",
+		Long: `Run the sidecar of one service instance: it registers the instance and runs its
+checks, makes its own key and gets a certificate for it, runs Envoy, and starts the
+app when Envoy is ready, with the addresses of its upstreams in its environment as
+Nomad sets them (NOMAD_UPSTREAM_ADDR_<name>).
+
+SIGTERM stops it without losing a request: it deregisters, waits until callers have
+learnt of it, drains, stops the app and then Envoy; a second SIGTERM hurries.
+SIGHUP renews the certificate.
+
+With no server to be reached it starts from the last configuration that worked.`,
+		Example: `  crossfade sidecar --service web.yaml -- ./web --listen 127.0.0.1:8080`,
+	}
+	f := cmd.Flags()
+	f.StringVar(&file, "service", "", "file that defines the service (required)")
+	f.StringVar(&httpAddrs, "http-addr", "", "servers' HTTP addresses, separated by commas (default $CROSSFADE_HTTP_ADDR, then $CONSUL_HTTP_ADDR, then "+defaultHTTPAddr+")")
+	f.StringVar(&grpcAddrs, "grpc-addr", "", "servers' gRPC addresses, separated by commas (default: as the servers say)")
+	f.StringVar(&o.Node, "node", "", "name of this node (default the host's name)")
+	f.StringVar(&o.NodeAddress, "node-address", "", "address of this node (default 127.0.0.1)")
+	f.StringVar(&o.StateDir, "state-dir", "", "folder for the key, the certificate and the last good configuration (default $XDG_STATE_HOME/crossfade/<service ID>)")
+	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "short path of a folder for sockets (default under $XDG_RUNTIME_DIR or /tmp)")
+	f.StringVar(&o.EnvoyPath, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
+	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "", `Envoy's log level (default "warning")`)
+	f.IntVar(&o.Concurrency, "concurrency", 0, "Envoy's worker threads (default 2, or the number of cores if that is less)")
+	f.DurationVar(&o.DrainTime, "drain-time", 0, "how long requests and connections may take to end after SIGTERM (default 30s)")
+	f.DurationVar(&o.AppStopTime, "app-stop-time", 0, "how long the app may take to end after SIGTERM (default 30s)")
+	logger := addLog(cmd, s)
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		if file == "" {
+			return usageError{errors.New("sidecar: --service FILE is required"), "crossfade sidecar --help"}
+		}
+		if at := cmd.ArgsLenAtDash(); len(args) > 0 && at != 0 {
+			return usageError{fmt.Errorf("sidecar: unexpected argument %q: the app's command goes after --", args[0]), "crossfade sidecar --help"}
+		}
+		defs, err := readDefinitions(s, []string{file})
+		if err != nil {
+			return err
+		}
+		if len(defs) != 1 {
+			return fmt.Errorf("%s: defines %d services, a sidecar runs one: give each a file of its own", file, len(defs))
+		}
+		o.Definition = defs[0]
+		o.App = args
+		o.HTTPAddrs = list(firstSet(httpAddrs, s.env("CROSSFADE_HTTP_ADDR"), s.env("CONSUL_HTTP_ADDR"), defaultHTTPAddr))
+		o.GRPCAddrs = list(grpcAddrs)
+		if o.StateDir == "" {
+			if o.StateDir, err = stateDir(s, o.Definition.Service.ID); err != nil {
+				return err
+			}
+		}
+		if o.Log, err = logger(); err != nil {
+			return err
+		}
+		o.Stdout, o.Stderr = s.out, s.err
+		signals := make(chan os.Signal, 4)
+		signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
+		defer signal.Stop(signals)
+		o.Signals = signals
+		err = sidecar.Run(context.WithoutCancel(cmd.Context()), o)
+		var exit *sidecar.ExitError
+		if errors.As(err, &exit) {
+			return exitCode(exit.Code)
+		}
+		return err
+	}
+	return cmd
+}
+
+func firstSet(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// list splits a comma-separated value.
+func list(v string) []string {
+	return strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// stateDir is where an instance's state is kept unless told otherwise.
+func stateDir(s streams, id string) (string, error) {
+	if id == "" || id != filepath.Base(id) {
+		return "", fmt.Errorf("service ID %q can't name a folder: set --state-dir", id)
+	}
+	base := s.env("XDG_STATE_HOME")
+	switch {
+	case base != "":
+	case os.Geteuid() == 0:
+		base = "/var/lib"
+	default:
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("state directory: %w: set --state-dir", err)
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "crossfade", id), nil
+}

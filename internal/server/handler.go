@@ -1,0 +1,162 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// Headers that Consul doesn't have.
+const (
+	// versionHeader is on every answer and tells a crossfade server from a Consul agent.
+	versionHeader = "X-Crossfade-Version"
+	// waitedHeader is "3/3": callers that have taken a deregistration in, of all connected ones.
+	waitedHeader = "X-Crossfade-Waited"
+)
+
+// maxWait bounds how long a deregistration waits for callers.
+const maxWait = time.Minute
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", s.api)
+	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", s.deregister)
+	mux.HandleFunc("GET /v1/crossfade/sidecars", s.sidecars)
+	mux.HandleFunc("GET /v1/crossfade/proxies", s.proxies)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(versionHeader, s.opts.Version)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// deregister is Consul's, and with ?wait=10s answers only when every connected
+// caller has acknowledged endpoints without the instance, or the time is over.
+func (s *Server) deregister(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	if q.Get("wait") == "" || s.opts.Consul != "" {
+		s.api.ServeHTTP(w, r)
+		return
+	}
+	wait, err := time.ParseDuration(q.Get("wait"))
+	if err != nil || wait < 0 {
+		http.Error(w, fmt.Sprintf("Invalid wait %q: want a duration such as 10s", q.Get("wait")), http.StatusBadRequest)
+		return
+	}
+	services := s.mesh.servicesOf(r.PathValue("id"), q.Get("node"))
+	held := &heldResponse{header: http.Header{}, code: http.StatusOK}
+	s.api.ServeHTTP(held, r)
+	if held.code == http.StatusOK {
+		ctx, cancel := context.WithTimeout(r.Context(), min(wait, maxWait))
+		defer cancel()
+		settled, total := s.settled(ctx, services)
+		w.Header().Set(waitedHeader, fmt.Sprintf("%d/%d", settled, total))
+	}
+	maps.Copy(w.Header(), held.header)
+	w.WriteHeader(held.code)
+	w.Write(held.body.Bytes())
+}
+
+// settled waits until callers of the services know what the registry knows now.
+func (s *Server) settled(ctx context.Context, services []string) (settled, total int) {
+	var index uint64
+	s.store.Read(ctx, 0, func(r *store.Reader) { index = r.Index() })
+	if err := s.mesh.waitIndex(ctx, index); err != nil {
+		s.opts.Log.Warn("callers not told of a deregistration in time", "services", strings.Join(services, ","), "reason", err)
+	}
+	for _, service := range services {
+		n, of, err := s.mesh.settle(ctx, service)
+		settled, total = settled+n, total+of
+		if err != nil {
+			s.opts.Log.Warn("not every caller has acknowledged a deregistration", "service", service, "acknowledged", n, "callers", of)
+		}
+	}
+	return settled, total
+}
+
+// servicesOf lists the services whose endpoints an instance, or a proxy, takes part in.
+func (m *mesh) servicesOf(id, node string) []string {
+	snap := m.snapshot()
+	found := map[string]struct{}{}
+	if in, ok := snap.Proxy(id, node); ok {
+		found[in.Service.Proxy.DestinationServiceName] = struct{}{}
+	}
+	if in, ok := snap.ProxyFor(id, node); ok {
+		found[in.Service.Proxy.DestinationServiceName] = struct{}{}
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+// sidecarStatus is a stream with what could not be honoured for it.
+type sidecarStatus struct {
+	xds.StreamStatus
+	Problems []string `json:"problems,omitempty"`
+}
+
+// sidecars shows every connected sidecar: what it was told, holds and refused.
+func (s *Server) sidecars(w http.ResponseWriter, _ *http.Request) {
+	out := []sidecarStatus{}
+	for _, st := range s.mesh.xds.Status() {
+		row := sidecarStatus{StreamStatus: st}
+		for _, p := range s.mesh.problemsOf(st.Node) {
+			row.Problems = append(row.Problems, p.String())
+		}
+		out = append(out, row)
+	}
+	s.answer(w, out)
+}
+
+func (m *mesh) problemsOf(key string) []proxy.Problem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.problems[key]
+}
+
+// registeredProxy is a connect-proxy in the catalog that sidecars are served from.
+type registeredProxy struct {
+	Node    *catalog.Node
+	Service *catalog.Service
+}
+
+// proxies lists the registered connect-proxies with the given id, or that stand
+// for the instance sidecar-for, on the given node or any.
+func (s *Server) proxies(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	out := []registeredProxy{}
+	for _, in := range s.mesh.snapshot().Proxies() {
+		if (q.Get("id") == "" || q.Get("id") == in.Service.ID) &&
+			(q.Get("sidecar-for") == "" || q.Get("sidecar-for") == in.Service.Proxy.DestinationServiceID) &&
+			(q.Get("node") == "" || q.Get("node") == in.Node.Name) {
+			out = append(out, registeredProxy{in.Node, in.Service})
+		}
+	}
+	s.answer(w, out)
+}
+
+func (s *Server) answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		s.opts.Log.Debug("answer not written", "reason", err)
+	}
+}
+
+// heldResponse keeps an answer until it may go out.
+type heldResponse struct {
+	header http.Header
+	code   int
+	body   bytes.Buffer
+}
+
+func (h *heldResponse) Header() http.Header         { return h.header }
+func (h *heldResponse) WriteHeader(code int)        { h.code = code }
+func (h *heldResponse) Write(b []byte) (int, error) { return h.body.Write(b) }

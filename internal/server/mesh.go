@@ -1,0 +1,399 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// mesh turns snapshots and entries into what connected sidecars are told. One
+// goroutine, run, does all rebuilding; it looks only at what changed: a sidecar is
+// rebuilt when its registration or an entry that it was made from changed,
+// endpoints when an instance behind them did.
+type mesh struct {
+	datacenter   string
+	trustDomain  string
+	defaultAllow bool
+	minter       *minter // for bare Envoys; nil outside development mode
+	log          *slog.Logger
+	xds          *xds.Server
+
+	wake chan struct{} // capacity 1
+
+	mu        sync.Mutex // guards the following
+	catalog   *catalog.Snapshot
+	entries   *config.Set
+	connected map[string]node // with an open stream
+	applied   uint64          // index of the snapshot that streams are told of
+	progress  chan struct{}   // closed when applied rises
+	problems  map[string][]proxy.Problem
+
+	// Only run touches these.
+	doneCatalog *catalog.Snapshot
+	doneEntries *config.Set
+	sidecars    map[string]*sidecar
+	endpoints   map[string]*endpoints // by service
+}
+
+// node is who is at the other end of a stream.
+type node struct {
+	id, name string
+	relayed  bool // has its own keys; a bare Envoy hasn't
+	streams  int
+}
+
+// sidecar is what was made for one connected node.
+type sidecar struct {
+	service *catalog.Service // the registration it was made from
+	reads   map[config.Key]struct{}
+	calls   []string // services whose endpoints it needs
+	own     map[xds.Type]map[string]*xds.Resource
+	secrets map[string]*xds.Resource // nil for a relayed one
+	shared  map[string]struct{}
+}
+
+// endpoints is the shared resource of one service and how many sidecars need it.
+type endpoints struct {
+	users    int
+	resource *xds.Resource
+}
+
+func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
+	out := &mesh{
+		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log,
+		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}),
+		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: map[string]*endpoints{},
+	}
+	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Log: log})
+	return out
+}
+
+func (m *mesh) poke() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setCatalog and setEntries take in the newest of either; they don't block.
+
+func (m *mesh) setCatalog(s *catalog.Snapshot) {
+	m.mu.Lock()
+	m.catalog = s
+	m.mu.Unlock()
+	m.poke()
+}
+
+// snapshot is the newest catalog; empty before there is one.
+func (m *mesh) snapshot() *catalog.Snapshot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.catalog == nil {
+		return catalog.NewSnapshot(m.datacenter, 0, nil)
+	}
+	return m.catalog
+}
+
+func (m *mesh) setEntries(s *config.Set) {
+	m.mu.Lock()
+	m.entries = s
+	m.mu.Unlock()
+	m.poke()
+}
+
+// opened admits a stream by its node: id is a connect-proxy's service ID,
+// metadata.node_name its catalog node (only needed where two nodes share the ID).
+func (m *mesh) opened(_ context.Context, n *corev3.Node) (string, error) {
+	if n.GetId() == "" {
+		return "", errors.New("the node has no id: it must be the service ID of a registered connect-proxy")
+	}
+	meta := n.GetMetadata().GetFields()
+	in := node{id: n.GetId(), name: meta["node_name"].GetStringValue(), relayed: meta["crossfade_relay"].GetBoolValue()}
+	key := in.name + "/" + in.id
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.catalog != nil {
+		if _, ok := m.catalog.Proxy(in.id, in.name); !ok {
+			m.log.Info("sidecar connected that is not registered, it is served as soon as it is", "sidecar", in.id, "node", in.name)
+		}
+	}
+	in.streams = m.connected[key].streams + 1
+	m.connected[key] = in
+	m.poke()
+	return key, nil
+}
+
+func (m *mesh) closed(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	in := m.connected[key]
+	if in.streams--; in.streams > 0 {
+		m.connected[key] = in
+		return
+	}
+	delete(m.connected, key)
+	delete(m.problems, key)
+	m.poke()
+}
+
+// run rebuilds until ctx ends.
+func (m *mesh) run(ctx context.Context) {
+	tick := time.NewTicker(time.Minute) // secrets of bare Envoys grow old
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.wake:
+		case <-tick.C:
+		}
+		m.step(time.Now())
+	}
+}
+
+// step brings the streams up to the newest catalog and entries.
+func (m *mesh) step(now time.Time) {
+	m.mu.Lock()
+	snap, entries, connected := m.catalog, m.entries, maps.Clone(m.connected)
+	m.mu.Unlock()
+	if snap == nil || entries == nil {
+		return
+	}
+	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
+	changedEntries := config.Changed(m.doneEntries, entries)
+	for key := range m.sidecars {
+		if _, ok := connected[key]; !ok {
+			m.forget(key, update)
+		}
+	}
+	for key, n := range connected {
+		if m.stale(m.sidecars[key], n, snap, changedEntries, now) {
+			m.build(key, n, snap, entries, now, update)
+		}
+	}
+	for _, service := range affected(m.doneCatalog, snap, catalog.Changed(m.doneCatalog, snap)) {
+		if e := m.endpoints[service]; e != nil {
+			m.refresh(service, e, snap, update)
+		}
+	}
+	m.doneCatalog, m.doneEntries = snap, entries
+	m.xds.Update(update)
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if snap.Index > m.applied {
+		m.applied = snap.Index
+		close(m.progress)
+		m.progress = make(chan struct{})
+	}
+}
+
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, now time.Time) bool {
+	in, ok := snap.Proxy(n.id, n.name)
+	if !ok {
+		return false // not registered yet, or no longer: then it keeps what it has while it drains
+	}
+	if s == nil || s.service != in.Service {
+		return true
+	}
+	if !n.relayed && m.minter != nil && m.minter.due(n.id, now) {
+		return true
+	}
+	return slices.ContainsFunc(changed, func(k config.Key) bool {
+		_, reads := s.reads[k]
+		return reads
+	})
+}
+
+// build makes all that one sidecar needs. When that fails, the sidecar keeps what it has.
+func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
+	in, _ := snap.Proxy(n.id, n.name)
+	p, problems := proxy.Build(proxy.Input{
+		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow,
+	})
+	for _, pr := range problems {
+		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())
+	}
+	m.mu.Lock()
+	if len(problems) > 0 {
+		m.problems[key] = problems
+	} else {
+		delete(m.problems, key)
+	}
+	m.mu.Unlock()
+	own, err := encode(p)
+	if err != nil {
+		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
+		return
+	}
+	next := &sidecar{service: in.Service, reads: map[config.Key]struct{}{}, own: own, shared: map[string]struct{}{}}
+	for _, k := range p.Reads {
+		next.reads[k] = struct{}{}
+	}
+	for _, ref := range p.Endpoints() {
+		next.calls = append(next.calls, ref.Service)
+		next.shared[ref.ClusterName] = struct{}{}
+	}
+	if !n.relayed && m.minter != nil {
+		if next.secrets, err = m.minter.secrets(n.id, p.Identity, now); err != nil {
+			m.log.Error("no certificate for a bare Envoy", "sidecar", n.id, "reason", err)
+		}
+	}
+	old := m.sidecars[key]
+	m.use(next.calls, snap, update)
+	if old != nil {
+		m.release(old.calls, update)
+	}
+	m.sidecars[key] = next
+	view := &xds.View{Own: next.own, Shared: next.shared}
+	if next.secrets != nil {
+		view.Own = maps.Clone(next.own)
+		view.Own[xds.SecretType] = next.secrets
+	}
+	update.Views[key] = view
+}
+
+func (m *mesh) forget(key string, update xds.Update) {
+	m.release(m.sidecars[key].calls, update)
+	delete(m.sidecars, key)
+	update.Views[key] = nil
+}
+
+// use makes sure that the endpoints of the services are served.
+func (m *mesh) use(services []string, snap *catalog.Snapshot, update xds.Update) {
+	for _, service := range services {
+		e := m.endpoints[service]
+		if e == nil {
+			e = &endpoints{}
+			m.endpoints[service] = e
+			m.refresh(service, e, snap, update)
+		}
+		e.users++
+	}
+}
+
+func (m *mesh) release(services []string, update xds.Update) {
+	for _, service := range services {
+		e := m.endpoints[service]
+		if e.users--; e.users > 0 {
+			continue
+		}
+		delete(m.endpoints, service)
+		if e.resource != nil {
+			update.Shared[xds.Key{Type: xds.EndpointType, Name: e.resource.Name}] = nil
+		}
+	}
+}
+
+// refresh builds a service's endpoints, and puts them into the update if they differ.
+func (m *mesh) refresh(service string, e *endpoints, snap *catalog.Snapshot, update xds.Update) {
+	made := proxy.BuildEndpoints(snap, m.trustDomain, service)
+	for _, p := range made.Problems {
+		m.log.Warn("instance left out of the mesh", "problem", p.String())
+	}
+	res, err := xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
+	if err != nil {
+		m.log.Error("endpoints can't be encoded, the last ones stay in force", "service", service, "reason", err)
+		return
+	}
+	if e.resource != nil && e.resource.Version == res.Version {
+		return
+	}
+	e.resource = res
+	update.Shared[xds.Key{Type: xds.EndpointType, Name: res.Name}] = res
+}
+
+// affected lists the services whose endpoints the changed sets may have changed:
+// themselves, and those that a proxy among them stands for, before or after.
+func affected(old, new *catalog.Snapshot, changed []string) []string {
+	out := map[string]struct{}{}
+	for _, name := range changed {
+		out[name] = struct{}{}
+		for _, snap := range []*catalog.Snapshot{old, new} {
+			if snap == nil || snap.Set(name) == nil {
+				continue
+			}
+			for _, in := range snap.Set(name).Instances {
+				if in.Service.Proxy != nil {
+					out[in.Service.Proxy.DestinationServiceName] = struct{}{}
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(out))
+}
+
+// encode makes wire resources of a sidecar's Envoy resources.
+func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, error) {
+	made, err := envoy.Build(p)
+	if err != nil {
+		return nil, err
+	}
+	out := map[xds.Type]map[string]*xds.Resource{}
+	var errs []error
+	add := func(t xds.Type, name string, m proto.Message) {
+		res, err := xds.NewResource(t, name, m)
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		if out[t] == nil {
+			out[t] = map[string]*xds.Resource{}
+		}
+		out[t][name] = res
+	}
+	for _, c := range made.Clusters {
+		add(xds.ClusterType, c.GetName(), c)
+	}
+	for _, l := range made.Listeners {
+		add(xds.ListenerType, l.GetName(), l)
+	}
+	for _, r := range made.Routes {
+		add(xds.RouteType, r.GetName(), r)
+	}
+	for _, e := range made.Extensions {
+		add(xds.ExtensionType, e.GetName(), e)
+	}
+	for _, r := range made.Runtimes {
+		add(xds.RuntimeType, r.GetName(), r)
+	}
+	return out, errors.Join(errs...)
+}
+
+// waitIndex waits until streams are told of a snapshot at least that new.
+func (m *mesh) waitIndex(ctx context.Context, index uint64) error {
+	for {
+		m.mu.Lock()
+		applied, progress := m.applied, m.progress
+		m.mu.Unlock()
+		if applied >= index {
+			return nil
+		}
+		select {
+		case <-progress:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// settle waits until every connected caller of the service has answered for its
+// present endpoints.
+func (m *mesh) settle(ctx context.Context, service string) (settled, total int, err error) {
+	name := proxy.BuildEndpoints(catalog.NewSnapshot(m.datacenter, 0, nil), m.trustDomain, service).ClusterName
+	return m.xds.Settle(ctx, xds.Key{Type: xds.EndpointType, Name: name})
+}

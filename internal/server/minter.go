@@ -1,0 +1,61 @@
+package server
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"time"
+
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/identity"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// minter makes keys and certificates for Envoys that connect without a sidecar of
+// ours. Development mode only: elsewhere a key never leaves the host it was made
+// on. Used by one goroutine.
+type minter struct {
+	ca   *ca.CA
+	made map[string]minted // by sidecar ID
+}
+
+type minted struct {
+	secrets map[string]*xds.Resource
+	renewAt time.Time
+}
+
+func newMinter(authority *ca.CA) *minter { return &minter{ca: authority, made: map[string]minted{}} }
+
+// due reports whether the sidecar's certificate is past half of its life.
+func (m *minter) due(id string, now time.Time) bool { return now.After(m.made[id].renewAt) }
+
+// secrets are the leaf and roots of a sidecar, the same until they are due.
+func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (map[string]*xds.Resource, error) {
+	if got, ok := m.made[id]; ok && !m.due(id, now) {
+		return got.secrets, nil
+	}
+	key, csr, err := ca.NewKeyAndCSR(who)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := m.ca.Sign(csr, now)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]*xds.Resource{}
+	l, r := envoy.LeafSecret(leaf, key), envoy.RootsSecret(m.ca.Roots().PEM())
+	for name, msg := range map[string]*tlsv3.Secret{l.GetName(): l, r.GetName(): r} {
+		if out[name], err = xds.NewResource(xds.SecretType, name, msg); err != nil {
+			return nil, err
+		}
+	}
+	block, _ := pem.Decode(leaf)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	m.made[id] = minted{secrets: out, renewAt: now.Add(cert.NotAfter.Sub(now) / 2)}
+	return out, nil
+}

@@ -1,0 +1,254 @@
+// Package server wires one control-plane process together and runs it.
+//
+// In: [Options]. Out: Consul's HTTP API, and over gRPC delta ADS and Consul's
+// ConnectCAService, until the context ends. The parts are the embedded registry or
+// a real Consul as the source, the CA, the checks, and mesh, which turns what
+// changed into resources.
+//
+// It leaves every decision to the packages it wires. The order of start is the
+// order of the data: what is on disk first, listeners last.
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/check"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/consulapi"
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// Options say what to run. Zero values take the defaults named beside the fields.
+type Options struct {
+	// Dev keeps everything in memory, serves every client and mints keys for
+	// Envoys that have none. Loopback only.
+	Dev bool
+	// DataDir holds the registry and the CA. Required unless Dev.
+	DataDir    string
+	Datacenter string // default "dc1"
+	NodeName   string // default: the host's name
+	// BindAddr is the loopback address to listen on; default 127.0.0.1.
+	BindAddr string
+	// HTTPPort and GRPCPort; 0 picks a free one.
+	HTTPPort, GRPCPort int
+	// DefaultAllow is what happens to a caller that no intention mentions.
+	DefaultAllow bool
+	// Consul, if set, is the address of a real Consul whose catalog and health are
+	// read in place of the embedded registry's.
+	Consul, ConsulToken string
+	LeafTTL             time.Duration // default: the CA's
+	Version             string
+	Log                 *slog.Logger
+}
+
+// Server is a control-plane process. Make it with [New], run it with [Server.Run].
+type Server struct {
+	opts     Options
+	store    *store.Store
+	ca       *ca.CA
+	source   catalog.Source
+	agent    *consulapi.Agent
+	api      http.Handler
+	mesh     *mesh
+	httpLis  net.Listener
+	grpcLis  net.Listener
+	shutdown []func() error // in reverse order of opening
+}
+
+// New opens all that the server needs and starts to listen, but serves nothing yet.
+func New(o Options) (_ *Server, err error) {
+	if o, err = o.withDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Server{opts: o}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.BindAddr, Log: o.Log}); err != nil {
+		return nil, err
+	}
+	s.shutdown = append(s.shutdown, s.store.Close)
+	caDir := ""
+	if o.DataDir != "" {
+		caDir = filepath.Join(o.DataDir, "ca")
+	}
+	if s.ca, err = ca.Open(ca.Options{Dir: caDir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: ca.Anyone, Log: o.Log}); err != nil {
+		return nil, err
+	}
+	s.shutdown = append(s.shutdown, func() error { s.ca.Close(); return nil })
+	s.source = s.store
+	if o.Consul != "" {
+		if s.source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
+			return nil, err
+		}
+	}
+	var mint *minter
+	if o.Dev {
+		mint = newMinter(s.ca)
+	}
+	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
+	if s.httpLis, err = listen("HTTP", o.BindAddr, o.HTTPPort, "--http-port"); err != nil {
+		return nil, err
+	}
+	s.shutdown = append(s.shutdown, func() error { return ignoreClosed(s.httpLis.Close()) })
+	if s.grpcLis, err = listen("gRPC", o.BindAddr, o.GRPCPort, "--grpc-port"); err != nil {
+		return nil, err
+	}
+	s.shutdown = append(s.shutdown, func() error { return ignoreClosed(s.grpcLis.Close()) })
+	s.agent = consulapi.NewAgent(s.store, o.Log)
+	policy := config.Deny
+	if o.DefaultAllow {
+		policy = config.Allow
+	}
+	s.api = consulapi.New(consulapi.Options{
+		Store: s.store, Agent: s.agent, DefaultIntention: policy, HTTPAddr: s.HTTPAddr(), GRPCAddr: s.GRPCAddr(),
+		Roots:   func() (any, <-chan struct{}) { return s.ca.Watch() },
+		Version: o.Version, EnvoyVersions: []string{envoybin.Floor}, Log: o.Log,
+	})
+	return s, nil
+}
+
+// runChecks runs the registry's checks until ctx ends.
+func (s *Server) runChecks(ctx context.Context) error {
+	runner := check.New(check.Options{
+		Report: func(node, id string, r check.Result) { s.agent.Report(node, id, r.Status, r.Output) },
+		Alias:  s.agent.Alias,
+		Deregister: func(node, service string) {
+			if _, err := s.agent.Deregister(node, service); err != nil {
+				s.opts.Log.Error("service that was critical for too long not deregistered", "service", service, "node", node, "reason", err)
+			}
+		},
+		Log: s.opts.Log,
+	})
+	defer runner.Close()
+	s.agent.Start(runner)
+	<-ctx.Done()
+	return nil
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Datacenter = cmp.Or(o.Datacenter, "dc1")
+	o.BindAddr = cmp.Or(o.BindAddr, "127.0.0.1")
+	if ip := net.ParseIP(o.BindAddr); ip == nil || !ip.IsLoopback() {
+		return o, fmt.Errorf("bind address %q: this version serves loopback addresses only, since its API has no TLS and no tokens yet", o.BindAddr)
+	}
+	if o.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return o, fmt.Errorf("node name: %w: set --node", err)
+		}
+		o.NodeName = host
+	}
+	switch {
+	case o.Dev && o.DataDir != "":
+		return o, fmt.Errorf("data directory %q: --dev keeps everything in memory: leave out --dev or --data-dir", o.DataDir)
+	case !o.Dev && o.DataDir == "":
+		return o, errors.New("data directory: not given: set --data-dir DIR, or --dev to keep everything in memory")
+	}
+	return o, nil
+}
+
+func listen(what, addr string, port int, flag string) (net.Listener, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
+	if err != nil {
+		return nil, fmt.Errorf("%s port %d: %w: stop what listens there or choose another with %s", what, port, err, flag)
+	}
+	return l, nil
+}
+
+// HTTPAddr and GRPCAddr are where the server listens, host:port.
+func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
+
+// GRPCAddr is where ADS and the CA are served.
+func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
+
+// TrustDomain is the CA's.
+func (s *Server) TrustDomain() string { return s.ca.TrustDomain() }
+
+// Run serves until ctx ends, then stops in order. It returns nil after an orderly stop.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	part := func(name string, run func() error) {
+		wg.Go(func() {
+			if err := run(); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("catalog", func() error { return s.source.Run(ctx, s.mesh.setCatalog) })
+	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
+	part("mesh", func() error { s.mesh.run(ctx); return nil })
+	part("checks", func() error { return s.runChecks(ctx) })
+
+	g := grpc.NewServer(
+		grpc.ForceServerCodecV2(xds.Codec()),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}),
+	)
+	s.mesh.xds.Register(g)
+	s.ca.Register(g)
+	part("gRPC", func() error { return g.Serve(s.grpcLis) })
+
+	h := &http.Server{
+		Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx }, // ends blocking queries
+	}
+	part("HTTP", func() error { return h.Serve(s.httpLis) })
+
+	<-ctx.Done()
+	cause := context.Cause(ctx)
+	g.Stop()
+	stop, done := context.WithTimeout(context.Background(), 2*time.Second)
+	defer done()
+	if err := h.Shutdown(stop); err != nil {
+		h.Close()
+	}
+	err := s.close()
+	wg.Wait()
+	if !errors.Is(cause, context.Canceled) {
+		return errors.Join(cause, err)
+	}
+	return err
+}
+
+func (s *Server) close() error {
+	var errs []error
+	for i := len(s.shutdown) - 1; i >= 0; i-- {
+		errs = append(errs, s.shutdown[i]())
+	}
+	s.shutdown = nil
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
