@@ -94,8 +94,7 @@ func Bootstrap(o BootstrapOptions) ([]byte, error) {
 	return marshal(boot)
 }
 
-// common is what both kinds of bootstrap have: node, admin, stats, first runtime
-// layer, overload.
+// common is what both kinds of bootstrap have: node, admin, stats, overload.
 func (o BootstrapOptions) common() (*bootstrapv3.Bootstrap, error) {
 	if o.NodeID == "" {
 		return nil, errors.New("bootstrap: node ID is empty")
@@ -104,12 +103,7 @@ func (o BootstrapOptions) common() (*bootstrapv3.Bootstrap, error) {
 		Node:               &corev3.Node{Id: o.NodeID, Cluster: o.Service, Metadata: o.metadata()},
 		StatsConfig:        statsConfig(o.Service, o.Datacenter),
 		StatsFlushInterval: seconds(1),
-		LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
-			Name: "static",
-			LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{Fields: map[string]*structpb.Value{
-				"envoy.restart_features.use_eds_cache_for_ads": structpb.NewBoolValue(true),
-			}}},
-		}}},
+		LayeredRuntime:     &bootstrapv3.LayeredRuntime{},
 	}
 	if o.AdminSocket != "" && o.AdminAddress != "" {
 		return nil, fmt.Errorf("bootstrap %q: both an admin socket and an admin address: choose one", o.NodeID)
