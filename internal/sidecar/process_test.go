@@ -1,0 +1,220 @@
+package sidecar
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fakeEnv makes the test binary play a part of its own instead of running tests.
+const fakeEnv = "CROSSFADE_SIDECAR_TEST_PLAYS"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(fakeEnv) {
+	case "":
+		os.Exit(m.Run())
+	case "envoy":
+		playEnvoy()
+	case "parent":
+		playParent()
+	}
+}
+
+// playEnvoy serves the admin socket beside the bootstrap until SIGTERM.
+func playEnvoy() {
+	dir := runtimeDir(filepath.Dir(os.Args[2])) // envoy -c <bootstrap> …
+	fmt.Fprintln(os.Stderr, "initializing")
+	l, err := net.Listen("unix", dir.adminSocket())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(3)
+	}
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go http.Serve(l, &fakeAdmin{names: []string{"public_listener:127.0.0.1:21000"}})
+	<-term
+	os.Exit(0)
+}
+
+// playParent starts a child, tells its pid, and waits to be killed.
+func playParent() {
+	p, err := startProcess([]string{"sleep", "600"}, nil, os.Stderr, os.Stderr)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(p.pid)
+	<-p.done
+}
+
+// newSupervisor runs the fake. States are appended to the returned channel.
+func newSupervisor(t *testing.T) (*envoySupervisor, chan envoyState) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := runtimeDir(t.TempDir())
+	t.Setenv(fakeEnv, "envoy")
+	states := make(chan envoyState, 100)
+	a := newAdmin(dir.adminSocket())
+	t.Cleanup(a.close)
+	return &envoySupervisor{
+		argv: []string{exe, "-c", dir.bootstrap()}, admin: a, sockets: dir,
+		out: &lineWriter{out: os.Stderr, prefix: "envoy: "}, want: wantedListeners{publicPort: 21000, told: func() []string { return nil }},
+		configuration: func() string { return "v7" }, changed: func(s envoyState) { states <- s }, log: slog.New(slog.DiscardHandler),
+	}, states
+}
+
+// until reads states until one is as wanted.
+func until(t *testing.T, states <-chan envoyState, want func(envoyState) bool) envoyState {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case s := <-states:
+			if want(s) {
+				return s
+			}
+		case <-timeout:
+			t.Fatal("the wanted state did not come")
+		}
+	}
+}
+
+func TestEnvoyIsRestarted(t *testing.T) {
+	e, states := newSupervisor(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { e.run(ctx, t.Context()) })
+	defer wg.Wait()
+	defer cancel()
+
+	first := until(t, states, func(s envoyState) bool { return s.ready })
+	if err := syscall.Kill(first.pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	crashed := until(t, states, func(s envoyState) bool { return s.crash != nil })
+	if crashed.pid != 0 || crashed.ready || crashed.restarts != 1 {
+		t.Errorf("after a crash: %+v", crashed)
+	}
+	if c := crashed.crash; c.How != "signal: killed" || c.Configuration != "v7" || strings.Join(c.Lines, ",") != "initializing" {
+		t.Errorf("crash = %+v", *crashed.crash)
+	}
+	again := until(t, states, func(s envoyState) bool { return s.ready })
+	if again.pid == first.pid || again.restarts != 1 {
+		t.Errorf("after the restart: %+v", again)
+	}
+	cancel()
+	if last := until(t, states, func(s envoyState) bool { return s.pid == 0 }); last.restarts != 1 {
+		t.Errorf("a wanted end counts as a crash: %+v", last)
+	}
+}
+
+func TestEnvoyThatCannotStart(t *testing.T) {
+	e, states := newSupervisor(t)
+	e.argv[0] = filepath.Join(t.TempDir(), "absent")
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { e.run(ctx, t.Context()) })
+	s := until(t, states, func(s envoyState) bool { return s.restarts == 2 })
+	if !strings.Contains(s.crash.How, "no such file") {
+		t.Errorf("crash = %+v", *s.crash)
+	}
+	cancel()
+	wg.Wait()
+}
+
+func TestProcessStop(t *testing.T) {
+	for _, tt := range []struct {
+		script string
+		killed bool
+		how    string
+	}{
+		{"trap 'exit 3' TERM; echo; while :; do sleep 0.01; done", false, "exit status 3"},
+		{"trap '' TERM; echo; while :; do sleep 0.01; done", true, "signal: killed"},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := startProcess([]string{"/bin/sh", "-c", tt.script}, nil, w, os.Stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		if _, err := bufio.NewReader(r).ReadString('\n'); err != nil { // the trap is set
+			t.Fatal(err)
+		}
+		if killed := p.stop(t.Context(), 300*time.Millisecond); killed != tt.killed || p.state.String() != tt.how {
+			t.Errorf("%s: killed %v, %s; want %v, %s", tt.script, killed, p.state, tt.killed, tt.how)
+		}
+		r.Close()
+	}
+}
+
+// A child does not outlive a sidecar that is killed.
+func TestChildDiesWithItsParent(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := exec.Command(exe)
+	parent.Env = append(os.Environ(), fakeEnv+"=parent")
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	_, scanErr := fmt.Fscan(out, &child)
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait()
+	if scanErr != nil {
+		t.Fatal(scanErr)
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 2000 {
+		if gone(child) {
+			return
+		}
+		<-tick.C
+	}
+	t.Errorf("child %d outlives its parent", child)
+}
+
+// gone reports whether a process has ended, reaped or not.
+func gone(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(rest, "Z")
+}
+
+func TestAppEnded(t *testing.T) {
+	if err := appEnded("./app", exitState{}); err != errFinished {
+		t.Errorf("success = %v", err)
+	}
+	err, ok := appEnded("./app", exitState{code: 137, signal: syscall.SIGKILL}).(*ExitError)
+	if !ok || err.Code != 137 || err.Error() != `app "./app": ended by itself: signal: killed` {
+		t.Errorf("killed = %v", err)
+	}
+}
