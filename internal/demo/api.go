@@ -200,15 +200,15 @@ func endpoints(ctx context.Context, socket, service string) ([]string, error) {
 	return out, nil
 }
 
-// counters are an Envoy's counters whose names match a regular expression.
-func counters(ctx context.Context, socket, filter string) (map[string]uint64, error) {
+// counted are an Envoy's counters and gauges whose names match a regular expression.
+func counted(ctx context.Context, socket, filter string) (map[string]uint64, error) {
 	var stats struct {
 		Stats []struct {
 			Name  string `json:"name"`
 			Value uint64 `json:"value"`
 		} `json:"stats"`
 	}
-	if err := admin(ctx, socket, "/stats?format=json&type=Counters&filter="+url.QueryEscape(filter), &stats); err != nil {
+	if err := admin(ctx, socket, "/stats?format=json&filter="+url.QueryEscape(filter), &stats); err != nil {
 		return nil, err
 	}
 	out := map[string]uint64{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -15,8 +16,9 @@ type snapshot struct {
 	serials map[string]string // by instance
 	// kept are the connections between sidecars that stayed open for a while.
 	kept map[connection]bool
-	// closed are connections to callees that each Envoy has seen end. Only HTTP is
-	// in it: a TCP client that hangs up ends its connection between the sidecars too.
+	// closed are connections to callees that each Envoy has seen end: all it had,
+	// without those it has. Only HTTP is in it, since a TCP client that hangs up
+	// ends its connection between the sidecars too.
 	closed map[string]uint64
 }
 
@@ -125,12 +127,16 @@ func (d *demo) snapshot(ctx context.Context, all []*instance) (snapshot, error) 
 		}
 		out.serials[in.id] = serial(s.Certificate.Serial)
 		addrs = append(addrs, s.PublicAddress)
-		c, err := counters(ctx, s.Envoy.AdminSocket, `^cluster\.(catalog|assignments)\..*\.upstream_cx_destroy$`)
+		c, err := counted(ctx, s.Envoy.AdminSocket, `^cluster\.(catalog|assignments)\..*\.upstream_cx_(total|active)$`)
 		if err != nil {
 			return out, err
 		}
-		for _, n := range c {
-			out.closed[in.id] += n
+		for name, n := range c {
+			if strings.HasSuffix(name, "_total") {
+				out.closed[in.id] += n
+			} else {
+				out.closed[in.id] -= n
+			}
 		}
 	}
 	// Connections that a client's own hanging up ends are short; what is there at
