@@ -299,6 +299,38 @@ func TestOwnerMayCallBack(t *testing.T) {
 	})
 }
 
+// TestReportsOfOneCheckDoNotOverlap: what replaces a check waits for a report of the earlier one.
+func TestReportsOfOneCheckDoNotOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var seen []string
+		r := New(Options{Report: func(_, _ string, r Result) {
+			if r.Output == "slow" {
+				<-time.After(time.Minute)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, r.Output)
+		}})
+		defer r.Close()
+		for i, output := range []string{"slow", "quick", "last"} {
+			r.probe = func(config.CheckDefinition) (probeFunc, error) {
+				return func(context.Context) Result { return Result{catalog.Passing, output} }, nil
+			}
+			if i == 2 {
+				r.Remove("n1", "c")
+			}
+			if err := r.Set("n1", "web-1", config.CheckDefinition{ID: "c", Interval: config.Duration(i+1) * second}); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(2 * time.Second)
+		}
+		<-time.After(time.Hour)
+		synctest.Wait()
+		want(t, seen, "slow", "last")
+	})
+}
+
 func TestProbesAtOnceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, Options{MaxProbes: 3})

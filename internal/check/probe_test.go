@@ -68,7 +68,6 @@ func TestHTTP(t *testing.T) {
 	})
 	plain, secure := httptest.NewServer(mux), httptest.NewTLSServer(mux)
 	t.Cleanup(func() { close(hang); plain.Close(); secure.Close() })
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	closed := listen(t)
 	closed.Close()
 

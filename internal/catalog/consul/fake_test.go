@@ -64,6 +64,11 @@ func (f *fake) put(name string, instances ...map[string]any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.index++
+	for _, in := range instances {
+		in["Service"].(map[string]any)["ModifyIndex"] = f.index
+		in["Node"].(map[string]any)["ModifyIndex"] = f.index
+		in["Checks"].([]map[string]any)[0]["ModifyIndex"] = f.index
+	}
 	if s := f.services[name]; s == nil || len(instances) == 0 {
 		f.names = f.index
 	}
