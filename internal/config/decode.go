@@ -67,9 +67,12 @@ func (d *decoder) is(n *node, want nodeKind, path string) bool {
 	if n.kind == want {
 		return true
 	}
-	if n.block && n.kind == listNode {
+	switch {
+	case n.block && n.kind == listNode:
 		d.r.at(n.items[1].line, path, "given twice, first on line %d", n.items[0].line)
-	} else {
+	case want == textNode && (n.kind == numberNode || n.kind == boolNode):
+		d.r.at(n.line, path, "want %s, got %s; put it in quotes", want, n.describe())
+	default:
 		d.r.at(n.line, path, "want %s, got %s", want, n.describe())
 	}
 	return false
@@ -199,10 +202,12 @@ func (d *decoder) structure(n *node, v reflect.Value, path string) {
 		}
 		if d.unknown != nil {
 			d.unknown(join(path, f.name))
-		} else if !d.r.full() {
-			d.r.at(f.line, join(path, shown(f.name)), "unknown field%s", didYouMean(f.name, names))
 		} else {
-			d.r.at(f.line, "", "")
+			hint := ""
+			if !d.r.full() {
+				hint = didYouMean(f.name, names)
+			}
+			d.r.at(f.line, join(path, shown(f.name)), "unknown field%s", hint)
 		}
 	}
 }
@@ -214,7 +219,7 @@ func (d *decoder) refuse(f field, path string, u unserved) {
 	case u.why != "":
 		d.r.at(f.line, path, "%s", u.why)
 	default:
-		d.r.at(f.line, path, "%s is not served by this version", u.name)
+		d.r.at(f.line, path, "not served by this version")
 	}
 }
 

@@ -129,7 +129,7 @@ func checkProxy(r *report, p *catalog.Proxy, at places) {
 		case u.DestinationNamespace != "" || u.DestinationPartition != "":
 			r.addf(path, "namespace and partition: %s", enterpriseOnly)
 		case u.DestinationPeer != "":
-			r.addf(path, "DestinationPeer is not served by this version")
+			r.addf(path, "destination_peer is not served by this version")
 		}
 		if u.Datacenter != "" {
 			r.name(join(path, at.field("Datacenter")), u.Datacenter)

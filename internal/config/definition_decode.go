@@ -70,6 +70,10 @@ func services(r *report, root *node) []*node {
 			list = f.value.items
 		}
 		for i, n := range list {
+			if n.labelled() {
+				r.at(f.line, f.name, "a block label is not read here; write name = %q inside", cut(n.fields[0].name))
+				continue
+			}
 			if n.kind != objectNode {
 				r.at(n.line, index(f.name, i), "want an object, got %s", n.describe())
 				continue

@@ -103,8 +103,7 @@ func (p *hclReader) body(end hclsyntax.TokenType, line, depth int) *node {
 // repeat joins a block with earlier ones of its name: labelled ones by label,
 // others as a list.
 func (p *hclReader) repeat(before *node, f field) *node {
-	labelled := func(n *node) bool { return n.kind == objectNode && n.line == 0 }
-	if labelled(before) && labelled(f.value) {
+	if before.labelled() && f.value.labelled() {
 		label := f.value.fields[0]
 		for i, b := range before.fields {
 			if b.name == label.name {
@@ -143,7 +142,6 @@ func (p *hclReader) member(depth int) field {
 		}
 		f.value.block = true
 		for i := len(labels) - 1; i >= 0; i-- {
-			// Line 0 tells an object made of labels from one that was written.
 			f.value = &node{kind: objectNode, block: true, fields: []field{{name: labels[i], line: f.line, value: f.value}}}
 		}
 	case len(labels) == 0 && (t.Type == hclsyntax.TokenEqual || t.Type == hclsyntax.TokenColon):

@@ -61,6 +61,9 @@ func (n *node) describe() string {
 	}
 }
 
+// labelled tells an object made of an HCL block's label from one that was written.
+func (n *node) labelled() bool { return n.kind == objectNode && n.block && n.line == 0 }
+
 // get is the member of an object whose name matches as Consul matches names, or nil.
 func (n *node) get(name string) *node {
 	if n == nil || n.kind != objectNode {

@@ -1,10 +1,8 @@
 package config
 
 import (
-	"fmt"
 	"reflect"
 	"slices"
-	"strings"
 )
 
 // ProxyConfig is the part of a proxy's opaque Config that has a meaning: in a
@@ -88,10 +86,6 @@ func (r *report) nested(path string, problems []problem) {
 // unknownKeys refuses what would have no effect in an opaque map.
 func (r *report) unknownKeys(path string, unknown []string) {
 	for _, key := range unknown {
-		at := path
-		if !strings.ContainsAny(key, "[]\"\n") {
-			at = join(path, shown(key))
-		}
-		r.addf(at, "%s", fmt.Sprintf("key %q has no effect here", cut(key)))
+		r.addf(join(path, shown(key)), "unknown key, it would have no effect")
 	}
 }

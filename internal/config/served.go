@@ -21,7 +21,7 @@ type rules struct {
 type unserved struct {
 	name string
 	off  []string // strings that ask for nothing, besides ""
-	why  string   // in place of "… is not served by this version"
+	why  string   // in place of "not served by this version"
 }
 
 // field is the canonical name of a field, its alias resolved.
