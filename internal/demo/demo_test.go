@@ -218,3 +218,21 @@ func TestOptionsAreCheckedBeforeAnythingStarts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCallerURI(t *testing.T) {
+	const uri = "spiffe://td/ns/default/dc/dc1/svc/web"
+	for header, clean := range map[string]bool{
+		"By=spiffe://td/x;Hash=abc;URI=" + uri:    true,
+		"URI=" + uri:                              true,
+		"Hash=abc;Cert=\"-----BEGIN\";URI=" + uri: false,
+		"Hash=a;URI=" + uri + ",Hash=b;URI=other": false,
+	} {
+		got, ok := callerURI(header)
+		if ok != clean || clean && got != uri {
+			t.Errorf("%q: %q, %v", header, got, ok)
+		}
+	}
+	if _, ok := callerURI(""); ok {
+		t.Error("no header is no caller")
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
 // Identity is one end of a pair.
@@ -31,13 +33,15 @@ func (d *demo) identity(ctx context.Context, p *Proof) error {
 		}
 		wantFrom, wantTo := serviceURI(trustDomain, pr.from.service), serviceURI(trustDomain, pr.to.service)
 		p.check(pr.caller.URI == wantFrom && pr.callee.URI == wantTo, "%s over mTLS: caller %s, callee %s", pr.key(), path(pr.caller.URI), path(pr.callee.URI))
-		seen, err := d.seenCaller(ctx, pr)
+		if !config.IsHTTP(pr.to.protocol) {
+			continue
+		}
+		told, err := d.toldCaller(ctx, pr)
 		if err != nil {
 			return fmt.Errorf("%s: asking the callee who called: %w", pr.key(), err)
 		}
-		if seen != "" {
-			p.check(seen == "URI="+wantFrom, "%s: the callee's app is told the caller by its Envoy: %s", pr.key(), path(strings.TrimPrefix(seen, "URI=")))
-		}
+		uri, clean := callerURI(told)
+		p.check(clean && uri == wantFrom, "%s: the callee's Envoy tells its app who called: %s%s", pr.key(), path(uri), unclean(clean, told))
 	}
 	return d.strangers(p)
 }
@@ -69,18 +73,37 @@ func (pr *pair) identify(ctx context.Context, roots string) error {
 	return nil
 }
 
-// seenCaller is who the callee's app was told has called it; "" over TCP, which
-// has no place for it.
-func (d *demo) seenCaller(ctx context.Context, pr *pair) (string, error) {
-	switch pr.to.service {
-	case "catalog":
+// toldCaller is what the callee's Envoy told its app about the caller.
+func (d *demo) toldCaller(ctx context.Context, pr *pair) (string, error) {
+	if pr.to.protocol == config.HTTP {
 		return d.traffic.catalog.Caller(time.Now().Add(requestTimeout))
-	case "assignments":
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		defer cancel()
-		return d.traffic.assignments.Caller(ctx)
 	}
-	return "", nil
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return d.traffic.assignments.Caller(ctx)
+}
+
+// callerURI reads an x-forwarded-client-cert header. It is clean when it tells of
+// one caller, and no more of its certificate than the URI and a hash.
+func callerURI(header string) (uri string, clean bool) {
+	clean = header != "" && !strings.Contains(header, ",")
+	for field := range strings.SplitSeq(header, ";") {
+		switch key, value, _ := strings.Cut(field, "="); key {
+		case "URI":
+			uri = value
+		case "By", "Hash":
+		default:
+			clean = false
+		}
+	}
+	return uri, clean
+}
+
+func unclean(clean bool, header string) string {
+	if clean {
+		return ""
+	}
+	return fmt.Sprintf(", in a header that says more: %q", header)
 }
 
 // strangers checks that no public port serves a caller without a certificate.

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -14,7 +15,7 @@ import (
 const (
 	pairRate       = 220 // requests per second and pair
 	pageRate       = 5   // whole pages per second, through all four services
-	burstRate      = 2000
+	burstRate      = 1500
 	requestTimeout = 5 * time.Second
 	// Of so many requests one opens its own connection.
 	newEvery = 10
@@ -51,8 +52,9 @@ type traffic struct {
 	assignments *shop.Assignments
 	visitor     *shop.HTTP
 
-	watch *shop.Watch
-	line  *shop.LongLived
+	watch   *shop.Watch
+	line    *shop.LongLived
+	mourned map[*shop.LongLived]bool // whose end was told
 
 	cancel    context.CancelFunc // ends the load
 	hangUp    context.CancelFunc // ends line
@@ -64,6 +66,7 @@ type traffic struct {
 func newTraffic(m *mesh) (*traffic, error) {
 	front, catalog1 := m.instance("storefront-1"), m.instance("catalog-1")
 	t := &traffic{
+		mourned:  map[*shop.LongLived]bool{},
 		catalog:  shop.NewHTTP(front.upstreamAddr("catalog"), newEvery),
 		payments: shop.NewPayments(front.upstreamAddr("payments"), newEvery),
 		visitor:  shop.NewHTTP(fmt.Sprintf("127.0.0.1:%d", m.storefrontPort), newEvery),
@@ -200,10 +203,15 @@ func (t *traffic) failuresSince(m mark) map[*pair][]load.Failure {
 	return out
 }
 
-// broken says what ended of the stream and the connection that have to stay open.
+// broken says what has ended of the stream and the connection that have to stay
+// open; each end is said once.
 func (t *traffic) broken() error {
-	if err := t.watch.Err(); err != nil {
-		return err
+	var out error
+	for _, l := range []*shop.LongLived{t.watch.LongLived, t.line} {
+		if err := l.Err(); err != nil && !t.mourned[l] {
+			t.mourned[l] = true
+			out = errors.Join(out, err)
+		}
 	}
-	return t.line.Err()
+	return out
 }
