@@ -75,6 +75,9 @@ func startMesh(ctx context.Context, l *lab) (_ *running, err error) {
 		addr:   fmt.Sprintf("127.0.0.1:%d", upstreamPort),
 		envoys: []int{caller.Envoy.PID, callee.Envoy.PID},
 		stop:   m.stop,
+		witness: func(ctx context.Context) error {
+			return enforced(ctx, callee.Envoy.AdminSocket)
+		},
 	}
 	return r, m.awaitAnswer(ctx, r.addr)
 }
@@ -93,7 +96,8 @@ type mesh struct {
 type sidecarStatus struct {
 	State string `json:"state"`
 	Envoy struct {
-		PID int `json:"pid"`
+		PID         int    `json:"pid"`
+		AdminSocket string `json:"admin_socket"`
 	} `json:"envoy"`
 }
 
@@ -177,6 +181,20 @@ func (m *mesh) awaitAnswer(ctx context.Context, addr string) error {
 		err = c.Exchange(ctx)
 		return err == nil, err
 	})
+}
+
+// enforced takes the callee's word that what came was TLS and was let in by intentions.
+func enforced(ctx context.Context, admin string) error {
+	for _, stat := range []string{`ssl\.handshake`, `rbac\..*allowed`} {
+		text, err := adminGet(ctx, admin, "/stats?usedonly&filter="+stat)
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(text) == "" {
+			return fmt.Errorf("the callee's Envoy counted nothing under %s", stat)
+		}
+	}
+	return nil
 }
 
 // stop ends the sidecars, caller first, then the server. An Envoy that outlived its
