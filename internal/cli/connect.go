@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strconv"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -110,8 +109,8 @@ func findProxy(ctx context.Context, t *target, proxyID, sidecarFor, node string)
 	}
 }
 
-// execEnvoy turns this process into Envoy. The bootstrap is in memory, so that no
-// file is left behind.
+// execEnvoy turns this process into Envoy. The bootstrap goes along as an argument:
+// it holds no secret, and no file is left behind.
 func execEnvoy(ctx context.Context, boot []byte, args []string) error {
 	path, err := envoybin.Find()
 	if err != nil {
@@ -120,14 +119,6 @@ func execEnvoy(ctx context.Context, boot []byte, args []string) error {
 	if _, err := envoybin.CheckVersion(ctx, path); err != nil {
 		return err
 	}
-	fd, err := unix.MemfdCreate("bootstrap.json", 0)
-	if err != nil {
-		return fmt.Errorf("bootstrap: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "bootstrap.json")
-	if _, err := f.Write(boot); err != nil {
-		return fmt.Errorf("bootstrap: %w", err)
-	}
-	argv := append([]string{path, "--config-path", "/proc/self/fd/" + strconv.Itoa(fd)}, args...)
+	argv := append([]string{path, "--config-yaml", string(boot)}, args...)
 	return fmt.Errorf("run %s: %w", path, unix.Exec(path, argv, os.Environ()))
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -42,10 +43,42 @@ the server; a sidecar that a definition asks for is registered, not started: see
 				return fmt.Errorf("service %q: %w", d.Service.ID, err)
 			}
 			fmt.Fprintf(s.out, "Registered service: %s\n", d.Service.Name)
+			if err := declareProtocol(cmd.Context(), t, d); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
 	return cmd
+}
+
+// declareProtocol writes the service-defaults that the short form's protocol asks
+// for. An entry that is there wins, and a difference is told.
+func declareProtocol(ctx context.Context, t *target, d config.Definition) error {
+	if d.Protocol == "" {
+		return nil
+	}
+	e := &config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: d.Service.Name, Protocol: d.Protocol}
+	body, err := config.EncodeEntry(e)
+	if err != nil {
+		return err
+	}
+	var written bool
+	if err := t.call(ctx, http.MethodPut, "/v1/config?cas=0", body, &written); err != nil {
+		return fmt.Errorf("%s: %w", config.KeyOf(e), err)
+	}
+	if written {
+		fmt.Fprintf(t.s.out, "Config entry written: %s\n", config.KeyOf(e))
+		return nil
+	}
+	var there struct{ Protocol string }
+	if err := t.call(ctx, http.MethodGet, "/v1/config/"+config.KeyOf(e).String(), nil, &there); err != nil {
+		return fmt.Errorf("%s: %w", config.KeyOf(e), err)
+	}
+	if there.Protocol != d.Protocol {
+		fmt.Fprintf(t.s.err, "warning: service %q: its file says protocol %s, %s says %q and wins\n", d.Service.Name, d.Protocol, config.KeyOf(e), there.Protocol)
+	}
+	return nil
 }
 
 func newServicesDeregister(s streams) *cobra.Command {

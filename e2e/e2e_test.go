@@ -1,0 +1,145 @@
+// Package e2e runs the real binary with real Envoy, as a user would.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/crossfade-mesh/crossfade/internal/cli"
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"crossfade": func() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"echo-app":  echoApp,
+	})
+}
+
+// echoApp answers HTTP on $1 with its name $2, the headers it got, and its environment at /env.
+func echoApp() {
+	addr, name := os.Args[1], os.Args[2]
+	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "hello from %s\n", name)
+		r.Header.Write(w)
+	})
+	http.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, strings.Join(os.Environ(), "\n"))
+	})
+	fmt.Fprintln(os.Stderr, http.ListenAndServe(addr, nil))
+	os.Exit(1)
+}
+
+func TestScripts(t *testing.T) {
+	envoy, err := envoybin.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	envoy, err = filepath.Abs(envoy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			for _, name := range []string{"HTTP_PORT", "GRPC_PORT", "PORT1", "PORT2", "PORT3", "PORT4", "PORT5"} {
+				port, err := freePort()
+				if err != nil {
+					return err
+				}
+				env.Setenv(name, port)
+			}
+			env.Setenv("CROSSFADE_HTTP_ADDR", "127.0.0.1:"+env.Getenv("HTTP_PORT"))
+			env.Setenv("ENVOY", envoy)
+			env.Setenv("XDG_RUNTIME_DIR", env.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await": await, "get": get, "expand": expand, "clear-env": clearEnv,
+		},
+	})
+}
+
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
+
+// await URL [TEXT] waits until URL answers 200, with TEXT in it. "! await" waits
+// until it does not.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: await URL [TEXT]")
+	}
+	want := append(args, "")[1]
+	var last string
+	deadline := time.Now().Add(20 * time.Second)
+	for tick := time.NewTicker(20 * time.Millisecond); time.Now().Before(deadline); <-tick.C {
+		code, body, err := fetch(args[0])
+		last = fmt.Sprintf("%d %v %.300s", code, err, body)
+		if (err == nil && code == http.StatusOK && strings.Contains(body, want)) != neg {
+			tick.Stop()
+			return
+		}
+	}
+	ts.Fatalf("await %v: never came true; last answer: %s", args, last)
+}
+
+// get URL prints status and body for stdout checks.
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	code, body, err := fetch(args[0])
+	if (err == nil) == neg {
+		ts.Fatalf("get %s: %v", args[0], err)
+	}
+	fmt.Fprintf(ts.Stdout(), "%d\n%s", code, body)
+}
+
+func fetch(url string) (int, string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	tr := &http.Transport{DisableKeepAlives: true}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// expand FILE... replaces ${VAR} in files.
+func expand(ts *testscript.TestScript, neg bool, args []string) {
+	for _, f := range args {
+		path := ts.MkAbs(f)
+		b, err := os.ReadFile(path)
+		ts.Check(err)
+		ts.Check(os.WriteFile(path, []byte(os.Expand(string(b), ts.Getenv)), 0o600))
+	}
+}
+
+// clearEnv NAME... empties variables.
+func clearEnv(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args {
+		ts.Setenv(name, "")
+	}
+}
