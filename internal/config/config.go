@@ -2,9 +2,15 @@
 // per kind with its type, defaults, validation and decoding from HCL, JSON and YAML.
 //
 // In: bytes of a file or a request body. Out: an [Entry] or a [Definition] with
-// nothing unknown in it, or an error that names file, line and field. Kinds and
-// fields are Consul's; a field that would have no effect is refused, so that
-// nobody believes in a setting that does nothing.
+// nothing unknown in it, or an error of one line for each problem, which names
+// file, line and field. Kinds and fields are Consul's, in both of its spellings
+// (MaxConnections, max_connections); a field that would have no effect is refused
+// unless it is off, so that nobody believes in a setting that does nothing. Only
+// the opaque Config maps of a registration keep keys that mean nothing: proxy
+// learns them from [DecodeProxyConfig] and [DecodeUpstreamSettings].
+//
+// All three languages become one tree of positioned nodes, which one strict decoder
+// reads. Documents are literal: no functions, variables, templates or aliases.
 //
 // It leaves keeping entries to catalog/store and their meaning to routing and
 // proxy. Pure: no I/O, no clock, no log.

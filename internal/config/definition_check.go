@@ -79,6 +79,11 @@ func (d *Definition) check(r *report, at places) {
 	if p := proxy.Proxy; p != nil {
 		app := endpoint{cmp.Or(p.LocalServiceAddress, loopback), p.LocalServicePort}
 		public := endpoint{cmp.Or(proxy.Address, "0.0.0.0"), proxy.Port}
+		if n := len(p.Upstreams); n > maxUpstreams {
+			list, _, _ := strings.Cut(at.upstreams[0], "[")
+			r.addf(list, "%d upstreams are more than the limit of %d", n, maxUpstreams)
+			return
+		}
 		checkProxy(r, declared, at)
 		checkBinds(r, p.Upstreams, binds{app, public}, at)
 		if public.clashes(app) && proxy.SocketPath == "" && p.LocalServiceSocketPath == "" {
@@ -258,7 +263,7 @@ func (c *CheckDefinition) check(r *report, path string, field func(string) strin
 	r.count(at("FailuresBeforeWarning"), c.FailuresBeforeWarning)
 	r.count(at("FailuresBeforeCritical"), c.FailuresBeforeCritical)
 	if c.FailuresBeforeWarning > c.FailuresBeforeCritical {
-		r.addf(at("FailuresBeforeWarning"), "must not be above FailuresBeforeCritical")
+		r.addf(at("FailuresBeforeWarning"), "must not be above %s", field("FailuresBeforeCritical"))
 	}
 	r.oneOf(at("Status"), string(c.Status), string(catalog.Passing), string(catalog.Warning), string(catalog.Critical))
 	if c.Method != "" && !methodShape.MatchString(c.Method) {

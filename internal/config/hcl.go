@@ -100,6 +100,9 @@ func (p *hclReader) body(end hclsyntax.TokenType, line, depth int) *node {
 	return m.n
 }
 
+// maxLabels bounds the labels of blocks of one name, which are searched one by one.
+const maxLabels = 1000
+
 // repeat joins a block with earlier ones of its name: labelled ones by label,
 // others as a list.
 func (p *hclReader) repeat(before *node, f field) *node {
@@ -111,7 +114,10 @@ func (p *hclReader) repeat(before *node, f field) *node {
 				return before
 			}
 		}
-		before.fields = append(before.fields, label)
+		if before.fields = append(before.fields, label); len(before.fields) > maxLabels {
+			p.r.at(label.line, shown(f.name), "more than %d block labels", maxLabels)
+			p.failed = true
+		}
 		return before
 	}
 	if before.kind == listNode {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -40,6 +41,7 @@ func TestLimits(t *testing.T) {
 		"hcl depth":  {"a.hcl", strings.Repeat("a {", 40) + strings.Repeat("}", 40), "nested more than 32 deep"},
 		"hcl list":   {"a.hcl", "a = " + strings.Repeat("[", 200000), "nested more than 32 deep"},
 		"hcl labels": {"a.hcl", "a " + strings.Repeat(`"b" `, 40) + "{}", "want = or {"},
+		"hcl merge":  {"a.hcl", strings.Repeat("a \"b\" {}\n", 3) + labelled(maxLabels+1), "a.hcl:1003: a: more than 1000 block labels"},
 		"yaml depth": {"a.yaml", "a: " + strings.Repeat("[", 40) + strings.Repeat("]", 40), "nested more than 32 deep"},
 		"many":       {"a.json", `{"Kind":"mesh"` + strings.Repeat(`,"a":1`, 1000) + "}", "980 more problems"},
 	} {
@@ -49,10 +51,27 @@ func TestLimits(t *testing.T) {
 			}
 		})
 	}
+	var many strings.Builder
+	many.WriteString("service: a\nport: 1\nupstreams:\n")
+	for i := range maxUpstreams + 1 {
+		fmt.Fprintf(&many, "  - a:%d\n", i+2)
+	}
+	const want = `a.yaml:4: service "a": upstreams: 1001 upstreams are more than the limit of 1000`
+	if _, err := DecodeDefinitions("a.yaml", []byte(many.String())); err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
 	meta := &Mesh{Meta: map[string]string{strings.Repeat("k", maxMetaKey+1): "", "v": strings.Repeat("v", maxMetaValue+1)}}
 	r := &report{}
 	meta.check(r)
 	if len(r.list) != 2 {
 		t.Errorf("%d problems with Meta, want 2", len(r.list))
 	}
+}
+
+func labelled(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "a \"%d\" {}\n", i)
+	}
+	return b.String()
 }

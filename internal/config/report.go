@@ -31,7 +31,7 @@ type report struct {
 
 // at notes a problem on a known line.
 func (r *report) at(line int, path, format string, args ...any) {
-	if len(r.list) >= maxReported {
+	if r.full() {
 		r.more++
 		return
 	}
@@ -40,6 +40,10 @@ func (r *report) at(line int, path, format string, args ...any) {
 
 // addf notes a problem with the field at path.
 func (r *report) addf(path, format string, args ...any) {
+	if r.full() {
+		r.more++
+		return
+	}
 	r.at(r.root.lineOf(path), path, format, args...)
 }
 

@@ -16,6 +16,7 @@ const (
 	maxName        = 128
 	maxID          = 256
 	maxSources     = 10_000
+	maxUpstreams   = 1000
 	maxDescription = 512
 	maxMeta        = 64
 	maxMetaKey     = 128
