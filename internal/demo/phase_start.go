@@ -16,7 +16,7 @@ func (d *demo) start(ctx context.Context, p *Proof) error {
 	}
 	d.out.step("server answers after %s", seconds(time.Since(begun)))
 	for _, in := range m.instances {
-		if err := m.api.setProtocol(ctx, in.service, in.protocol); err != nil {
+		if err := m.api.setDefaults(ctx, in.service, in.protocol); err != nil {
 			return err
 		}
 	}

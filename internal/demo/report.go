@@ -31,15 +31,16 @@ type Pair struct {
 	Requests uint64 `json:"requests"`
 	// Failed does not count KilledInFlight: requests in flight on an Envoy when it
 	// was killed on purpose.
-	Failed         uint64   `json:"failed"`
-	KilledInFlight uint64   `json:"killed_in_flight"`
-	NewConnections uint64   `json:"new_connections"`
-	PerSecond      float64  `json:"requests_per_second"` // without bursts
-	P50            float64  `json:"p50_ms"`
-	P99            float64  `json:"p99_ms"`
-	Max            float64  `json:"max_ms"`
-	Caller         Identity `json:"caller,omitzero"`
-	Callee         Identity `json:"callee,omitzero"`
+	Failed         uint64  `json:"failed"`
+	KilledInFlight uint64  `json:"killed_in_flight"`
+	NewConnections uint64  `json:"new_connections"`
+	PerSecond      float64 `json:"requests_per_second"` // without bursts
+	// Latencies are of the open-loop load alone.
+	P50    float64  `json:"p50_ms"`
+	P99    float64  `json:"p99_ms"`
+	Max    float64  `json:"max_ms"`
+	Caller Identity `json:"caller,omitzero"`
+	Callee Identity `json:"callee,omitzero"`
 }
 
 // count fills in the pairs from the load, which has ended.
@@ -57,7 +58,6 @@ func (r *Report) count(t *traffic) {
 			totals.Requests += b.Requests
 			totals.Failed += b.Failed
 			totals.NewConnections += b.NewConnections
-			latency.Merge(p.burst.Latency())
 		}
 		out.Requests, out.Failed, out.NewConnections = totals.Requests, totals.Failed-p.inFlight, totals.NewConnections
 		out.P50, out.P99, out.Max = inMS(latency.Quantile(0.5)), inMS(latency.Quantile(0.99)), inMS(latency.Max())

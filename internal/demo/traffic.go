@@ -13,14 +13,16 @@ import (
 )
 
 const (
-	pairRate       = 220 // requests per second and pair
-	pageRate       = 5   // whole pages per second, through all four services
-	burstRate      = 1500
+	pairRate       = 220  // requests per second and pair
+	pageRate       = 5    // whole pages per second, through all four services
+	burstRate      = 1800 // at most
 	requestTimeout = 5 * time.Second
 	// Of so many requests one opens its own connection.
 	newEvery = 10
 	// At most so many requests of one stream are unanswered at a time.
 	outstanding = 2000
+	// A burst is bounded so that it is no flood on a slow machine.
+	burstOutstanding = 32
 )
 
 // pair is the load from one service to another.
@@ -28,7 +30,7 @@ type pair struct {
 	from, to *instance // to: any one of the callee
 	call     load.Call
 	rec      *load.Recorder
-	burst    *load.Recorder // load on top of the constant one; nil when there was none
+	burst    *load.Recorder // requests besides the constant load; nil when there were none
 	// inFlight are failures that had to be: requests that were in flight on a
 	// process when it was killed on purpose.
 	inFlight uint64
@@ -112,16 +114,21 @@ func (t *traffic) start() error {
 	}
 	ctx, t.cancel = context.WithCancel(context.Background())
 	t.begun = time.Now()
-	for _, p := range t.pairs {
-		t.run(ctx, p, p.rec, pairRate)
+	for _, p := range t.all() {
+		g := load.Generator{Rate: pairRate, Timeout: requestTimeout, Outstanding: outstanding, Call: p.call, Record: p.rec}
+		if p == t.pages {
+			g.Rate = pageRate
+		}
+		t.wg.Go(func() { g.Run(ctx) })
 	}
-	t.run(ctx, t.pages, t.pages.rec, pageRate)
 	return nil
 }
 
-// run offers load to a pair until ctx ends.
-func (t *traffic) run(ctx context.Context, p *pair, rec *load.Recorder, rate int) {
-	g := load.Generator{Rate: rate, Timeout: requestTimeout, Outstanding: outstanding, Call: p.call, Record: rec}
+// startBurst adds requests to a pair's load until ctx ends, as many as the
+// machine can take besides.
+func (t *traffic) startBurst(ctx context.Context, p *pair) {
+	p.burst = load.NewRecorder()
+	g := load.Generator{Rate: burstRate, Timeout: requestTimeout, Outstanding: burstOutstanding, Patient: true, Call: p.call, Record: p.burst}
 	t.wg.Go(func() { g.Run(ctx) })
 }
 

@@ -30,15 +30,6 @@ func (h *Histogram) Add(d time.Duration) {
 	h.max = max(h.max, d)
 }
 
-// Merge adds all that o counted.
-func (h *Histogram) Merge(o *Histogram) {
-	for i, n := range o.counts {
-		h.counts[i] += n
-	}
-	h.total += o.total
-	h.max = max(h.max, o.max)
-}
-
 // Count is how many durations were added.
 func (h *Histogram) Count() uint64 { return h.total }
 

@@ -36,8 +36,12 @@ type Generator struct {
 	Rate        int           // requests per second, above 0
 	Timeout     time.Duration // of one request, from when it is sent
 	Outstanding int           // bound of unanswered requests; one that is due beyond it fails unsent
-	Call        Call
-	Record      *Recorder
+	// Patient makes a request that is due beyond Outstanding wait until it may be
+	// sent, and count from then. The load is then not open-loop: it is for counting
+	// answers, not for timing them.
+	Patient bool
+	Call    Call
+	Record  *Recorder
 }
 
 // Run sends requests until ctx ends, then waits for the answers still due.
@@ -62,13 +66,22 @@ func (g *Generator) Run(ctx context.Context) {
 			}
 			select {
 			case slots <- struct{}{}:
-				wg.Go(func() {
-					g.one(due)
-					<-slots
-				})
 			default:
-				g.Record.end(g.Record.begin(now), due, Answer{}, errOverload)
+				if !g.Patient {
+					g.Record.end(g.Record.begin(now), due, Answer{}, errOverload)
+					continue
+				}
+				select {
+				case slots <- struct{}{}:
+					due = time.Now()
+				case <-ctx.Done():
+					return
+				}
 			}
+			wg.Go(func() {
+				g.one(due)
+				<-slots
+			})
 		}
 	}
 }
