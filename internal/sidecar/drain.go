@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// acceptTold is for how long new connections are still taken when callers were
-	// told to go elsewhere, or cannot be told at all: one refused there goes elsewhere.
+	// acceptTold is for how long, at most, new connections are still taken when callers
+	// were told to go elsewhere, or cannot be told at all: one refused goes elsewhere.
 	acceptTold = 500 * time.Millisecond
-	// acceptUntold is the same when the registry does not say whether callers know:
-	// the time a change takes to reach them.
+	// acceptUntold is the same, to the full, when the registry does not say whether
+	// callers know: the time a change takes to reach them.
 	acceptUntold = 5 * time.Second
 	// quietTime is for how long connections without any request must stay so to be
 	// taken for idle ones that nobody will use again.
@@ -45,7 +45,11 @@ func (d *drain) run(hurry context.Context) {
 	if err := d.admin.drainListeners(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to drain, connections are not told to end", "error", err)
 	}
-	d.wait(hurry, earlier(began.Add(accept), deadline))
+	if accept == acceptUntold {
+		sleep(hurry, min(accept, d.bound))
+	} else {
+		d.wait(hurry, earlier(began.Add(accept), deadline))
+	}
 	// Whoever still comes is refused before anything was sent, and goes elsewhere.
 	if err := d.admin.closeListeners(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to close the public port, it stays open until Envoy ends", "error", err)
@@ -140,11 +144,10 @@ func (d *drain) look(ctx context.Context) inbound {
 		return inbound{err: err}
 	}
 	in := inbound{requests: stats[http+"rq_active"], httpConns: stats[http+"cx_active"]}
-	// Envoy names a listener's gauges after its stat prefix, or else its address:
-	// listener.127.0.0.1_21000.
+	// Envoy names a listener's gauges after its address: listener.127.0.0.1_21000.
 	address := fmt.Sprintf("_%d.downstream_cx_active", d.publicPort)
 	for name, n := range stats {
-		if strings.HasPrefix(name, "listener.") && (strings.HasSuffix(name, address) || strings.HasPrefix(name, "listener.public_listener.")) {
+		if strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, address) {
 			in.connections += n
 		}
 	}

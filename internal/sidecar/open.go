@@ -154,7 +154,7 @@ func (s *sidecar) openParts() (err error) {
 	s.health = newHealth(d, s.proxy.ID)
 	s.runner = check.New(check.Options{Report: s.health.report, Log: s.log})
 	s.registration = &registration{
-		agent: s.agent, health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, first: make(chan struct{}),
+		agent: s.agent, health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, tried: make(chan struct{}), first: make(chan struct{}),
 		confirmed: func(ok bool) { s.board.set(func(st *Status) { st.Registered = ok }) },
 	}
 	return nil

@@ -27,6 +27,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "envoy":
 		playEnvoy()
+	case "app":
+		playApp()
 	case "parent":
 		playParent()
 	}

@@ -28,8 +28,8 @@ type registration struct {
 	log     *slog.Logger
 	// confirmed is told when a server has, or no longer has, confirmed the registration.
 	confirmed func(bool)
-	// first is closed at the first success.
-	first chan struct{}
+	// tried is closed after the first try, first at the first success.
+	tried, first chan struct{}
 
 	// Used by run alone.
 	known   bool                  // registered, as far as we were told
@@ -57,6 +57,9 @@ func (r *registration) run(ctx context.Context) error {
 			wait = backOff(attempt, 500*time.Millisecond, pulseEvery, rand.Float64())
 		}
 		r.tell(err)
+		if !isClosed(r.tried) {
+			close(r.tried)
+		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

@@ -137,7 +137,7 @@ func newRegistration(t *testing.T, f *fakeAgent, log io.Writer, addrs ...string)
 	t.Cleanup(a.close)
 	return &registration{
 		agent: a, health: h, def: def, proxyID: "catalog-1-sidecar-proxy", log: slog.New(slog.NewTextHandler(log, nil)),
-		confirmed: func(bool) {}, first: make(chan struct{}),
+		confirmed: func(bool) {}, tried: make(chan struct{}), first: make(chan struct{}),
 	}
 }
 

@@ -108,7 +108,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 		}
 	})
 	if alone {
-		if waitFor(ctx, firstContact, s.registration.first); !isClosed(s.registration.first) {
+		if waitFor(ctx, firstContact, s.registration.tried); !isClosed(s.registration.first) {
 			s.log.Warn("starting from the last good configuration, no server has taken the registration yet", "servers", hosts(s.opts.HTTPAddrs))
 		}
 	} else if !s.await(ctx, s.registration.first, "a server to take the registration", "servers", hosts(s.opts.HTTPAddrs)) {

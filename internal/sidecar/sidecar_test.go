@@ -1,0 +1,332 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/server"
+)
+
+// lateCalls is how often the played app calls its upstream after SIGTERM.
+const lateCalls = 20
+
+// playApp answers on os.Args[1]. After SIGTERM it calls its upstream, writes what
+// came of that into os.Args[2], and ends. GET /exit ends it with code 3.
+func playApp() {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go http.ListenAndServe(os.Args[1], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/exit" {
+			os.Exit(3)
+		}
+		fmt.Fprintf(w, "caller %s", r.Header.Get("x-forwarded-client-cert"))
+	}))
+	<-term
+	upstream := os.Getenv("NOMAD_UPSTREAM_ADDR_catalog")
+	if upstream == "" {
+		os.Exit(0)
+	}
+	good := 0
+	for range lateCalls {
+		if _, code, err := fetch("http://" + upstream + "/late"); err == nil && code == http.StatusOK {
+			good++
+		}
+	}
+	_ = os.WriteFile(os.Args[2], fmt.Append(nil, good), 0o600)
+	os.Exit(0)
+}
+
+// fetch uses a connection of its own.
+func fetch(url string) (body string, code int, err error) {
+	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := c.Get(url)
+	if err != nil {
+		return "", 0, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), resp.StatusCode, err
+}
+
+// freePort is outside the range that outgoing connections take their ports from.
+func freePort(t *testing.T) int {
+	t.Helper()
+	for range 1000 {
+		port := 10000 + rand.IntN(10000)
+		if free(net.JoinHostPort("127.0.0.1", fmt.Sprint(port))) == nil {
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
+}
+
+// logBuffer keeps log lines for a test that fails.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// world is a control plane whose server can be stopped and started again.
+type world struct {
+	t    *testing.T
+	dir  string
+	http int
+	grpc int
+	log  *logBuffer
+	stop func()
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, dir: t.TempDir(), http: freePort(t), grpc: freePort(t), log: &logBuffer{}, stop: func() {}}
+	if err := os.Chmod(w.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		w.stop()
+		if t.Failed() {
+			t.Log(w.log.String())
+		}
+	})
+	w.start()
+	return w
+}
+
+func (w *world) start() {
+	w.t.Helper()
+	s, err := server.New(server.Options{DataDir: w.dir, NodeName: "host", HTTPPort: w.http, GRPCPort: w.grpc, DefaultAllow: true, Version: "test"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Errorf("server: %v", err)
+		}
+	})
+}
+
+// running is a sidecar that runs in this process.
+type running struct {
+	t       *testing.T
+	state   string
+	signals chan os.Signal
+	done    chan struct{}
+	err     error // after done
+	stop    func()
+}
+
+// run starts the sidecar of a definition in the short form, with an app.
+func (w *world) run(state, yaml string, app ...string) *running {
+	w.t.Helper()
+	defs, err := config.DecodeDefinitions("service.yaml", []byte(yaml))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r := &running{t: w.t, state: state, signals: make(chan os.Signal, 4), done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer close(r.done)
+		r.err = Run(ctx, Options{
+			Definition: defs[0], HTTPAddrs: []string{fmt.Sprintf("127.0.0.1:%d", w.http)}, Node: "host", StateDir: state, Concurrency: 1,
+			DrainTime: 5 * time.Second, App: append([]string{exe}, app...), Stdout: w.log, Stderr: w.log, Signals: r.signals,
+			Log: slog.New(slog.NewTextHandler(w.log, nil)).With("sidecar", defs[0].Service.ID),
+		})
+	}()
+	r.stop = func() {
+		cancel()
+		r.end()
+	}
+	w.t.Cleanup(r.stop)
+	return r
+}
+
+func (r *running) status() (s Status) {
+	b, err := os.ReadFile(filepath.Join(r.state, statusFile))
+	if err == nil {
+		_ = json.Unmarshal(b, &s)
+	}
+	return s
+}
+
+// until polls the status until it is as wanted.
+func (r *running) until(what string, want func(Status) bool) Status {
+	r.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(30 * time.Second)
+	for {
+		if s := r.status(); want(s) {
+			return s
+		}
+		select {
+		case <-tick.C:
+		case <-r.done:
+			r.t.Fatalf("sidecar ended before it was %s: %v", what, r.err)
+		case <-deadline:
+			r.t.Fatalf("sidecar is not %s: %+v", what, r.status())
+		}
+	}
+}
+
+func (r *running) untilReady() Status {
+	r.t.Helper()
+	return r.until("ready", func(s Status) bool { return s.State == Ready })
+}
+
+// end waits for Run to return.
+func (r *running) end() error {
+	select {
+	case <-r.done:
+	case <-time.After(30 * time.Second):
+		r.t.Error("sidecar does not end")
+	}
+	return r.err
+}
+
+// One instance's life, with a real server, real Envoys and real apps.
+func TestLife(t *testing.T) {
+	t.Setenv(fakeEnv, "app")
+	w := newWorld(t)
+	dir := t.TempDir()
+	appPort, webPort, upstream := freePort(t), freePort(t), freePort(t)
+	appAddr, webAddr := fmt.Sprintf("127.0.0.1:%d", appPort), fmt.Sprintf("127.0.0.1:%d", webPort)
+	callee := func() *running {
+		return w.run(filepath.Join(dir, "catalog"), fmt.Sprintf(
+			"service: catalog\nid: catalog-1\naddress: 127.0.0.1\nport: %d\nprotocol: http\nchecks: [{http: /healthz, interval: 1s}]\n", appPort), appAddr)
+	}
+	catalog := callee()
+	late := filepath.Join(dir, "late")
+	web := w.run(filepath.Join(dir, "web"), fmt.Sprintf("service: web\nport: %d\nprotocol: http\nupstreams: [\"catalog:%d\"]\n", webPort, upstream), webAddr, late)
+	first := catalog.untilReady()
+	web.untilReady()
+
+	// The caller's app reaches the callee's, which sees who calls.
+	url := fmt.Sprintf("http://127.0.0.1:%d/", upstream)
+	reach := func() string {
+		t.Helper()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		var body string
+		for range 1000 {
+			b, code, err := fetch(url)
+			if err == nil && code == http.StatusOK {
+				return b
+			}
+			body = fmt.Sprint(code, " ", b, err)
+			<-tick.C
+		}
+		t.Fatalf("the callee is not reached: %s", body)
+		return ""
+	}
+	if got := reach(); !strings.Contains(got, "/svc/web") {
+		t.Errorf("the callee's app sees %q", got)
+	}
+
+	// SIGHUP renews.
+	catalog.signals <- syscall.SIGHUP
+	renewed := catalog.until("renewed", func(s Status) bool { return s.Certificate.Serial != first.Certificate.Serial })
+
+	// The server goes; the callee stops and starts again from what it has on disk.
+	w.stop()
+	catalog.signals <- syscall.SIGTERM
+	if err := catalog.end(); err != nil {
+		t.Errorf("drained without a server: %v", err)
+	}
+	if s := catalog.status(); s.State != Stopped {
+		t.Errorf("after its end: %+v", s)
+	}
+	catalog = callee()
+	again := catalog.untilReady()
+	if !again.XDS.FromLastGood || again.Certificate.Serial != renewed.Certificate.Serial || again.PublicAddress != first.PublicAddress {
+		t.Errorf("started without a server: %+v", again)
+	}
+	reach()
+
+	// The server is back.
+	w.start()
+	catalog.until("registered again", func(s Status) bool { return s.XDS.Connected && s.Registered && !s.XDS.FromLastGood })
+	web.until("registered again", func(s Status) bool { return s.XDS.Connected && s.Registered })
+
+	// The caller ends; while it does, its app still reaches the callee.
+	web.signals <- syscall.SIGTERM
+	if err := web.end(); err != nil {
+		t.Errorf("caller drained: %v", err)
+	}
+	if got, _ := os.ReadFile(late); string(got) != fmt.Sprint(lateCalls) {
+		t.Errorf("of %d calls while it ended, %s were answered", lateCalls, got)
+	}
+	if body, code, err := fetch(fmt.Sprintf("http://127.0.0.1:%d/v1/catalog/service/web", w.http)); err != nil || code != http.StatusOK || strings.TrimSpace(body) != "[]" {
+		t.Errorf("the registry after it: %d %s %v", code, body, err)
+	}
+
+	// An app that ends takes its sidecar along, with its exit code.
+	_, _, _ = fetch("http://" + appAddr + "/exit")
+	var exit *ExitError
+	if err := catalog.end(); !errors.As(err, &exit) || exit.Code != 3 {
+		t.Errorf("after the app's end: %v", err)
+	}
+}
+
+// With nothing on disk a sidecar waits for a server, and ends when asked.
+func TestFirstStartWithoutServer(t *testing.T) {
+	t.Setenv(fakeEnv, "app")
+	w := newWorld(t)
+	w.stop()
+	port := freePort(t)
+	r := w.run(filepath.Join(t.TempDir(), "state"), fmt.Sprintf("service: lonely\nport: %d\n", port), fmt.Sprintf("127.0.0.1:%d", port))
+	r.until("starting", func(s Status) bool { return s.State == Starting })
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for i := 0; !strings.Contains(w.log.String(), "waiting for a control-plane server"); i++ {
+		if i == 1000 {
+			t.Fatal("it does not say what it waits for")
+		}
+		<-tick.C
+	}
+	if s := r.status(); s.App != nil || s.Envoy.PID != 0 {
+		t.Errorf("started something: %+v", s)
+	}
+	w.start()
+	r.untilReady()
+	r.stop()
+	if r.err != nil || r.status().State != Stopped {
+		t.Errorf("ended with %v as %q", r.err, r.status().State)
+	}
+}
