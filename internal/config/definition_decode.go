@@ -1,7 +1,6 @@
 package config
 
 import (
-	"net"
 	"reflect"
 	"strconv"
 	"strings"
@@ -193,7 +192,10 @@ func (b *shortBody) definition() Definition {
 			if host == "" {
 				host = loopback
 			}
-			c.HTTP = "http://" + net.JoinHostPort(host, strconv.Itoa(b.Port)) + c.HTTP
+			if strings.Contains(host, ":") {
+				host = "[" + host + "]" // IPv6
+			}
+			c.HTTP = "http://" + host + ":" + strconv.Itoa(b.Port) + c.HTTP
 		}
 		if c.Interval == 0 && c.TTL == 0 && c.AliasService == "" && c.AliasNode == "" {
 			c.Interval = shortInterval
