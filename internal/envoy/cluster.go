@@ -123,6 +123,12 @@ func (b *builder) localCluster(in *proxy.Inbound) *clusterv3.Cluster {
 			MaxConnections: number(65536), MaxPendingRequests: number(65536), MaxRequests: number(65536),
 		}}},
 	}
+	if in.Admission != nil {
+		// The address comes with each connection that is admitted.
+		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}
+		out.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
+		out.LoadAssignment = nil
+	}
 	switch in.Protocol {
 	case config.HTTP:
 		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{

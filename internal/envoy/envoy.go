@@ -80,6 +80,9 @@ func (b *builder) resources() Resources {
 		if config.IsHTTP(in.Protocol) {
 			r.Routes = append(r.Routes, b.inboundRoutes(in))
 		} else {
+			if in.Admission != nil {
+				r.Extensions = append(r.Extensions, b.admission(in.Admission))
+			}
 			r.Extensions = append(r.Extensions, b.connectionIntentions(in))
 		}
 	}

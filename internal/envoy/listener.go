@@ -4,6 +4,8 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -25,10 +27,13 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 	if config.IsHTTP(in.Protocol) {
 		filters = []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", b.inboundHTTP(in))}
 	} else {
-		filters = []*listenerv3.Filter{
-			connectionIntentionsRef(),
-			b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(proxy.PublicListener, LocalApp, duration(in.App.IdleTimeout))),
+		tcp := b.tcpProxy(proxy.PublicListener, LocalApp, duration(in.App.IdleTimeout))
+		if in.Admission != nil {
+			filters = append(filters, discovered(AdmissionExtension, &setfilterstatev3.Config{}))
+			tcp.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
+			tcp.MaxEarlyDataBytes = number(0)
 		}
+		filters = append(filters, discovered(IntentionsExtension, &networkrbacv3.RBAC{}), b.networkFilter("envoy.filters.network.tcp_proxy", tcp))
 	}
 	l := &listenerv3.Listener{
 		Name:             in.ListenerName,

@@ -1,19 +1,29 @@
 package envoy
 
 import (
+	"fmt"
+	"strconv"
+	"strings"
+
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	sslv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/ssl/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
-// IntentionsExtension is the name under which a TCP listener asks for its rules.
-const IntentionsExtension = "intentions"
+// Names under which a TCP listener asks for its rules.
+const (
+	IntentionsExtension = "intentions" // decides on the caller's first byte, by a map
+	AdmissionExtension  = "admission"  // decides before the app is connected to, by a list
+)
 
 // callerMatcher looks a caller's URI up in a map, so that its cost does not grow
 // with the number of intentions.
@@ -54,11 +64,42 @@ func (b *builder) connectionIntentions(in *proxy.Inbound) *corev3.TypedExtension
 	})}
 }
 
-// connectionIntentionsRef has no default: until rules are there, connections are
-// closed.
-func connectionIntentionsRef() *listenerv3.Filter {
-	return &listenerv3.Filter{Name: IntentionsExtension, ConfigType: &listenerv3.Filter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
+// admission gives a caller that is let in the app's address, by the filter state
+// from which the cluster takes it. Without it there is nowhere to connect to.
+func (b *builder) admission(a *proxy.Admission) *corev3.TypedExtensionConfig {
+	out := &setfilterstatev3.Config{}
+	address := a.Address.String()
+	if len(a.Exceptions) > 0 {
+		yes, no := address, ""
+		if a.Otherwise {
+			yes, no = no, yes
+		}
+		quoted := make([]string, len(a.Exceptions))
+		for i, uri := range a.Exceptions {
+			quoted[i] = strconv.Quote(uri)
+		}
+		address = fmt.Sprintf("%%CEL(connection.uri_san_peer_certificate in [%s] ? %q : %q)%%", strings.Join(quoted, ","), yes, no)
+	} else if !a.Otherwise {
+		address = ""
+	}
+	if address != "" {
+		out.OnDownstreamTlsHandshake = []*filterstatev3.FilterStateValue{{
+			Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.transport_socket.original_dst_address"},
+			Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(address)},
+			}},
+			SkipIfEmpty: true,
+		}}
+	}
+	return &corev3.TypedExtensionConfig{Name: AdmissionExtension, TypedConfig: b.pack(out)}
+}
+
+// discovered is a network filter whose configuration comes by name, so that a
+// change does not touch its listener. It has no default: until a configuration is
+// there, connections are closed.
+func discovered(name string, config proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
 		ConfigSource: ads(),
-		TypeUrls:     []string{"type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"},
+		TypeUrls:     []string{"type.googleapis.com/" + string(config.ProtoReflect().Descriptor().FullName())},
 	}}}
 }

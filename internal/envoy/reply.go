@@ -30,6 +30,7 @@ var (
 		{"SI", "nothing moved for too long"},
 		{"NC", "the sidecar does not know it yet"},
 		{"NR", "no route"},
+		{"DPE", "the request is no valid HTTP, or not allowed: %RESPONSE_CODE_DETAILS%"},
 	}
 	inbound = []reply{
 		{"UF", "the app refused the connection: %UPSTREAM_TRANSPORT_FAILURE_REASON%"},

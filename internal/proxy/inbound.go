@@ -65,9 +65,10 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 			IdleTimeout:    millis(settings.LocalIdleTimeoutMs, 0),
 		},
 	}
-	if in.App.Address == "" {
+	if in.App.Address == "" || in.App.Address == "localhost" {
 		in.App.Address = "127.0.0.1"
 	}
+	in.Admission = b.admission(in)
 	return in
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -68,4 +69,38 @@ func (b *builder) intentions() Intentions {
 
 func verdict(s *config.SourceIntention, destination string) Verdict {
 	return Verdict{Allow: s.Action == config.Allow, Because: s.Name + " -> " + destination}
+}
+
+// Admission repeats Intentions for a point in time at which rules cannot be looked
+// up: after a caller's handshake and before the app is connected to. Envoy's own
+// rules for connections run on the caller's first byte, when a server that speaks
+// first has been connected to and has spoken.
+type Admission struct {
+	Address    netip.AddrPort // of the app
+	Exceptions []string       // URIs to which Otherwise does not apply, sorted
+	Otherwise  bool           // whether others are let through
+}
+
+// maxAdmission is how many bytes of exceptions fit into the one expression that
+// Envoy evaluates; it takes 100,000 in all.
+const maxAdmission = 90_000
+
+func (b *builder) admission(in *Inbound) *Admission {
+	addr, err := netip.ParseAddr(in.App.Address)
+	if config.IsHTTP(in.Protocol) || in.App.SocketPath != "" || err != nil || in.App.Port < 1 || in.App.Port > 65535 {
+		return nil
+	}
+	out := &Admission{Address: netip.AddrPortFrom(addr, uint16(in.App.Port)), Otherwise: in.Intentions.Otherwise.Allow}
+	size := 0
+	for _, c := range in.Intentions.Callers {
+		if c.Allow != out.Otherwise {
+			out.Exceptions = append(out.Exceptions, c.URI)
+			size += len(c.URI) + len(`"",`)
+		}
+	}
+	if size > maxAdmission {
+		b.problem("service-intentions/"+b.service, "%d callers are more than can be refused before the app is connected to: denied ones are refused at their first byte", len(out.Exceptions))
+		out.Exceptions, out.Otherwise = nil, true
+	}
+	return out
 }

@@ -74,7 +74,9 @@ type Inbound struct {
 	// own trust domain and datacenter.
 	PeerURIPrefix string
 	Intentions    Intentions
-	App           App
+	// Admission is set for tcp when the app has an IP.
+	Admission *Admission
+	App       App
 }
 
 // App is the local service instance.
