@@ -1,7 +1,6 @@
 package envoy
 
 import (
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
@@ -105,11 +104,4 @@ func tcpKeepalive() []*corev3.SocketOption {
 		option("TCP_KEEPINTVL", 6, 5, keepaliveInterval),
 		option("TCP_KEEPCNT", 6, 6, keepaliveProbes),
 	}
-}
-
-// flagFilter selects local replies by Envoy's response flags.
-func flagFilter(flags ...string) *accesslogv3.AccessLogFilter {
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
-		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
-	}}
 }

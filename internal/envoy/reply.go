@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"fmt"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -30,7 +31,6 @@ var (
 		{"SI", "nothing moved for too long"},
 		{"NC", "the sidecar does not know it yet"},
 		{"NR", "no route"},
-		{"DPE", "the request is no valid HTTP, or not allowed: %RESPONSE_CODE_DETAILS%"},
 	}
 	inbound = []reply{
 		{"UF", "the app refused the connection: %UPSTREAM_TRANSPORT_FAILURE_REASON%"},
@@ -54,17 +54,39 @@ func inboundReplies(service, protocol string) *hcmv3.LocalReplyConfig {
 }
 
 func replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
+	subject = strings.ReplaceAll(subject, "%", "%%")
 	out := &hcmv3.LocalReplyConfig{}
-	for _, r := range table {
-		text := explain(strings.ReplaceAll(subject, "%", "%%"), r.text+" ("+r.flag+")", protocol)
+	add := func(filter *accesslogv3.AccessLogFilter, text string) {
 		out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{
-			Filter: flagFilter(r.flag),
+			Filter: filter,
 			BodyFormatOverride: &corev3.SubstitutionFormatString{
-				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(text)},
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(explain(subject, text, protocol))},
 			},
 		})
 	}
+	for _, r := range table {
+		add(flagFilter(r.flag), r.text+" ("+r.flag+")")
+	}
+	// What the codec or path normalization refuses has no flag.
+	add(statusFilter(400), "the request is refused: %RESPONSE_CODE_DETAILS%")
 	return out
+}
+
+// flagFilter selects local replies by Envoy's response flag.
+func flagFilter(flag string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{flag}},
+	}}
+}
+
+func statusFilter(status uint32) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
+		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{
+			Op: accesslogv3.ComparisonFilter_EQ,
+			// Envoy wants a runtime key; nobody sets this one.
+			Value: &corev3.RuntimeUInt32{DefaultValue: status, RuntimeKey: "crossfade.local_reply_status"},
+		}},
+	}}
 }
 
 // explain is the body of an answer that the sidecar gives itself. For gRPC it is

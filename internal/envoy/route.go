@@ -29,7 +29,7 @@ func (b *builder) outboundRoute(r proxy.Route, route routing.Route) *routev3.Rou
 	out := &routev3.Route{Match: everything()}
 	if len(route.Legs) == 1 {
 		if c, ok := b.proxy.Cluster(route.Legs[0].Target); ok && c.Unreachable != "" {
-			text := explain(fmt.Sprintf("upstream %q", r.Name), c.Unreachable, r.Chain.Protocol)
+			text := explain(fmt.Sprintf("upstream %q", r.Chain.Service), c.Unreachable, r.Chain.Protocol)
 			out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: inlineString(text)}}
 			return out
 		}

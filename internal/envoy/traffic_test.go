@@ -267,7 +267,7 @@ func TestTraffic(t *testing.T) {
 		for port, want := range map[int]string{
 			up[2]: `upstream "search": cannot connect to an instance`,
 			up[3]: `upstream "ghost": no healthy instance (UH)`,
-			up[4]: `upstream "catalog?dc=dc2": no mesh gateway for dc2`,
+			up[4]: `upstream "catalog": no mesh gateway for dc2`,
 			up[5]: `service "down": the app refused the connection`,
 		} {
 			status, _, body := get(t, at(port))
