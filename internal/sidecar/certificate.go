@@ -223,7 +223,10 @@ func (c *certificates) takeRoots(r ca.Roots) {
 	switch {
 	case c.held == nil:
 		c.due = time.Now()
-	case !c.signedBy(r):
+	case !c.signedBy(r, false):
+		c.log.Warn("the CA is another one, the certificate is renewed now: peers accept the old one no more", "service", c.service)
+		c.due = time.Now()
+	case !c.signedBy(r, true):
 		c.log.Info("the CA has a new root, the certificate will be renewed", "service", c.service)
 		if soon := time.Now().Add(time.Duration(rand.Int64N(int64(rootSpread)))); soon.Before(c.due) {
 			c.due = soon
@@ -231,11 +234,12 @@ func (c *certificates) takeRoots(r ca.Roots) {
 	}
 }
 
-// signedBy reports whether the held leaf chains to the active root and is of its trust domain.
-func (c *certificates) signedBy(r ca.Roots) bool {
+// signedBy reports whether the held leaf is of the trust domain and chains to one
+// of its roots, or to the active one.
+func (c *certificates) signedBy(r ca.Roots, active bool) bool {
 	pool, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, root := range r.Roots {
-		if root.Active {
+		if root.Active || !active {
 			pool.AppendCertsFromPEM([]byte(root.RootCert))
 		}
 	}

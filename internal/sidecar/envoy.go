@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,6 +44,14 @@ func envoyArgv(path, bootstrap, logLevel string, concurrency int) []string {
 	}
 }
 
+// envoyEnv leaves out what is meant for the sidecar itself, tokens among it: Envoy
+// needs none of that, and its environment can be read in /proc.
+func envoyEnv(env []string) []string {
+	return slices.DeleteFunc(env, func(kv string) bool {
+		return strings.HasPrefix(kv, "CONSUL_") || strings.HasPrefix(kv, "CROSSFADE_")
+	})
+}
+
 // envoyState is what the supervisor knows of its child.
 type envoyState struct {
 	pid      int // 0: not running
@@ -74,7 +83,7 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 		_ = os.Remove(e.sockets.adminSocket())
 		began := time.Now()
 		how := ""
-		p, err := startProcess(e.argv, os.Environ(), e.out, e.out)
+		p, err := startProcess(e.argv, envoyEnv(os.Environ()), e.out, e.out)
 		if err != nil {
 			how = err.Error()
 		} else {
@@ -129,7 +138,8 @@ func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process, st *envo
 
 // awaitReady polls Envoy until it serves what is wanted. It is false when ctx ended first.
 func (e *envoySupervisor) awaitReady(ctx context.Context) bool {
-	began, said := time.Now(), time.Now()
+	began := time.Now()
+	said := began.Add(2*time.Second - patience) // once soon, then seldom
 	var since time.Time
 	for {
 		seen := e.look(ctx)

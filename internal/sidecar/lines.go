@@ -57,7 +57,7 @@ func (w *lineWriter) take() []string {
 	if len(w.part) > 0 {
 		w.flush()
 	}
-	lines := w.last
+	lines := append([]string{}, w.last...)
 	w.last = nil
 	return lines
 }

@@ -168,7 +168,7 @@ func (s *sidecar) openEnvoy(path string) {
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, o.Concurrency),
 		admin:         s.admin,
 		sockets:       s.sockets,
-		out:           &lineWriter{out: o.Stderr, prefix: "envoy: "},
+		out:           &lineWriter{out: o.Stderr, prefix: "envoy[" + o.Definition.Service.ID + "]: "},
 		want:          wantedListeners{publicPort: s.proxy.Port, told: func() []string { return s.relay.Status().Listeners }},
 		configuration: func() string { return s.relay.Status().Version },
 		changed:       s.envoyChanged,

@@ -81,18 +81,27 @@ func stateOf(cmd *exec.Cmd, err error) exitState {
 	return exitState{code: cmd.ProcessState.ExitCode()}
 }
 
-// stop sends SIGTERM to the group and, when the child is still there after grace
-// or ctx ends, SIGKILL. It returns when the child is gone, and reports whether it
-// had to be killed.
+// hurriedStop is how long a child may take to end when there is no time.
+const hurriedStop = time.Second
+
+// stop sends SIGTERM to the group and, when the child is still there after grace,
+// or hurriedStop after ctx ended, SIGKILL. It returns when the child is gone, and
+// reports whether it had to be killed.
 func (p *process) stop(ctx context.Context, grace time.Duration) (killed bool) {
 	p.kill(syscall.SIGTERM)
 	t := time.NewTimer(grace)
 	defer t.Stop()
-	select {
-	case <-p.done:
-		return false
-	case <-t.C:
-	case <-ctx.Done():
+	hurry := ctx.Done()
+	for late := false; !late; {
+		select {
+		case <-p.done:
+			return false
+		case <-hurry:
+			hurry = nil
+			t.Reset(min(grace, hurriedStop))
+		case <-t.C:
+			late = true
+		}
 	}
 	p.kill(syscall.SIGKILL)
 	<-p.done

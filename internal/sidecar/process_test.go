@@ -19,7 +19,7 @@ import (
 )
 
 // fakeEnv makes the test binary play a part of its own instead of running tests.
-const fakeEnv = "CROSSFADE_SIDECAR_TEST_PLAYS"
+const fakeEnv = "TEST_SIDECAR_PLAYS"
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(fakeEnv) {
@@ -218,5 +218,12 @@ func TestAppEnded(t *testing.T) {
 	err, ok := appEnded("./app", exitState{code: 137, signal: syscall.SIGKILL}).(*ExitError)
 	if !ok || err.Code != 137 || err.Error() != `app "./app": ended by itself: signal: killed` {
 		t.Errorf("killed = %v", err)
+	}
+}
+
+func TestEnvoyEnv(t *testing.T) {
+	got := envoyEnv([]string{"PATH=/bin", "CONSUL_HTTP_TOKEN=secret", "CROSSFADE_TOKEN=secret", "TZ=UTC"})
+	if strings.Join(got, " ") != "PATH=/bin TZ=UTC" {
+		t.Errorf("Envoy's environment = %q", got)
 	}
 }

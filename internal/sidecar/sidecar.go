@@ -94,7 +94,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.contact.run)
 	if alone {
 		waitFor(ctx, firstContact, s.contact.found, s.contact.asked)
-	} else if !s.await(ctx, s.contact.found, "a control-plane server, there is no last good configuration to start from", "servers", hosts(s.opts.HTTPAddrs)) {
+	} else if !s.await(ctx, s.contact.found, "a control-plane server, there is no last good configuration with a valid certificate to start from", "servers", hosts(s.opts.HTTPAddrs)) {
 		return false
 	}
 	if err := s.registration.checkID(ctx); err != nil {
@@ -128,10 +128,12 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.certs.run)
 	s.serving.run(s.mirror)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
-	if !s.await(ctx, s.envoyUp, "Envoy to serve the instance") {
+	select {
+	case <-s.envoyUp:
+		return s.startApp(ctx)
+	case <-ctx.Done():
 		return false
 	}
-	return s.startApp(ctx)
 }
 
 // startApp starts app and checks, once Envoy can take the app's calls.

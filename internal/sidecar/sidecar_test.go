@@ -166,7 +166,7 @@ func (w *world) run(state, yaml string, app ...string) *running {
 		r.err = Run(ctx, Options{
 			Definition: defs[0], HTTPAddrs: []string{fmt.Sprintf("127.0.0.1:%d", w.http)}, Node: "host", StateDir: state, Concurrency: 1,
 			DrainTime: 5 * time.Second, App: append([]string{exe}, app...), Stdout: w.log, Stderr: w.log, Signals: r.signals,
-			Log: slog.New(slog.NewTextHandler(w.log, nil)).With("sidecar", defs[0].Service.ID),
+			Log: slog.New(slog.NewTextHandler(w.log, nil)).With("id", defs[0].Service.ID),
 		})
 	}()
 	r.stop = func() {
