@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,7 +25,12 @@ const fakeEnv = "TEST_SIDECAR_PLAYS"
 func TestMain(m *testing.M) {
 	switch os.Getenv(fakeEnv) {
 	case "":
-		os.Exit(m.Run())
+		code := m.Run()
+		if left := leaked(); code == 0 && left != "" {
+			fmt.Fprintln(os.Stderr, "goroutines left over:\n"+left)
+			code = 1
+		}
+		os.Exit(code)
 	case "envoy":
 		playEnvoy()
 	case "app":
@@ -32,6 +38,27 @@ func TestMain(m *testing.M) {
 	case "parent":
 		playParent()
 	}
+}
+
+// leaked is the stacks of goroutines of this package that do not end.
+func leaked() string {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	var left []string
+	for range 500 {
+		left = nil
+		buf := make([]byte, 1<<20)
+		for _, stack := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(stack, "internal/sidecar") && !strings.Contains(stack, "TestMain") {
+				left = append(left, stack)
+			}
+		}
+		if left == nil {
+			break
+		}
+		<-tick.C
+	}
+	return strings.Join(left, "\n\n")
 }
 
 // playEnvoy serves the admin socket beside the bootstrap until SIGTERM.
@@ -163,6 +190,28 @@ func TestProcessStop(t *testing.T) {
 			t.Errorf("%s: killed %v, %s; want %v, %s", tt.script, killed, p.state, tt.killed, tt.how)
 		}
 		r.Close()
+	}
+}
+
+// In a hurry a child gets a second, however long it may take otherwise.
+func TestProcessStopInAHurry(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := startProcess([]string{"/bin/sh", "-c", "trap '' TERM; echo; while :; do sleep 0.01; done"}, nil, w, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	hurry, rush := context.WithCancel(t.Context())
+	rush()
+	if !p.stop(hurry, time.Hour) {
+		t.Errorf("ended by itself: %s", p.state)
 	}
 }
 
