@@ -24,9 +24,10 @@ const (
 // drain takes an instance out of use without losing a request.
 type drain struct {
 	admin *admin
-	// goodbye takes the instance out of the registry and waits for the callers.
-	// waited is "<confirmed>/<asked>", empty when unknown.
-	goodbye    func(ctx context.Context) (waited string, err error)
+	// goodbye takes the instance out of the registry and waits for the callers, at
+	// most for wait. waited is "<confirmed>/<asked>", empty when unknown.
+	goodbye    func(ctx context.Context, wait time.Duration) (waited string, err error)
+	callerWait time.Duration
 	service    string
 	publicPort int
 	bound      time.Duration // for what is under way to end
@@ -65,10 +66,16 @@ func (d *drain) run(hurry context.Context) {
 // sayGoodbye returns for how long to accept new connections after it.
 func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
 	began := time.Now()
-	waited, err := d.goodbye(ctx)
+	waited, err := d.goodbye(ctx, d.callerWait)
 	told, asked, known := strings.Cut(waited, "/")
 	switch {
 	case ctx.Err() != nil:
+		// There is no time to wait, but enough to be polite.
+		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), hurriedStop)
+		defer cancel()
+		if _, err := d.goodbye(quick, 0); err != nil {
+			d.log.Warn("deregistration failed, the registry finds out by itself", "service", d.service, "error", err, "after", checkTTL)
+		}
 		return 0
 	case err != nil:
 		d.log.Warn("deregistration failed, callers could not be told and will be refused instead", "service", d.service, "error", err)

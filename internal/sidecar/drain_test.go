@@ -100,7 +100,7 @@ func TestDrainSequence(t *testing.T) {
 	}
 	d := &drain{
 		admin: serveAdmin(t, f), service: "catalog-1", publicPort: 21000, bound: time.Minute, log: slog.New(slog.DiscardHandler),
-		goodbye: func(context.Context) (string, error) {
+		goodbye: func(context.Context, time.Duration) (string, error) {
 			f.note("goodbye")
 			return "2/2", nil
 		},
@@ -116,7 +116,7 @@ func TestDrainWithoutAdmin(t *testing.T) {
 	var log strings.Builder
 	d := &drain{
 		admin: serveAdmin(t, &fakeAdmin{broken: true}), service: "catalog-1", bound: 300 * time.Millisecond, log: slog.New(slog.NewTextHandler(&log, nil)),
-		goodbye: func(context.Context) (string, error) { return "", errors.New("no server") },
+		goodbye: func(context.Context, time.Duration) (string, error) { return "", errors.New("no server") },
 	}
 	began := time.Now()
 	d.run(t.Context())
@@ -136,9 +136,21 @@ func TestDrainInAHurry(t *testing.T) {
 	f.onPost = func(*fakeAdmin, string) { rush() }
 	d := &drain{
 		admin: serveAdmin(t, f), publicPort: 21000, bound: time.Hour, log: slog.New(slog.DiscardHandler),
-		goodbye: func(context.Context) (string, error) { return "0/0", nil },
+		goodbye: func(context.Context, time.Duration) (string, error) { return "0/0", nil },
 	}
 	d.run(hurry) // returns, or the test times out
+
+	// Even without time the registry is told.
+	var waits []time.Duration
+	d.goodbye = func(ctx context.Context, wait time.Duration) (string, error) {
+		waits = append(waits, wait)
+		return "", ctx.Err()
+	}
+	d.callerWait = time.Minute
+	d.run(hurry)
+	if want := []time.Duration{time.Minute, 0}; !slices.Equal(waits, want) {
+		t.Errorf("waited for callers %v, want %v", waits, want)
+	}
 }
 
 func TestInboundEnded(t *testing.T) {
@@ -174,7 +186,7 @@ func TestAcceptAfterGoodbye(t *testing.T) {
 		{"", nil, acceptUntold},
 		{"", errors.New("no server"), acceptTold},
 	} {
-		d := &drain{log: slog.New(slog.DiscardHandler), goodbye: func(context.Context) (string, error) { return tt.waited, tt.err }}
+		d := &drain{log: slog.New(slog.DiscardHandler), goodbye: func(context.Context, time.Duration) (string, error) { return tt.waited, tt.err }}
 		if got := d.sayGoodbye(t.Context()); got != tt.want {
 			t.Errorf("after %q, %v: accepts for %v, want %v", tt.waited, tt.err, got, tt.want)
 		}

@@ -119,8 +119,10 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	if was.PublicPort != 0 && was.PublicPort != port {
 		s.log.Warn("the public port has changed", "service", d.Service.ID, "from", was.PublicPort, "to", port)
 	}
-	if err := s.dir.writeJSON(portsFile, ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}); err != nil {
-		return fmt.Errorf("state directory %q: cannot be written: %w", s.dir.path, cause(err))
+	if now := (ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}); now != was {
+		if err := s.dir.writeJSON(portsFile, now); err != nil {
+			return fmt.Errorf("state directory %q: cannot be written: %w", s.dir.path, cause(err))
+		}
 	}
 	d.Sidecar.Service.Port = port
 	s.proxy = d.SidecarService()
@@ -176,8 +178,9 @@ func (s *sidecar) openEnvoy(path string) {
 	}
 	s.drain = &drain{
 		admin: s.admin, service: o.Definition.Service.ID, publicPort: s.proxy.Port, bound: o.DrainTime, log: s.log,
-		goodbye: func(ctx context.Context) (string, error) {
-			return s.agent.deregister(ctx, o.Definition.Service.ID, o.CallerWait)
+		callerWait: o.CallerWait,
+		goodbye: func(ctx context.Context, wait time.Duration) (string, error) {
+			return s.agent.deregister(ctx, o.Definition.Service.ID, wait)
 		},
 	}
 }

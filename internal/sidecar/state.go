@@ -77,16 +77,11 @@ func openStateDir(path string) (*stateDir, error) {
 		return nil, fmt.Errorf("state directory %q: cannot be locked: %w", path, err)
 	}
 	d := &stateDir{path: path, lock: f}
-	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
-		d.close()
-		return nil, fmt.Errorf("state directory %q: cannot be written: %w", path, err)
-	}
+	_ = os.Remove(d.file(statusFile)) // it spoke of a sidecar that is gone
+	// The pid is for people; a full disk must not keep an instance from starting.
+	_ = f.Truncate(0)
+	_, _ = f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
 	return d, nil
-}
-
-func writeAt(f *os.File, s string) error {
-	_, err := f.WriteAt([]byte(s), 0)
-	return err
 }
 
 // close gives up the lock.
