@@ -11,8 +11,8 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
-// inboundStreams is how many requests one caller's connection may carry at once.
-const inboundStreams = 1024
+// maxStreams is how many requests a connection may carry at once.
+const maxStreams = 1024
 
 // httpRBAC is the filter's name, under which routes carry its rules.
 const httpRBAC = "envoy.filters.http.rbac"
@@ -20,7 +20,6 @@ const httpRBAC = "envoy.filters.http.rbac"
 // inboundHTTP receives requests from other sidecars.
 func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	m := b.connectionManager(proxy.PublicListener, proxy.PublicListener, in.Protocol)
-	m.Http2ProtocolOptions.MaxConcurrentStreams = number(inboundStreams)
 	m.NormalizePath = truth(b.proxy.Normalization.Path)
 	m.MergeSlashes = b.proxy.Normalization.MergeSlashes
 	m.PathWithEscapedSlashesAction = escapedSlashes(b.proxy.Normalization.EscapedSlashesAction)
@@ -42,6 +41,8 @@ func (b *builder) outboundHTTP(u proxy.Upstream) *hcmv3.HttpConnectionManager {
 
 // connectionManager is what both directions have in common.
 func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.HttpConnectionManager {
+	h2 := http2Options()
+	h2.MaxConcurrentStreams = number(maxStreams)
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix: statPrefix,
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
@@ -60,7 +61,7 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 			// its callers would take that for a failing instance.
 			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.UnderscoresAction),
 		},
-		Http2ProtocolOptions:       http2Options(),
+		Http2ProtocolOptions:       h2,
 		MaxRequestHeadersKb:        number(60),
 		RequestHeadersTimeout:      seconds(10),
 		StreamIdleTimeout:          seconds(streamIdle(protocol)),

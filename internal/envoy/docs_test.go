@@ -1,0 +1,193 @@
+package envoy_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+)
+
+const table = "../../docs/envoy.md"
+
+// row is one line of the table: | knob | where | value | reason |.
+type row struct {
+	line               int
+	knob, where, value string
+}
+
+// setting is a leaf of a resource: the dotted path to it, without list indexes,
+// and its JSON; strings stand without quotes.
+type setting struct{ path, value string }
+
+// TestTableMatchesCode holds docs/envoy.md to what is generated, in both directions.
+func TestTableMatchesCode(t *testing.T) {
+	generated := places(t)
+	rows := readTable(t)
+	if len(rows) < 50 {
+		t.Fatalf("%s: %d rows, the table is not read", table, len(rows))
+	}
+	documented := map[string][]string{} // where -> knobs
+	for _, r := range rows {
+		for _, where := range strings.Split(r.where, ", ") {
+			settings, ok := generated[where]
+			if !ok {
+				t.Errorf("%s:%d: there is no place %q", table, r.line, where)
+				continue
+			}
+			documented[where] = append(documented[where], r.knob)
+			got := find(settings, r.knob)
+			if r.value == "absent" && len(got) == 0 || slices.Equal(got, []string{r.value}) {
+				continue
+			}
+			t.Errorf("%s:%d: %s in %s: the table says %q, the code %q", table, r.line, r.knob, where, r.value, got)
+		}
+	}
+	// Of this one only what differs is in the table.
+	documented["grpc outbound listener"] = append(documented["grpc outbound listener"], documented["outbound listener"]...)
+	for where, settings := range generated {
+		for _, s := range settings {
+			last := s.path[strings.LastIndexByte(s.path, '.')+1:]
+			if slices.Contains(identities, last) || slices.ContainsFunc(documented[where], func(knob string) bool { return covers(knob, s.path) }) {
+				continue
+			}
+			t.Errorf("%s has no row for %s = %s in %s", table, s.path, s.value, where)
+		}
+	}
+}
+
+// identities name things or say where they are; they are no choices.
+var identities = []string{
+	"@type", "name", "address", "port_value", "cluster", "cluster_name", "stat_prefix", "route_config_name", "sni", "exact", "prefix",
+	"domains", "inline_string", "flags", "type_urls", "resource_api_version", "san_type", "id", "path", "op",
+	"default_value", "runtime_key", "fixed_value", "tag_name", "regex", "suffix", "partition", "namespace", "node_name", "object_key",
+	"ads", "type", "source_code",
+}
+
+// places are the parts of the archetypes that the table speaks of.
+func places(t *testing.T) map[string][]setting {
+	t.Helper()
+	all := scenarios(t)
+	of := func(file string) envoy.Resources { return resources(t, build(t, meshtest.Parse(t, all[file]))) }
+	http, tcp, server := of("http_caller.txtar"), of("tcp_caller.txtar"), of("tcp_callee.txtar")
+	grpc := of("grpc_caller.txtar")
+	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string][]setting{
+		"upstream cluster":       leaves(t, http.Clusters[0]),
+		"tcp upstream cluster":   leaves(t, tcp.Clusters[1]),
+		"app cluster":            leaves(t, http.Clusters[1]),
+		"grpc app cluster":       leaves(t, grpc.Clusters[1]),
+		"tcp app cluster":        leaves(t, tcp.Clusters[0]),
+		"outbound listener":      leaves(t, http.Listeners[0]),
+		"tcp outbound listener":  leaves(t, tcp.Listeners[0]),
+		"inbound listener":       leaves(t, http.Listeners[1]),
+		"tcp inbound listener":   leaves(t, tcp.Listeners[1]),
+		"grpc outbound listener": leaves(t, grpc.Listeners[0]),
+		"outbound route":         leaves(t, http.Routes[0]),
+		"inbound route":          leaves(t, http.Routes[1]),
+		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
+		"bootstrap":              leavesOf(t, boot),
+	}
+}
+
+func leaves(t *testing.T, m proto.Message) []setting {
+	t.Helper()
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leavesOf(t, raw)
+}
+
+func leavesOf(t *testing.T, raw []byte) []setting {
+	t.Helper()
+	var doc any
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		t.Fatal(err)
+	}
+	var out []setting
+	var walk func(path string, v any)
+	walk = func(path string, v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			if len(v) == 0 {
+				out = append(out, setting{path, "{}"})
+			}
+			// A socket option is called by its description.
+			if name, ok := v["description"].(string); ok {
+				walk(path+"."+name, v["int_value"])
+				return
+			}
+			for key, child := range v {
+				walk(path+"."+key, child)
+			}
+		case []any:
+			// A list of strings is one setting.
+			if len(v) > 0 {
+				if _, ok := v[0].(string); ok {
+					raw, _ := json.Marshal(v)
+					out = append(out, setting{path, string(raw)})
+					return
+				}
+			}
+			for _, child := range v {
+				walk(path, child)
+			}
+		case string:
+			out = append(out, setting{path, v})
+		default:
+			raw, _ := json.Marshal(v)
+			out = append(out, setting{path, string(raw)})
+		}
+	}
+	walk("", doc)
+	return out
+}
+
+func covers(knob, path string) bool { return strings.HasSuffix(path, "."+knob) }
+
+// find is the values of a knob, each once.
+func find(settings []setting, knob string) []string {
+	var out []string
+	for _, s := range settings {
+		if covers(knob, s.path) && !slices.Contains(out, s.value) {
+			out = append(out, s.value)
+		}
+	}
+	return out
+}
+
+func readTable(t *testing.T) []row {
+	t.Helper()
+	text, err := os.ReadFile(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []row
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for n := 1; lines.Scan(); n++ {
+		cells := strings.Split(lines.Text(), "|")
+		if len(cells) != 6 || !strings.HasPrefix(cells[1], " `") {
+			continue
+		}
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if cells[4] == "" {
+			t.Errorf("%s:%d: no reason", table, n)
+		}
+		out = append(out, row{n, strings.Trim(cells[1], "`"), cells[2], strings.Trim(cells[3], "`")})
+	}
+	return out
+}
