@@ -123,6 +123,9 @@ func (m *mesh) opened(_ context.Context, n *corev3.Node) (string, error) {
 	meta := n.GetMetadata().GetFields()
 	in := node{id: n.GetId(), name: meta["node_name"].GetStringValue(), relayed: meta["crossfade_relay"].GetBoolValue()}
 	key := in.name + "/" + in.id
+	if !in.relayed {
+		key += " (bare)" // has secrets in its view, which no relay is to see
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.catalog != nil {
