@@ -297,16 +297,17 @@ func versions(byName map[string]*xds.Resource) map[string]string {
 // connect keeps a stream to a server until ctx ends: as long as Envoy's own lasts.
 func (r *Relay) connect(ctx context.Context) {
 	const least, most = 100 * time.Millisecond, 5 * time.Second
-	wait := least
+	wait, level := least, slog.LevelWarn
 	for ctx.Err() == nil {
 		admitted, err := r.stream(ctx)
 		if ctx.Err() != nil {
 			break
 		}
 		if admitted {
-			wait = least
+			wait, level = least, slog.LevelWarn
 		}
-		r.opts.Log.Warn("no stream to a control-plane server, Envoy keeps what it runs", "reason", err, "retry_in", wait.String())
+		r.opts.Log.Log(ctx, level, "no stream to a control-plane server, Envoy keeps what it runs", "reason", err)
+		level = slog.LevelDebug // said once
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait/2 + rand.N(wait)):
@@ -350,6 +351,7 @@ func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 	if err := c.Admitted(); err != nil {
 		return false, err
 	}
+	r.opts.Log.Info("stream to a control-plane server is up")
 	r.mu.Lock()
 	r.connectedLocked(true)
 	r.mu.Unlock()
