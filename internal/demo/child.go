@@ -111,16 +111,21 @@ func (c *child) tail(lines int) []string {
 }
 
 // processGone reports whether the process holds no file or socket any more: it is
-// a zombie, or no longer there.
+// no longer there, or a zombie with no thread left. Its first thread may be a
+// zombie while others still hold what all of them share.
 func processGone(pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	dir := "/proc/" + strconv.Itoa(pid)
+	b, err := os.ReadFile(dir + "/stat")
 	if err != nil {
 		return true
 	}
 	// The state follows the command name, which is in parentheses and may hold any character.
-	rest := b[bytes.LastIndexByte(b, ')')+1:]
-	f := bytes.Fields(rest)
-	return len(f) == 0 || f[0][0] == 'Z' || f[0][0] == 'X'
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) > 0 && f[0][0] != 'Z' && f[0][0] != 'X' {
+		return false
+	}
+	threads, err := os.ReadDir(dir + "/task")
+	return err != nil || len(threads) <= 1
 }
 
 // processesWith lists the live processes whose environment has the given entry.

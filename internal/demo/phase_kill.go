@@ -79,6 +79,7 @@ func (d *demo) inFlightOnly(ctx context.Context, p *Proof, m mark, killed, gone 
 		return err
 	}
 	excused, later := 0, 0
+	var latest time.Duration
 	for pr, failures := range d.traffic.failuresSince(m) {
 		passesIt := pr == d.traffic.pairs[0] || pr == d.traffic.pages
 		for _, f := range failures {
@@ -87,6 +88,7 @@ func (d *demo) inFlightOnly(ctx context.Context, p *Proof, m mark, killed, gone 
 				pr.inFlight++
 			} else {
 				later++
+				latest = max(latest, f.Sent.Sub(gone))
 			}
 		}
 	}
@@ -95,6 +97,7 @@ func (d *demo) inFlightOnly(ctx context.Context, p *Proof, m mark, killed, gone 
 	p.check(true, "of the load, %d requests failed that were in flight at the kill; they are counted apart", excused)
 	p.check(later == 0, "%d of %s other requests failed", later, count(requests-uint64(excused)))
 	if later > 0 {
+		p.check(false, "the last of them was sent %s after Envoy was gone", ms(latest))
 		for _, line := range reasons(d.traffic.failuresSince(m)) {
 			p.check(false, "%s", line)
 		}

@@ -22,7 +22,7 @@ const (
 	// At most so many requests of one stream are unanswered at a time.
 	outstanding = 2000
 	// A burst is bounded so that it is no flood on a slow machine.
-	burstOutstanding = 8
+	burstOutstanding = 4
 )
 
 // pair is the load from one service to another.
