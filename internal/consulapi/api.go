@@ -83,15 +83,15 @@ func New(o Options) http.Handler {
 		answer := func(c *call) (any, error) {
 			return nil, notServed("%s %s: not served by crossfade's registry; run a Consul and point --consul at it", c.r.Method, c.r.URL.Path)
 		}
-		rt := route{path: path, get: answer, put: answer, del: answer}
+		rt := route{path: path, get: answer, put: answer, post: answer, del: answer}
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { a.serve(rt, w, r) })
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c := &call{api: a, w: w, r: r}
 		if strings.HasPrefix(r.URL.Path, "/v1/") {
-			c.fail(notFound("Invalid URL path: not a recognized HTTP API endpoint"))
+			c.fail(notFound("Invalid URL path: not a recognized HTTP API endpoint\n"))
 		} else {
-			c.fail(notFound("Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'"))
+			c.fail(notFound("Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'\n"))
 		}
 	})
 	return mux
@@ -144,7 +144,8 @@ func routes() []route {
 		{path: "/v1/config/", get: getEntry, del: deleteEntry},
 
 		{path: "/v1/connect/ca/roots", get: caRoots},
-		{path: "/v1/connect/intentions", get: listIntentions},
+		{path: "/v1/connect/intentions", get: listIntentions, post: createIntention},
+		{path: "/v1/connect/intentions/", get: getIntentionByID, put: putIntentionByID, del: deleteIntentionByID},
 		{path: "/v1/connect/intentions/exact", get: getIntention, put: putIntention, del: deleteIntention},
 		{path: "/v1/connect/intentions/match", get: matchIntentions},
 		{path: "/v1/connect/intentions/check", get: checkIntention},
@@ -159,7 +160,7 @@ func notServedPaths() []string {
 		"/v1/agent/connect/authorize", "/v1/agent/connect/ca/leaf/", "/v1/agent/force-leave/", "/v1/agent/host",
 		"/v1/agent/join/", "/v1/agent/leave", "/v1/agent/metrics", "/v1/agent/metrics/stream", "/v1/agent/monitor",
 		"/v1/agent/reload", "/v1/agent/token/", "/v1/catalog/gateway-services/", "/v1/config-entries/",
-		"/v1/connect/ca/configuration", "/v1/connect/intentions/", "/v1/coordinate/", "/v1/discovery-chain/",
+		"/v1/connect/ca/configuration", "/v1/coordinate/", "/v1/discovery-chain/",
 		"/v1/event/", "/v1/exported-services", "/v1/health/ingress/", "/v1/imported-services", "/v1/internal/",
 		"/v1/operator/", "/v1/peering", "/v1/peering/", "/v1/peerings", "/v1/query", "/v1/query/", "/v1/session/",
 		"/v1/snapshot", "/v1/txn",

@@ -3,6 +3,8 @@ package consulapi
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -10,9 +12,9 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
-// An intention is one source of a service-intentions entry, shown on its own.
-
+// intentionShape is one source of a service-intentions entry, shown on its own.
 type intentionShape struct {
+	ID              string
 	Description     string `json:",omitempty"`
 	SourceNS        string
 	SourceName      string
@@ -25,6 +27,14 @@ type intentionShape struct {
 	ModifyIndex     uint64
 }
 
+// intentionID names the intention of a pair as Consul's older API wants it: a UUID,
+// always the same for the same pair.
+func intentionID(source, destination string) string {
+	b := sha256.Sum256([]byte(source + "\x00" + destination))
+	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}
+
 // showIntentions lists the intentions of entries in the order they are judged.
 func showIntentions(entries []*store.Entry) []intentionShape {
 	out := []intentionShape{}
@@ -35,7 +45,7 @@ func showIntentions(entries []*store.Entry) []intentionShape {
 		}
 		for _, s := range si.Sources {
 			out = append(out, intentionShape{
-				Description: s.Description, SourceNS: "default", SourceName: s.Name, DestinationNS: "default", DestinationName: si.Name,
+				ID: intentionID(s.Name, si.Name), Description: s.Description, SourceNS: "default", SourceName: s.Name, DestinationNS: "default", DestinationName: si.Name,
 				SourceType: cmp.Or(s.Type, "consul"), Action: s.Action, Precedence: s.Precedence,
 				CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
 			})
@@ -130,17 +140,81 @@ func putIntention(c *call) (any, error) {
 	if err := c.decode(&b); err != nil {
 		return nil, err
 	}
+	err = c.writeIntention(source, destination, b, true)
+	return err == nil, err
+}
+
+// createIntention takes the pair from the body and replaces nothing.
+func createIntention(c *call) (any, error) {
+	var b intentionBody
+	if err := c.decode(&b); err != nil {
+		return nil, err
+	}
+	if b.SourceName == "" || b.DestinationName == "" {
+		return nil, internal("SourceName and DestinationName must be set")
+	}
+	return map[string]string{"ID": intentionID(b.SourceName, b.DestinationName)}, c.writeIntention(b.SourceName, b.DestinationName, b, false)
+}
+
+// byID finds the intention that the path names.
+func (c *call) byID() (intentionShape, error) {
+	all, err := c.intentions()
+	if err != nil {
+		return intentionShape{}, err
+	}
+	for _, in := range all {
+		if in.ID == c.arg {
+			return in, nil
+		}
+	}
+	return intentionShape{}, notFound("Intention not found")
+}
+
+func getIntentionByID(c *call) (any, error) {
+	in, err := c.byID()
+	return in, err
+}
+
+func putIntentionByID(c *call) (any, error) {
+	in, err := c.byID()
+	if err != nil {
+		return nil, err
+	}
+	var b intentionBody
+	if err := c.decode(&b); err != nil {
+		return nil, err
+	}
+	if cmp.Or(b.SourceName, in.SourceName) != in.SourceName || cmp.Or(b.DestinationName, in.DestinationName) != in.DestinationName {
+		return nil, badRequest("intention %q is for %s => %s; an intention cannot change its pair", in.ID, in.SourceName, in.DestinationName)
+	}
+	return map[string]string{"ID": in.ID}, c.writeIntention(in.SourceName, in.DestinationName, b, true)
+}
+
+func deleteIntentionByID(c *call) (any, error) {
+	in, err := c.byID()
+	if err != nil {
+		return nil, err
+	}
+	err = c.removeIntention(in.SourceName, in.DestinationName)
+	return err == nil, err
+}
+
+func (c *call) writeIntention(source, destination string, b intentionBody, replace bool) error {
 	switch {
 	case len(b.Permissions) > 0:
-		return nil, badRequest("Permissions are not served by this version; use Action")
+		return badRequest("Permissions are not served by this version; use Action")
 	case b.SourcePeer != "" || b.SourceSamenessGroup != "":
-		return nil, badRequest("SourcePeer and SourceSamenessGroup are not served by this version")
+		return badRequest("SourcePeer and SourceSamenessGroup are not served by this version")
 	case b.Action != config.Allow && b.Action != config.Deny:
-		return nil, internal("Action must be set to 'allow' or 'deny'")
+		return internal("Action must be set to 'allow' or 'deny'")
 	}
-	err = c.api.store.Update(func(w *store.Writer) error {
+	return c.api.store.Update(func(w *store.Writer) error {
 		n := &config.ServiceIntentions{Name: destination}
-		n.Sources = append(otherSources(w, n, source), &config.SourceIntention{
+		others, had := otherSources(w, n, source)
+		if had && !replace {
+			return internal("Sources of service-intentions %q define %q already", destination, source)
+		}
+		n.Sources = append(others, &config.SourceIntention{
 			Name: source, Action: b.Action, Type: b.SourceType, Description: b.Description,
 		})
 		n.Normalize()
@@ -149,28 +223,29 @@ func putIntention(c *call) (any, error) {
 		}
 		return w.PutEntry(n)
 	})
-	return err == nil, err
 }
 
-// otherSources takes over what is kept of the destination's entry: all but one source.
-func otherSources(w *store.Writer, n *config.ServiceIntentions, source string) []*config.SourceIntention {
+// otherSources takes over what is kept of the destination's entry: all but one
+// source, and whether that was there.
+func otherSources(w *store.Writer, n *config.ServiceIntentions, source string) (out []*config.SourceIntention, had bool) {
 	old := w.Entry(config.Key{Kind: config.KindServiceIntentions, Name: n.Name})
 	if old == nil {
-		return nil
+		return nil, false
 	}
 	entry, ok := old.Entry.(*config.ServiceIntentions)
 	if !ok {
-		return nil
+		return nil, false
 	}
 	n.Meta = entry.Meta
-	var out []*config.SourceIntention
 	for _, s := range entry.Sources {
-		if s.Name != source {
-			kept := *s
-			out = append(out, &kept)
+		if s.Name == source {
+			had = true
+			continue
 		}
+		kept := *s
+		out = append(out, &kept)
 	}
-	return out
+	return out, had
 }
 
 func deleteIntention(c *call) (any, error) {
@@ -178,19 +253,23 @@ func deleteIntention(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	err = c.removeIntention(source, destination)
+	return err == nil, err
+}
+
+func (c *call) removeIntention(source, destination string) error {
 	k := config.Key{Kind: config.KindServiceIntentions, Name: destination}
-	err = c.api.store.Update(func(w *store.Writer) error {
+	return c.api.store.Update(func(w *store.Writer) error {
 		if w.Entry(k) == nil {
 			return nil
 		}
 		n := &config.ServiceIntentions{Name: destination}
-		if n.Sources = otherSources(w, n, source); len(n.Sources) == 0 {
+		if n.Sources, _ = otherSources(w, n, source); len(n.Sources) == 0 {
 			return w.DeleteEntry(k)
 		}
 		n.Normalize()
 		return w.PutEntry(n)
 	})
-	return err == nil, err
 }
 
 // matchIntentions lists those that bear on a service, in the order they are judged.

@@ -71,12 +71,15 @@ type route struct {
 	path string
 	get  endpoint
 	put  endpoint
+	post endpoint
 	del  endpoint
 }
 
 func (rt route) methods() map[string]endpoint {
 	out := map[string]endpoint{}
-	for method, e := range map[string]endpoint{http.MethodGet: rt.get, http.MethodPut: rt.put, http.MethodDelete: rt.del} {
+	for method, e := range map[string]endpoint{
+		http.MethodGet: rt.get, http.MethodPut: rt.put, http.MethodPost: rt.post, http.MethodDelete: rt.del,
+	} {
 		if e != nil {
 			out[method] = e
 		}
@@ -88,7 +91,7 @@ func (rt route) methods() map[string]endpoint {
 func (rt route) allow() string {
 	out := []string{http.MethodOptions}
 	methods := rt.methods()
-	for _, m := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
+	for _, m := range []string{http.MethodGet, http.MethodPut, http.MethodPost, http.MethodDelete} {
 		if methods[m] != nil {
 			out = append(out, m)
 		}
@@ -241,7 +244,7 @@ func (c *call) number(name string) (*uint64, error) {
 	return &v, nil
 }
 
-// tags are the values of a repeatable query parameter.
+// all is the values of a repeatable query parameter.
 func (c *call) all(name string) []string {
 	return slices.DeleteFunc(slices.Clone(c.query[name]), func(s string) bool { return s == "" })
 }

@@ -1,6 +1,8 @@
 package consulapi
 
 import (
+	"cmp"
+
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 )
 
@@ -32,21 +34,31 @@ type proxyShape struct {
 	LocalServicePort       int    `json:",omitempty"`
 	LocalServiceSocketPath string `json:",omitempty"`
 	Mode                   string
-	Config                 map[string]any     `json:",omitempty"`
-	Upstreams              []catalog.Upstream `json:",omitempty"`
+	Config                 map[string]any  `json:",omitempty"`
+	Upstreams              []upstreamShape `json:",omitempty"`
 	MeshGateway            struct{}
 	Expose                 struct{}
+}
+
+type upstreamShape struct {
+	catalog.Upstream
+	MeshGateway struct{}
 }
 
 func showProxy(p *catalog.Proxy) proxyShape {
 	if p == nil {
 		return proxyShape{}
 	}
-	return proxyShape{
+	out := proxyShape{
 		DestinationServiceName: p.DestinationServiceName, DestinationServiceID: p.DestinationServiceID,
 		LocalServiceAddress: p.LocalServiceAddress, LocalServicePort: p.LocalServicePort,
-		LocalServiceSocketPath: p.LocalServiceSocketPath, Mode: p.Mode, Config: p.Config, Upstreams: p.Upstreams,
+		LocalServiceSocketPath: p.LocalServiceSocketPath, Mode: p.Mode, Config: p.Config,
 	}
+	for _, u := range p.Upstreams {
+		u.DestinationType = cmp.Or(u.DestinationType, "service")
+		out.Upstreams = append(out.Upstreams, upstreamShape{Upstream: u})
+	}
+	return out
 }
 
 // serviceShape is a service in the catalog and health endpoints.
@@ -178,10 +190,12 @@ type catalogServiceShape struct {
 	ServiceWeights           catalog.Weights
 	ServiceMeta              map[string]string
 	ServicePort              int
+	ServicePorts             any // a feature of later Consuls; always null
 	ServiceSocketPath        string
 	ServiceEnableTagOverride bool
 	ServiceProxy             proxyShape
 	ServiceConnect           catalog.Connect
+	ServiceLocality          any // of Consul Enterprise; always null
 	CreateIndex              uint64
 	ModifyIndex              uint64
 }
