@@ -1,47 +1,75 @@
 package envoy
 
 import (
+	"regexp"
+	"strings"
+
 	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// What Envoy counts. Each stat costs memory per upstream and a line per scrape, so
-// only those are kept that a question is answered with.
-var (
-	statPrefixes = []string{
-		"cluster_manager.active_clusters", "cluster_manager.warming_clusters", "cluster_manager.update_",
-		"listener_manager.listener_", "listener_manager.lds.", "listener_manager.total_",
-		"control_plane.", "runtime.load_", "server.",
-	}
-	statSuffixes = []string{
-		// Upstream and downstream connections, requests and bytes.
-		"_cx_active", "_cx_total", "_cx_rx_bytes_total", "_cx_tx_bytes_total",
-		"_cx_overflow", "_cx_connect_fail", "_cx_connect_timeout", "_cx_destroy_remote_with_active_rq", "_cx_destroy_local_with_active_rq",
-		"_cx_idle_timeout", "_cx_protocol_error", "_cx_drain_close", "_cx_none_healthy", "_cx_length_ms",
-		"_rq_active", "_rq_total", "_rq_time", "_rq_1xx", "_rq_2xx", "_rq_3xx", "_rq_4xx", "_rq_5xx",
-		"_rq_timeout", "_rq_rx_reset", "_rq_tx_reset", "_rq_pending_overflow", "_rq_idle_timeout", "_rq_header_timeout",
-		"_rq_retry", "_rq_retry_success", "_rq_retry_overflow", "_rq_retry_limit_exceeded", "_rq_too_large",
-		// Who is in, who is out.
-		".membership_total", ".membership_healthy", ".outlier_detection.ejections_active", ".outlier_detection.ejections_enforced_total",
-		// TLS and intentions.
-		".ssl.handshake", ".ssl.session_reused", ".ssl.connection_error", ".ssl.fail_verify_san", ".ssl.fail_verify_error", ".ssl.fail_verify_no_cert",
-		".ssl_context_update_by_sds", "rbac.allowed", "rbac.denied",
-		// Refused before routing.
-		".requests_rejected_with_underscores_in_headers", ".dropped_headers_with_underscores", ".failed_path_normalization",
-		// Configuration taken and refused.
-		".update_success", ".update_rejected", ".keepalive_timeout",
-	}
-)
+// statFamily is stats that share a beginning.
+type statFamily struct {
+	prefix string   // a regular expression
+	names  []string // literal
+}
 
-// statsConfig keeps what the lists above name. source and datacenter become
-// labels under Consul's names, on every line.
+// families are what Envoy counts. Each stat costs memory per upstream and a line
+// per scrape, so only those are kept that a question is answered with.
+func families() []statFamily {
+	const tls = "ssl."
+	return []statFamily{
+		{`cluster\.(?:.+\.internal\..+|` + LocalApp + `)\.`, []string{
+			"upstream_cx_active", "upstream_cx_total", "upstream_cx_rx_bytes_total", "upstream_cx_tx_bytes_total",
+			"upstream_cx_connect_fail", "upstream_cx_connect_timeout", "upstream_cx_overflow", "upstream_cx_none_healthy",
+			"upstream_cx_destroy_local_with_active_rq", "upstream_cx_destroy_remote_with_active_rq", "upstream_cx_protocol_error",
+			"upstream_rq_active", "upstream_rq_total", "upstream_rq_timeout", "upstream_rq_pending_overflow", "upstream_rq_rx_reset",
+			"upstream_rq_retry", "upstream_rq_retry_success", "upstream_rq_retry_overflow", "upstream_rq_retry_limit_exceeded",
+			"membership_total", "membership_healthy", "outlier_detection.ejections_active", "outlier_detection.ejections_enforced_total",
+			tls + "handshake", tls + "session_reused", tls + "connection_error", tls + "fail_verify_san", tls + "fail_verify_error",
+			"client_ssl_socket_factory.ssl_context_update_by_sds", "http2.keepalive_timeout", "update_success", "update_rejected",
+		}},
+		{`http\.(?:public_listener|upstream\..+)\.`, []string{
+			"downstream_cx_active", "downstream_cx_total", "downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total",
+			"downstream_cx_drain_close", "downstream_cx_idle_timeout", "downstream_cx_protocol_error",
+			"downstream_rq_active", "downstream_rq_total", "downstream_rq_time",
+			"downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx", "downstream_rq_4xx", "downstream_rq_5xx",
+			"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_timeout", "downstream_rq_idle_timeout",
+			"downstream_rq_header_timeout", "downstream_rq_too_large", "rbac.allowed", "rbac.denied",
+		}},
+		{`http\..+\.rds\..+\.`, []string{"update_success", "update_rejected"}},
+		{`tcp\.(?:public_listener|upstream\..+)\.`, []string{
+			"downstream_cx_total", "downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total", "downstream_cx_no_route", "idle_timeout",
+		}},
+		{`public_listener\.`, []string{"rbac.allowed", "rbac.denied"}},
+		// A listener's name is its address, without the stats per worker and the copies
+		// of its HTTP stats.
+		{`listener\.[0-9a-fA-F_.:\[\]]+\.`, []string{
+			"downstream_cx_active", "downstream_cx_total", "downstream_cx_overflow", "downstream_cx_overload_reject",
+			tls + "handshake", tls + "session_reused", tls + "connection_error", tls + "fail_verify_san", tls + "fail_verify_error", tls + "fail_verify_no_cert",
+			tls + "versions.TLSv1.3", "server_ssl_socket_factory.ssl_context_update_by_sds",
+		}},
+		{`extension_config_discovery\..+\.`, []string{"config_reload", "update_rejected"}},
+		{`cluster_manager\.`, []string{"active_clusters", "warming_clusters", "cds.update_success", "cds.update_rejected"}},
+		{`listener_manager\.`, []string{
+			"listener_added", "listener_modified", "listener_removed", "listener_in_place_updated", "listener_create_failure",
+			"total_listeners_active", "total_listeners_warming", "total_listeners_draining", "total_filter_chains_draining",
+			"lds.update_success", "lds.update_rejected",
+		}},
+		{`control_plane\.`, []string{"connected_state", "rate_limit_enforced", "pending_requests"}},
+		{`runtime\.`, []string{"load_success", "load_error", "num_keys"}},
+		{`server\.`, []string{"live", "state", "uptime", "concurrency", "memory_allocated", "memory_heap_size", "total_connections", "envoy_bug_failures", "days_until_first_cert_expiring"}},
+	}
+}
+
+// statsConfig keeps what families name. source and datacenter become labels under
+// Consul's names, on every line.
 func statsConfig(source, datacenter string) *metricsv3.StatsConfig {
 	keep := &matcherv3.ListStringMatcher{}
-	for _, p := range statPrefixes {
-		keep.Patterns = append(keep.Patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: p}})
-	}
-	for _, s := range statSuffixes {
-		keep.Patterns = append(keep.Patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Suffix{Suffix: s}})
+	for _, f := range families() {
+		keep.Patterns = append(keep.Patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+			SafeRegex: &matcherv3.RegexMatcher{Regex: f.pattern()},
+		}})
 	}
 	fixed := func(name, value string) *metricsv3.TagSpecifier {
 		return &metricsv3.TagSpecifier{TagName: name, TagValue: &metricsv3.TagSpecifier_FixedValue{FixedValue: value}}
@@ -58,10 +86,20 @@ func statsConfig(source, datacenter string) *metricsv3.StatsConfig {
 	if datacenter != "" {
 		out.StatsTags = append(out.StatsTags, fixed("consul.source.datacenter", datacenter))
 	}
+	// Of a cluster's name. The first group is cut out of the stat's name, the second
+	// is the label's value.
 	out.StatsTags = append(out.StatsTags,
-		// Of a cluster's name; the group that is cut out of the stat's name is the
-		// first, the tag's value the second.
-		parsed("consul.destination.service", `^cluster\.((([^.]+)\.)default\.[^.]+\.internal\.[^.]+\.consul\.)`),
+		parsed("consul.destination.service", `^cluster\.(([^.]+)\.default\.[^.]+\.internal\.[^.]+\.consul\.)`),
+		parsed("consul.destination.datacenter", `^cluster\.([^.]+\.default\.([^.]+)\.internal\.[^.]+\.consul\.)`),
 	)
 	return out
+}
+
+// pattern matches the whole name of each stat of the family.
+func (f statFamily) pattern() string {
+	names := make([]string, len(f.names))
+	for i, n := range f.names {
+		names[i] = regexp.QuoteMeta(n)
+	}
+	return "^" + f.prefix + "(?:" + strings.Join(names, "|") + ")$"
 }
