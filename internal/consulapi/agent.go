@@ -103,27 +103,26 @@ func (a *Agent) notify(node, serviceID string) {
 	}
 }
 
-// Alias is what an alias check of a service says: the worst of that service's checks.
+// Alias is what an alias check of a service says: the worst of that service's
+// checks. Without a service ID it is about the node's own checks.
 func (a *Agent) Alias(node, serviceID string) (catalog.Status, string) {
-	var service *catalog.Service
+	var there bool
 	var worst *catalog.Check
-	n := 0
 	a.store.Read(context.Background(), 0, func(r *store.Reader) {
-		service, worst, n = r.NodeService(node, serviceID), nil, 0
+		there = r.Node(node) != nil && (serviceID == "" || r.NodeService(node, serviceID) != nil)
+		worst = nil
 		for _, c := range r.NodeChecks(node) {
-			if c.ServiceID != serviceID {
-				continue
-			}
-			n++
-			if worst == nil || rank(c.Status) > rank(worst.Status) {
+			if c.ServiceID == serviceID && (worst == nil || rank(c.Status) > rank(worst.Status)) {
 				worst = c
 			}
 		}
 	})
 	switch {
-	case service == nil:
+	case !there && serviceID == "":
+		return catalog.Critical, fmt.Sprintf("Node %q is not registered", node)
+	case !there:
 		return catalog.Critical, fmt.Sprintf("Service %q is not registered on node %q", serviceID, node)
-	case n == 0:
+	case worst == nil:
 		return catalog.Passing, "No checks found."
 	case worst.Status == catalog.Passing:
 		return catalog.Passing, "All checks passing."
