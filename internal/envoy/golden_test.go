@@ -129,6 +129,11 @@ func scenarios(t *testing.T) map[string][]txtar.File {
 	return out
 }
 
+func parse(t *testing.T, file string) meshtest.Scenario {
+	t.Helper()
+	return meshtest.Parse(t, scenarios(t)[file])
+}
+
 func TestByteStable(t *testing.T) {
 	for name, files := range scenarios(t) {
 		s := meshtest.Parse(t, files)

@@ -52,10 +52,10 @@ func (in *Inbound) describe(b *strings.Builder) {
 	for _, c := range in.Intentions.Callers {
 		fmt.Fprintf(b, "  %s %s (%s)\n", c.Verdict, strings.TrimPrefix(c.URI, in.PeerURIPrefix), c.Because)
 	}
-	if in.Admission != nil {
-		b.WriteString("  before the app is connected to\n")
-	}
 	fmt.Fprintf(b, "  %s others (%s)\n", in.Intentions.Otherwise, in.Intentions.Otherwise.Because)
+	if in.Admission != nil {
+		b.WriteString("  decided before the app is connected to\n")
+	}
 }
 
 func (c Cluster) describe(b *strings.Builder) {

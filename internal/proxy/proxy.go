@@ -181,6 +181,9 @@ func Build(in Input) (*Proxy, []Problem) {
 		Node:     in.Instance.Node.Name,
 		Identity: identity.SPIFFE{TrustDomain: in.TrustDomain, Datacenter: in.Datacenter, Service: b.service},
 	}
+	if b.service == "" {
+		b.problem("proxy "+b.proxy.ID, "no destination service name: it stands for nobody, and nobody will accept it")
+	}
 	b.defaults = b.serviceDefaults()
 	b.proxy.Normalization = b.normalization()
 	b.proxy.Inbound = b.inbound(reg)

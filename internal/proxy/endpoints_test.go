@@ -1,0 +1,105 @@
+package proxy_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+// fleet collects instances of a catalog.
+type fleet map[string][]catalog.Instance
+
+func (f fleet) add(node string, s catalog.Service, status catalog.Status) {
+	in := catalog.Instance{Node: &catalog.Node{Name: node, Address: "10.0.0.1"}, Service: &s}
+	if status != "" {
+		in.Checks = []*catalog.Check{{Node: node, Status: status, ServiceID: s.ID}}
+	}
+	f[s.Name] = append(f[s.Name], in)
+}
+
+// pair is an instance of "web" with its sidecar, on port.
+func (f fleet) pair(id string, port int, app, side catalog.Status, appWeights, sideWeights catalog.Weights) {
+	f.add("n1", catalog.Service{ID: id, Name: "web", Port: port - 1000, Weights: appWeights}, app)
+	f.add("n1", catalog.Service{Kind: catalog.ConnectProxy, ID: id + "-sidecar-proxy", Name: "web-sidecar-proxy", Port: port, Weights: sideWeights,
+		Proxy: &catalog.Proxy{DestinationServiceName: "web", DestinationServiceID: id}}, side)
+}
+
+func (f fleet) snapshot() *catalog.Snapshot {
+	sets := map[string]*catalog.Set{}
+	for name, list := range f {
+		rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+		sets[name] = catalog.NewSet(name, list)
+	}
+	return catalog.NewSnapshot("dc1", 1, sets)
+}
+
+func describe(e proxy.Endpoints) string {
+	var b strings.Builder
+	for _, ep := range e.Endpoints {
+		fmt.Fprintf(&b, "%s:%d/%d ", ep.Address, ep.Port, ep.Weight)
+	}
+	for _, p := range e.Problems {
+		fmt.Fprintf(&b, "[%s] ", p)
+	}
+	return strings.TrimSpace(b.String())
+}
+
+func TestBuildEndpoints(t *testing.T) {
+	none := catalog.Weights{}
+	ones := catalog.Weights{Passing: 1, Warning: 1}
+	heavy := catalog.Weights{Passing: 10, Warning: 2}
+	for _, tc := range []struct {
+		name string
+		make func(fleet)
+		want string
+	}{
+		{"nobody", func(fleet) {}, ""},
+		{"healthy", func(f fleet) {
+			f.pair("a", 2001, "passing", "passing", none, none)
+			f.pair("b", 2000, "", "", none, none)
+		}, "10.0.0.1:2000/1 10.0.0.1:2001/1"},
+		{"sidecar critical", func(f fleet) { f.pair("a", 2000, "passing", "critical", none, none) }, ""},
+		{"app critical", func(f fleet) { f.pair("a", 2000, "critical", "passing", none, none) }, ""},
+		{"app's weight", func(f fleet) { f.pair("a", 2000, "passing", "passing", heavy, ones) }, "10.0.0.1:2000/10"},
+		{"sidecar's weight", func(f fleet) { f.pair("a", 2000, "passing", "passing", ones, heavy) }, "10.0.0.1:2000/10"},
+		{"app warns", func(f fleet) { f.pair("a", 2000, "warning", "passing", heavy, ones) }, "10.0.0.1:2000/2"},
+		{"sidecar warns", func(f fleet) { f.pair("a", 2000, "passing", "warning", heavy, ones) }, "10.0.0.1:2000/2"},
+		{"app on another node", func(f fleet) {
+			f.pair("a", 2000, "passing", "passing", none, none)
+			f.add("n2", catalog.Service{ID: "a", Name: "web"}, "critical")
+		}, "10.0.0.1:2000/1"},
+		{"sidecar alone", func(f fleet) {
+			f.add("n1", catalog.Service{Kind: catalog.ConnectProxy, ID: "p", Name: "web-proxy", Port: 2000, Weights: heavy, Proxy: &catalog.Proxy{DestinationServiceName: "web"}}, "")
+		}, "10.0.0.1:2000/10"},
+		{"native", func(f fleet) {
+			f.add("n1", catalog.Service{ID: "a", Name: "web", Port: 2000, Connect: catalog.Connect{Native: true}}, "")
+		}, "10.0.0.1:2000/1"},
+		{"no sidecar", func(f fleet) { f.add("n1", catalog.Service{ID: "a", Name: "web", Port: 80}, "") }, ""},
+		{"one address twice", func(f fleet) {
+			f.pair("old", 2000, "passing", "passing", none, none)
+			f.pair("new", 2000, "passing", "passing", heavy, none)
+		}, "10.0.0.1:2000/10"},
+		{"host name", func(f fleet) {
+			f.pair("a", 2000, "passing", "passing", none, none)
+			f.add("n1", catalog.Service{ID: "b", Name: "web", Address: "web.internal", Port: 1, Connect: catalog.Connect{Native: true}}, "")
+			f.add("n1", catalog.Service{ID: "c", Name: "web", Connect: catalog.Connect{Native: true}}, "")
+		}, `10.0.0.1:2000/1 [service "web": instance "b" on node "n1": address "web.internal" is no IP address: register it with one, nobody can reach it] ` +
+			`[service "web": instance "c" on node "n1": port 0 is out of range: nobody can reach it]`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := fleet{}
+			tc.make(f)
+			got := proxy.BuildEndpoints(f.snapshot(), "td.consul", "web")
+			if describe(got) != tc.want {
+				t.Errorf("got  %s\nwant %s", describe(got), tc.want)
+			}
+			if got.ClusterName != "web.default.dc1.internal.td.consul" || got.Service != "web" || got.Datacenter != "dc1" {
+				t.Errorf("made for %q %q %q", got.ClusterName, got.Service, got.Datacenter)
+			}
+		})
+	}
+}
