@@ -59,7 +59,7 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 			MaxHeadersCount: number(100),
 			// Refused on the way out too: a callee can only reset such a stream, and
 			// its callers would take that for a failing instance.
-			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.UnderscoresAction),
+			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.Underscores(protocol)),
 		},
 		Http2ProtocolOptions:       h2,
 		MaxRequestHeadersKb:        number(60),

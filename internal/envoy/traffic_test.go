@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,13 @@ import (
 
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"golang.org/x/tools/txtar"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/identity"
@@ -109,11 +117,47 @@ func bannerApp(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// healthApp is a gRPC server without TLS.
+func healthApp(t *testing.T) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	healthpb.RegisterHealthServer(g, health.NewServer())
+	go g.Serve(l)
+	t.Cleanup(g.Stop)
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// checkHealth calls once and opens a stream, whose first message it waits for.
+func checkHealth(ctx context.Context, t *testing.T, addr string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c := healthpb.NewHealthClient(conn)
+	if _, err := c.Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
+		return err
+	}
+	stream, err := c.Watch(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return err
+	}
+	_, err = stream.Recv()
+	return err
+}
+
 // tlsServer accepts with id's certificate and sends what a request would get.
 func (m *mesh) tlsServer(id identity.SPIFFE) int {
 	s := httptest.NewUnstartedServer(http.HandlerFunc(catalogApp))
 	s.TLS = m.ca.Client(id)
 	s.EnableHTTP2 = true
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // callers refuse it, that is the point
 	s.StartTLS()
 	m.t.Cleanup(s.Close)
 	return s.Listener.Addr().(*net.TCPAddr).Port
@@ -149,6 +193,11 @@ services {
   connect { sidecar_service { port = %[8]d } }
 }
 services {
+  name = "assignments"
+  port = %[16]d
+  connect { sidecar_service { port = %[17]d } }
+}
+services {
   name = "storefront"
   port = 1
   connect {
@@ -162,6 +211,8 @@ services {
           { destination_name = "ghost", local_bind_port = %[13]d },
           { destination_name = "catalog", datacenter = "dc2", local_bind_port = %[14]d },
           { destination_name = "down", local_bind_port = %[15]d },
+          { destination_name = "assignments", local_bind_port = %[18]d },
+          { destination_name = "ghost-grpc", local_bind_port = %[19]d },
         ]
       }
     }
@@ -175,6 +226,14 @@ Config { protocol = "http" }
 Kind = "service-defaults"
 Name = "payments"
 Protocol = "tcp"
+-- config/assignments.hcl --
+Kind = "service-defaults"
+Name = "assignments"
+Protocol = "grpc"
+-- config/ghost-grpc.hcl --
+Kind = "service-defaults"
+Name = "ghost-grpc"
+Protocol = "grpc"
 -- config/catalog-intentions.hcl --
 Kind = "service-intentions"
 Name = "catalog"
@@ -190,23 +249,24 @@ func TestTraffic(t *testing.T) {
 	t.Cleanup(app.Close)
 	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
 	imposter := m.tlsServer(spiffe("reports"))
-	free := meshtest.FreePorts(t, 12)
-	catalogSide, closed, paymentsSide, downApp, downSide, storefrontSide := free[0], free[1], free[2], free[3], free[4], free[5]
-	up := free[6:]
+	free := meshtest.FreePorts(t, 15)
+	catalogSide, closed, paymentsSide, downApp, downSide, storefrontSide, assignmentsSide := free[0], free[1], free[2], free[3], free[4], free[5], free[6]
+	up := free[7:]
 	m.scenario = meshtest.Parse(t, txtar.Parse(fmt.Appendf(nil, trafficScenario,
 		app.Listener.Addr().(*net.TCPAddr).Port, catalogSide, closed, bannerApp(t), paymentsSide, imposter, downApp, downSide, storefrontSide,
-		up[0], up[1], up[2], up[3], up[4], up[5])).Files)
+		up[0], up[1], up[2], up[3], up[4], up[5], healthApp(t), assignmentsSide, up[6], up[7])).Files)
 	catalog, payments := m.start("catalog-1-sidecar-proxy"), m.start("payments-sidecar-proxy")
 	m.start("down-sidecar-proxy")
+	m.start("assignments-sidecar-proxy")
 	m.start("storefront-sidecar-proxy")
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 	t.Run("http through the pair", func(t *testing.T) {
 		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+at(up[0])+"//a/../b//c", nil)
 		req.Header.Set("X-Forwarded-Client-Cert", "URI=spiffe://forged")
-		status, header, body := do(t, http.DefaultClient, req)
-		if status != 200 || header.Get("Server") != "catalog/1" {
-			t.Fatalf("%d, server %q: %s", status, header.Get("Server"), body)
+		code, header, body := do(t, http.DefaultClient, req)
+		if code != 200 || header.Get("Server") != "catalog/1" {
+			t.Fatalf("%d, server %q: %s", code, header.Get("Server"), body)
 		}
 		if !strings.HasPrefix(body, "GET HTTP/1.1 "+at(up[0])+" /b/c\n") {
 			t.Errorf("the app got %q, want HTTP/1.1, its host and a normal path", body)
@@ -261,6 +321,16 @@ func TestTraffic(t *testing.T) {
 		fmt.Fprintln(c, "ping")
 		if line, err := r.ReadString('\n'); line != "ping\n" {
 			t.Fatalf("%q, %v", line, err)
+		}
+	})
+	t.Run("grpc through the pair", func(t *testing.T) {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "user_id", "1")
+		if err := checkHealth(ctx, t, at(up[6])); err != nil {
+			t.Error(err)
+		}
+		err := checkHealth(ctx, t, at(up[7]))
+		if want := `crossfade: upstream "ghost-grpc": no healthy instance (UH)`; status.Code(err) != codes.Unavailable || status.Convert(err).Message() != want {
+			t.Errorf("%v, want Unavailable and %q", err, want)
 		}
 	})
 	t.Run("replies that explain", func(t *testing.T) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -11,7 +12,7 @@ func (p *Proxy) Describe() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "proxy %s on %s\n  is %s\n", p.ID, p.Node, p.Identity)
 	n := p.Normalization
-	fmt.Fprintf(&b, "  path %v, merge slashes %v, escaped slashes %s, underscores %s\n", n.Path, n.MergeSlashes, n.EscapedSlashesAction, n.UnderscoresAction)
+	fmt.Fprintf(&b, "  path %v, merge slashes %v, escaped slashes %s, underscores %s\n", n.Path, n.MergeSlashes, n.EscapedSlashesAction, cmp.Or(n.UnderscoresAction, "by protocol"))
 	if in := p.Inbound; in != nil {
 		in.describe(&b)
 	}

@@ -25,13 +25,26 @@ type Normalization struct {
 	Path                 bool // RFC 3986
 	MergeSlashes         bool
 	EscapedSlashesAction string
-	UnderscoresAction    string
+	UnderscoresAction    string // "" when the mesh entry does not say
+}
+
+// Underscores is what happens to a header name that has underscores. Unless told
+// otherwise it is refused, but for gRPC, where no app takes "a_b" for "a-b".
+func (n Normalization) Underscores(protocol string) string {
+	switch {
+	case n.UnderscoresAction != "":
+		return n.UnderscoresAction
+	case protocol == config.GRPC:
+		return UnderscoresAllow
+	default:
+		return UnderscoresReject
+	}
 }
 
 // normalization is strict, except for what the mesh entry relaxes.
 func (b *builder) normalization() Normalization {
 	b.read(config.Key{Kind: config.KindMesh, Name: config.MeshName})
-	n := Normalization{Path: true, MergeSlashes: true, EscapedSlashesAction: EscapedSlashesReject, UnderscoresAction: UnderscoresReject}
+	n := Normalization{Path: true, MergeSlashes: true, EscapedSlashesAction: EscapedSlashesReject}
 	e := b.in.Config.Mesh()
 	if e == nil || e.HTTP == nil || e.HTTP.Incoming == nil || e.HTTP.Incoming.RequestNormalization == nil {
 		return n
@@ -47,7 +60,7 @@ func (b *builder) normalization() Normalization {
 		case slices.Contains(known, value):
 			*into = value
 		default:
-			b.problem("mesh/mesh", "%s %q is unknown: %s stays in force", field, value, *into)
+			b.problem("mesh/mesh", "%s %q is unknown: the default stays in force", field, value)
 		}
 	}
 	choose("PathWithEscapedSlashesAction", want.PathWithEscapedSlashesAction, &n.EscapedSlashesAction,
