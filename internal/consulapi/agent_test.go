@@ -110,6 +110,27 @@ func TestChecksResumeAfterRestart(t *testing.T) {
 	eventually(t, "the app is seen well by the resumed check", func() bool { return len(entries(t, &s.Client, "web", true)) == 1 })
 }
 
+func TestRegisteringAgainChangesNothing(t *testing.T) {
+	st, err := store.Open(store.Options{NodeName: "self", NodeAddress: "127.0.0.1"})
+	must(t, err)
+	t.Cleanup(func() { st.Close() })
+	// Nobody runs checks, so nobody reports a lost status again.
+	hs := httptest.NewServer(consulapi.New(consulapi.Options{Store: st}))
+	t.Cleanup(hs.Close)
+	index := func() (n uint64) {
+		st.Read(t.Context(), 0, func(r *store.Reader) { n = r.Index() })
+		return n
+	}
+	register := put("/v1/agent/service/register", `{"Name":"web","Port":80,"Check":{"TTL":"1h"},"Connect":{"SidecarService":{}}}`)
+	register.run(t, hs.URL)
+	put("/v1/agent/check/pass/service:web?note=fine", "").run(t, hs.URL)
+	before := index()
+	register.run(t, hs.URL)
+	if after := index(); after != before {
+		t.Errorf("index went from %d to %d", before, after)
+	}
+}
+
 func TestAliasFollowsAtOnce(t *testing.T) {
 	s, _ := newServer(t, "")
 	put("/v1/agent/service/register", `{"Name":"web","Port":80,"Check":{"TTL":"1h"},"Connect":{"SidecarService":{"Checks":[{"AliasService":"web"}]}}}`).run(t, s.URL)
@@ -248,6 +269,7 @@ func TestNotServed(t *testing.T) {
 	for _, path := range []string{
 		"GET /v1/session/list", "PUT /v1/session/create", "PUT /v1/txn", "GET /v1/event/list", "GET /v1/query", "GET /v1/snapshot",
 		"GET /v1/agent/metrics", "GET /v1/operator/raft/configuration", "GET /v1/discovery-chain/web", "PUT /v1/kv/x?acquire=y",
+		"GET /v1/health/service/web?peer=far",
 	} {
 		step{path, "", http.StatusNotImplemented, "…not served by crossfade's registry…"}.run(t, s.URL)
 	}

@@ -137,6 +137,9 @@ func (c *call) checkTenancy() error {
 			return badRequest("Invalid query parameter: %q - only \"default\" exists; others are a feature of Consul Enterprise", name)
 		}
 	}
+	if peer := c.query.Get("peer"); peer != "" && peer != "local" {
+		return notServed("peer %q: cluster peering is not served by crossfade's registry; run a Consul and point --consul at it", peer)
+	}
 	if c.query.Has("stale") && c.query.Has("consistent") {
 		return badRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
 	}

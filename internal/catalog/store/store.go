@@ -234,6 +234,3 @@ func (r *Reader) Index() uint64 {
 	}
 	return firstIndex
 }
-
-// Touched is the index of everything this reader has looked at so far.
-func (r *Reader) Touched() uint64 { return r.index }

@@ -313,6 +313,8 @@ func TestSnapshotsKeepWhatDidNotChange(t *testing.T) {
 func TestForgetsOldNames(t *testing.T) {
 	s := open(t, "")
 	update(t, s, service("self", "web", 80))
+	update(t, s, service("self", "api", 80))
+	update(t, s, func(w *store.Writer) error { return w.DeleteService("self", "api") })
 	update(t, s, kv("x", "y"))
 	before := indexes(s)
 	for i := range 11 {
@@ -328,6 +330,9 @@ func TestForgetsOldNames(t *testing.T) {
 	after := indexes(s)
 	if after["kv p/"] <= before["kv p/"] {
 		t.Errorf("index of the emptied prefix is %d, before it was %d", after["kv p/"], before["kv p/"])
+	}
+	if after["api"] < before["api"] {
+		t.Errorf("index of the service that is gone fell from %d to %d", before["api"], after["api"])
 	}
 	for _, name := range []string{"web", "kv x"} {
 		if after[name] != before[name] {
