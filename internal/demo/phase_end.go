@@ -31,9 +31,13 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 	p.check(t.assignments.Repeats() == 0, "%d calls were repeated by the gRPC client", t.assignments.Repeats())
 	p.figure("stream_messages", messages)
 	p.figure("connection_payments", payments)
-	for _, pr := range t.pairs {
-		rate := float64(pr.rec.Totals().Requests) / t.ended.Sub(t.begun).Seconds()
-		p.check(rate >= 200, "%s: %.0f requests/s on average", pr.key(), rate)
+	for _, pr := range t.all() {
+		all, least := pr.totals(), float64(leastRate)
+		if pr == t.pages {
+			least = 0
+		}
+		failed, rate := all.Failed-pr.inFlight, pr.rate(t)
+		p.check(failed == 0 && rate >= least, "%s: %s of %s requests failed over the whole run%s, at %.0f/s open-loop", pr.key(), count(failed), count(all.Requests), besides(pr.inFlight), rate)
 	}
 
 	begun := time.Now()
@@ -54,6 +58,13 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 	left := d.mesh.left()
 	p.check(len(left) == 0, "%d sidecars, their Envoys and apps, and the server stopped in %s; %d processes left", len(running), seconds(time.Since(begun)), len(left))
 	return nil
+}
+
+func besides(inFlight uint64) string {
+	if inFlight == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", besides the %d that were in flight on what was killed", inFlight)
 }
 
 func because(err error) string {

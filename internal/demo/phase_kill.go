@@ -33,17 +33,8 @@ func (d *demo) kill(ctx context.Context, p *Proof) error {
 	if err != nil {
 		return err
 	}
-	on, onFailed, elsewhere, elsewhereFailed := 0, 0, 0, 0
-	for _, h := range held {
-		failed := h.Wait() != nil
-		if h.Instance == in.id {
-			on++
-			onFailed += one(failed)
-		} else {
-			elsewhere++
-			elsewhereFailed += one(failed)
-		}
-	}
+	on, onFailed, elsewhere, elsewhereFailed := d.heldEnd(held, in.id)
+	d.traffic.pairs[0].inFlight += uint64(onFailed)
 	p.figure("held_on_it", on)
 	p.figure("held_on_it_failed", onFailed)
 	p.figure("held_elsewhere", elsewhere)
@@ -125,11 +116,4 @@ func awaitGone(pid int) (time.Time, error) {
 		<-time.After(200 * time.Microsecond)
 	}
 	return time.Time{}, fmt.Errorf("process %d: still there %s after SIGKILL", pid, goneLimit)
-}
-
-func one(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -90,16 +90,8 @@ func (d *demo) drain(ctx context.Context, p *Proof) error {
 	}
 	took := time.Since(begun)
 	before := d.traffic.pairs[0].rec.Totals()
-	mine, failed := 0, 0
-	for _, h := range held {
-		err := h.Wait()
-		if h.Instance == in.id {
-			mine++
-		}
-		if err != nil {
-			failed++
-		}
-	}
+	mine, failed, _, failedElsewhere := d.heldEnd(held, in.id)
+	failed += failedElsewhere
 	p.figure("in_flight", mine)
 	p.figure("drain_seconds", took.Seconds())
 	p.check(mine > 0 && failed == 0, "%s had %d long requests in flight when it was told to stop: %d of all %d failed", in.id, mine, failed, len(held))
@@ -138,14 +130,27 @@ func (d *demo) hold(ctx context.Context) ([]*shop.Held, error) {
 		})
 	}
 	wg.Wait()
-	return out, firstError(failed, ctx.Err())
+	d.traffic.pairs[0].held += uint64(len(out))
+	if failed == nil {
+		failed = ctx.Err()
+	}
+	return out, failed
 }
 
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
+// heldEnd waits for long requests to end, and counts those that the given
+// instance had and the others, with how many of each failed.
+func (d *demo) heldEnd(held []*shop.Held, on string) (mine, mineFailed, others, othersFailed int) {
+	for _, h := range held {
+		failed := 0
+		if h.Wait() != nil {
+			failed = 1
+		}
+		if h.Instance == on {
+			mine, mineFailed = mine+1, mineFailed+failed
+		} else {
+			others, othersFailed = others+1, othersFailed+failed
 		}
 	}
-	return nil
+	d.traffic.pairs[0].heldFailed += uint64(mineFailed + othersFailed)
+	return mine, mineFailed, others, othersFailed
 }

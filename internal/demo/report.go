@@ -31,33 +31,27 @@ type Pair struct {
 	Requests uint64 `json:"requests"`
 	// Failed does not count KilledInFlight: requests in flight on an Envoy when it
 	// was killed on purpose.
-	Failed         uint64  `json:"failed"`
-	KilledInFlight uint64  `json:"killed_in_flight"`
-	NewConnections uint64  `json:"new_connections"`
-	PerSecond      float64 `json:"requests_per_second"` // without bursts
-	// Latencies are of the open-loop load alone.
-	P50    float64  `json:"p50_ms"`
-	P99    float64  `json:"p99_ms"`
-	Max    float64  `json:"max_ms"`
-	Caller Identity `json:"caller,omitzero"`
-	Callee Identity `json:"callee,omitzero"`
+	Failed         uint64 `json:"failed"`
+	KilledInFlight uint64 `json:"killed_in_flight"`
+	NewConnections uint64 `json:"new_connections"`
+	// The rest is of the open-loop load alone.
+	PerSecond float64  `json:"requests_per_second"`
+	P50       float64  `json:"p50_ms"`
+	P99       float64  `json:"p99_ms"`
+	Max       float64  `json:"max_ms"`
+	Caller    Identity `json:"caller,omitzero"`
+	Callee    Identity `json:"callee,omitzero"`
 }
 
 // count fills in the pairs from the load, which has ended.
 func (r *Report) count(t *traffic) {
 	r.Pairs = nil
 	for _, p := range t.all() {
-		totals, latency := p.rec.Totals(), p.rec.Latency()
+		totals, latency := p.totals(), p.rec.Latency()
 		out := Pair{
 			From: p.from.service, To: p.to.service, Protocol: p.to.protocol,
-			PerSecond: float64(totals.Requests) / max(t.ended.Sub(t.begun).Seconds(), 0.001),
+			PerSecond: p.rate(t),
 			Caller:    p.caller, Callee: p.callee, KilledInFlight: p.inFlight,
-		}
-		if p.burst != nil {
-			b := p.burst.Totals()
-			totals.Requests += b.Requests
-			totals.Failed += b.Failed
-			totals.NewConnections += b.NewConnections
 		}
 		out.Requests, out.Failed, out.NewConnections = totals.Requests, totals.Failed-p.inFlight, totals.NewConnections
 		out.P50, out.P99, out.Max = inMS(latency.Quantile(0.5)), inMS(latency.Quantile(0.99)), inMS(latency.Max())

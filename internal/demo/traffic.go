@@ -14,6 +14,7 @@ import (
 
 const (
 	pairRate       = 220  // requests per second and pair
+	leastRate      = 200  // that has to come of it
 	pageRate       = 5    // whole pages per second, through all four services
 	burstRate      = 1800 // at most
 	requestTimeout = 5 * time.Second
@@ -31,6 +32,8 @@ type pair struct {
 	call     load.Call
 	rec      *load.Recorder
 	burst    *load.Recorder // requests besides the constant load; nil when there were none
+	// Long requests that were put in flight on purpose, and how many of them failed.
+	held, heldFailed uint64
 	// inFlight are failures that had to be: requests that were in flight on a
 	// process when it was killed on purpose.
 	inFlight uint64
@@ -164,6 +167,22 @@ func (t *traffic) close() {
 	})
 }
 
+// totals is all that was asked of a pair.
+func (p *pair) totals() load.Totals {
+	t := p.rec.Totals()
+	if p.burst != nil {
+		b := p.burst.Totals()
+		t.Requests, t.Failed, t.NewConnections = t.Requests+b.Requests, t.Failed+b.Failed, t.NewConnections+b.NewConnections
+	}
+	t.Requests, t.Failed, t.NewConnections = t.Requests+p.held, t.Failed+p.heldFailed, t.NewConnections+p.held
+	return t
+}
+
+// rate is the open-loop requests per second, once the load has ended.
+func (p *pair) rate(t *traffic) float64 {
+	return float64(p.rec.Totals().Requests) / max(t.ended.Sub(t.begun).Seconds(), 0.001)
+}
+
 // settle waits until every request sent so far is answered or has failed.
 func (t *traffic) settle(ctx context.Context) error {
 	for _, p := range t.all() {
@@ -214,7 +233,14 @@ func (t *traffic) failuresSince(m mark) map[*pair][]load.Failure {
 // open; each end is said once.
 func (t *traffic) broken() error {
 	var out error
-	for _, l := range []*shop.LongLived{t.watch.LongLived, t.line} {
+	var open []*shop.LongLived
+	if t.watch != nil {
+		open = append(open, t.watch.LongLived)
+	}
+	if t.line != nil {
+		open = append(open, t.line)
+	}
+	for _, l := range open {
 		if err := l.Err(); err != nil && !t.mourned[l] {
 			t.mourned[l] = true
 			out = errors.Join(out, err)
