@@ -244,7 +244,16 @@ Name = "payments"
 Sources = [{ Name = "storefront", Action = "allow" }, { Name = "*", Action = "deny" }]
 `
 
-func TestTraffic(t *testing.T) {
+// shop is the scenario above, running: storefront calls all others.
+type shop struct {
+	*mesh
+	catalog, payments *meshtest.Envoy
+	// Addresses of storefront's upstreams, and of two public listeners.
+	toCatalog, toPayments, toSearch, toGhost, toElsewhere, toDown, toAssignments, toGhostGRPC string
+	catalogSide, paymentsSide                                                                 string
+}
+
+func startShop(t *testing.T) *shop {
 	app := httptest.NewServer(http.HandlerFunc(catalogApp))
 	t.Cleanup(app.Close)
 	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
@@ -255,150 +264,178 @@ func TestTraffic(t *testing.T) {
 	m.scenario = meshtest.Parse(t, txtar.Parse(fmt.Appendf(nil, trafficScenario,
 		app.Listener.Addr().(*net.TCPAddr).Port, catalogSide, closed, bannerApp(t), paymentsSide, imposter, downApp, downSide, storefrontSide,
 		up[0], up[1], up[2], up[3], up[4], up[5], healthApp(t), assignmentsSide, up[6], up[7])).Files)
-	catalog, payments := m.start("catalog-1-sidecar-proxy"), m.start("payments-sidecar-proxy")
+	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+	s := &shop{
+		mesh: m, catalog: m.start("catalog-1-sidecar-proxy"), payments: m.start("payments-sidecar-proxy"),
+		toCatalog: at(up[0]), toPayments: at(up[1]), toSearch: at(up[2]), toGhost: at(up[3]), toElsewhere: at(up[4]), toDown: at(up[5]),
+		toAssignments: at(up[6]), toGhostGRPC: at(up[7]), catalogSide: at(catalogSide), paymentsSide: at(paymentsSide),
+	}
 	m.start("down-sidecar-proxy")
 	m.start("assignments-sidecar-proxy")
 	m.start("storefront-sidecar-proxy")
-	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+	return s
+}
 
-	t.Run("http through the pair", func(t *testing.T) {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+at(up[0])+"//a/../b//c", nil)
-		req.Header.Set("X-Forwarded-Client-Cert", "URI=spiffe://forged")
-		code, header, body := do(t, http.DefaultClient, req)
-		if code != 200 || header.Get("Server") != "catalog/1" {
-			t.Fatalf("%d, server %q: %s", code, header.Get("Server"), body)
+func TestTraffic(t *testing.T) {
+	s := startShop(t)
+	t.Run("http through the pair", s.testHTTP)
+	t.Run("a closed instance is retried elsewhere", s.testRetry)
+	t.Run("websocket", s.testWebSocket)
+	t.Run("tcp through the pair", s.testTCP)
+	t.Run("grpc through the pair", s.testGRPC)
+	t.Run("replies that explain", s.testReplies)
+	t.Run("what a header may be called", s.testUnderscore)
+	t.Run("a denied caller gets 403", s.testDenied)
+	t.Run("strangers do not get as far", s.testStrangers)
+	t.Run("a denied connection", s.testDeniedConnection)
+}
+
+func (s *shop) testHTTP(t *testing.T) {
+	req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.toCatalog+"//a/../b//c", nil)
+	req.Header.Set("X-Forwarded-Client-Cert", "URI=spiffe://forged")
+	code, header, body := do(t, http.DefaultClient, req)
+	if code != 200 || header.Get("Server") != "catalog/1" {
+		t.Fatalf("%d, server %q: %s", code, header.Get("Server"), body)
+	}
+	if !strings.HasPrefix(body, "GET HTTP/1.1 "+s.toCatalog+" /b/c\n") {
+		t.Errorf("the app got %q, want HTTP/1.1, its host and a normal path", body)
+	}
+	xfcc := ""
+	for line := range strings.Lines(body) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch name = strings.ToLower(name); {
+		case name == "x-forwarded-client-cert":
+			xfcc = value
+		case strings.HasPrefix(name, "x-envoy") || name == "x-request-id" || name == "x-forwarded-for" || name == "via":
+			t.Errorf("the app got %q, which the caller did not send", line)
 		}
-		if !strings.HasPrefix(body, "GET HTTP/1.1 "+at(up[0])+" /b/c\n") {
-			t.Errorf("the app got %q, want HTTP/1.1, its host and a normal path", body)
+	}
+	// Envoy always begins with its own URI (By) and a hash of the certificate.
+	want := "By=" + spiffe("catalog").URI() + ";Hash="
+	if !strings.HasPrefix(xfcc, want) || !strings.HasSuffix(xfcc, ";URI="+spiffe("storefront").URI()) || strings.Count(xfcc, ";") != 2 {
+		t.Errorf("x-forwarded-client-cert %q, want the caller's URI and nothing of its certificate", xfcc)
+	}
+	for name := range header {
+		if strings.HasPrefix(strings.ToLower(name), "x-envoy") {
+			t.Errorf("the caller got %s", name)
 		}
-		xfcc := ""
-		for line := range strings.Lines(body) {
-			name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-			switch name = strings.ToLower(name); {
-			case name == "x-forwarded-client-cert":
-				xfcc = value
-			case strings.HasPrefix(name, "x-envoy") || name == "x-request-id" || name == "x-forwarded-for" || name == "via":
-				t.Errorf("the app got %q, which the caller did not send", line)
-			}
+	}
+}
+
+func (s *shop) testRetry(t *testing.T) {
+	for range 50 {
+		if status, _, body := get(t, s.toCatalog); status != 200 {
+			t.Fatalf("%d: %s", status, body)
 		}
-		// Envoy always begins with its own URI (By) and a hash of the certificate.
-		want := "By=" + spiffe("catalog").URI() + ";Hash="
-		if !strings.HasPrefix(xfcc, want) || !strings.HasSuffix(xfcc, ";URI="+spiffe("storefront").URI()) || strings.Count(xfcc, ";") != 2 {
-			t.Errorf("x-forwarded-client-cert %q, want the caller's URI and nothing of its certificate", xfcc)
+	}
+}
+
+func (s *shop) testWebSocket(t *testing.T) {
+	c := dial(t, s.toCatalog)
+	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	fmt.Fprintln(c, "hello")
+	if line, err := r.ReadString('\n'); line != "hello\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+}
+
+func (s *shop) testTCP(t *testing.T) {
+	c := dial(t, s.toPayments)
+	r := bufio.NewReader(c)
+	if line, err := r.ReadString('\n'); line != "payments ready\n" {
+		t.Fatalf("%q, %v; the server speaks first", line, err)
+	}
+	fmt.Fprintln(c, "ping")
+	if line, err := r.ReadString('\n'); line != "ping\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+}
+
+func (s *shop) testGRPC(t *testing.T) {
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "user_id", "1")
+	if err := checkHealth(ctx, t, s.toAssignments); err != nil {
+		t.Error(err)
+	}
+	err := checkHealth(ctx, t, s.toGhostGRPC)
+	if want := `crossfade: upstream "ghost-grpc": no healthy instance (UH)`; status.Code(err) != codes.Unavailable || status.Convert(err).Message() != want {
+		t.Errorf("%v, want Unavailable and %q", err, want)
+	}
+}
+
+func (s *shop) testReplies(t *testing.T) {
+	for addr, want := range map[string]string{
+		s.toSearch:    `upstream "search": cannot connect to an instance`,
+		s.toGhost:     `upstream "ghost": no healthy instance (UH)`,
+		s.toElsewhere: `upstream "catalog": no mesh gateway for dc2`,
+		s.toDown:      `service "down": the app refused the connection`,
+	} {
+		status, _, body := get(t, addr)
+		if status != 503 || !strings.HasPrefix(body, "crossfade: "+want) || !strings.HasSuffix(body, "\n") {
+			t.Errorf("%d %q, want 503 and %q", status, body, want)
 		}
-		for name := range header {
-			if strings.HasPrefix(strings.ToLower(name), "x-envoy") {
-				t.Errorf("the caller got %s", name)
-			}
+	}
+}
+
+func (s *shop) testUnderscore(t *testing.T) {
+	req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.toCatalog+"/", nil)
+	req.Header["user_id"] = []string{"1"}
+	status, _, body := do(t, http.DefaultClient, req)
+	if status != 400 || !strings.Contains(body, "underscore") {
+		t.Errorf("%d %q, want 400 and why", status, body)
+	}
+}
+
+func (s *shop) testDenied(t *testing.T) {
+	status, _, body := s.call(spiffe("reports"), s.catalogSide)
+	if status != 403 || body != "RBAC: access denied" {
+		t.Errorf("%d %q", status, body)
+	}
+	if status, _, body := s.call(spiffe("other"), s.catalogSide); status != 200 {
+		t.Errorf("not denied: %d %q", status, body)
+	}
+	if n := s.catalog.Stat("http.public_listener.rbac.denied"); n != 1 {
+		t.Errorf("rbac.denied is %d, want 1", n)
+	}
+}
+
+func (s *shop) testStrangers(t *testing.T) {
+	elsewhere := spiffe("storefront")
+	elsewhere.Datacenter = "dc2"
+	for name, config := range map[string]*tls.Config{
+		"no certificate":     {InsecureSkipVerify: true},
+		"other root":         meshtest.NewAuthority(t).Client(spiffe("storefront")),
+		"other datacenter":   s.ca.Client(elsewhere),
+		"other trust domain": s.ca.Client(identity.SPIFFE{TrustDomain: "evil.consul", Datacenter: "dc1", Service: "storefront"}),
+	} {
+		if resp, err := s.client(config).Get("https://" + s.catalogSide); err == nil {
+			resp.Body.Close()
+			t.Errorf("%s: %s, want the handshake to fail", name, resp.Status)
 		}
-	})
-	t.Run("a closed instance is retried elsewhere", func(t *testing.T) {
-		for range 50 {
-			if status, _, body := get(t, at(up[0])); status != 200 {
-				t.Fatalf("%d: %s", status, body)
-			}
-		}
-	})
-	t.Run("websocket", func(t *testing.T) {
-		c := dial(t, at(up[0]))
-		fmt.Fprintf(c, "GET /ws HTTP/1.1\r\nHost: catalog\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-		r := bufio.NewReader(c)
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-			t.Fatalf("%v, %v", resp, err)
-		}
-		fmt.Fprintln(c, "hello")
-		if line, err := r.ReadString('\n'); line != "hello\n" {
-			t.Fatalf("%q, %v", line, err)
-		}
-	})
-	t.Run("tcp through the pair", func(t *testing.T) {
-		c := dial(t, at(up[1]))
-		r := bufio.NewReader(c)
-		if line, err := r.ReadString('\n'); line != "payments ready\n" {
-			t.Fatalf("%q, %v; the server speaks first", line, err)
-		}
-		fmt.Fprintln(c, "ping")
-		if line, err := r.ReadString('\n'); line != "ping\n" {
-			t.Fatalf("%q, %v", line, err)
-		}
-	})
-	t.Run("grpc through the pair", func(t *testing.T) {
-		ctx := metadata.AppendToOutgoingContext(t.Context(), "user_id", "1")
-		if err := checkHealth(ctx, t, at(up[6])); err != nil {
-			t.Error(err)
-		}
-		err := checkHealth(ctx, t, at(up[7]))
-		if want := `crossfade: upstream "ghost-grpc": no healthy instance (UH)`; status.Code(err) != codes.Unavailable || status.Convert(err).Message() != want {
-			t.Errorf("%v, want Unavailable and %q", err, want)
-		}
-	})
-	t.Run("replies that explain", func(t *testing.T) {
-		for port, want := range map[int]string{
-			up[2]: `upstream "search": cannot connect to an instance`,
-			up[3]: `upstream "ghost": no healthy instance (UH)`,
-			up[4]: `upstream "catalog": no mesh gateway for dc2`,
-			up[5]: `service "down": the app refused the connection`,
-		} {
-			status, _, body := get(t, at(port))
-			if status != 503 || !strings.HasPrefix(body, "crossfade: "+want) || !strings.HasSuffix(body, "\n") {
-				t.Errorf("%d %q, want 503 and %q", status, body, want)
-			}
-		}
-	})
-	t.Run("what a header may be called", func(t *testing.T) {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+at(up[0])+"/", nil)
-		req.Header["user_id"] = []string{"1"}
-		status, _, body := do(t, http.DefaultClient, req)
-		if status != 400 || !strings.Contains(body, "underscore") {
-			t.Errorf("%d %q, want 400 and why", status, body)
-		}
-	})
-	t.Run("a denied caller gets 403", func(t *testing.T) {
-		status, _, body := m.call(spiffe("reports"), at(catalogSide))
-		if status != 403 || body != "RBAC: access denied" {
-			t.Errorf("%d %q", status, body)
-		}
-		if status, _, body := m.call(spiffe("other"), at(catalogSide)); status != 200 {
-			t.Errorf("not denied: %d %q", status, body)
-		}
-		if n := catalog.Stat("http.public_listener.rbac.denied"); n != 1 {
-			t.Errorf("rbac.denied is %d, want 1", n)
-		}
-	})
-	t.Run("strangers do not get as far", func(t *testing.T) {
-		elsewhere := spiffe("storefront")
-		elsewhere.Datacenter = "dc2"
-		for name, config := range map[string]*tls.Config{
-			"no certificate":     {InsecureSkipVerify: true},
-			"other root":         meshtest.NewAuthority(t).Client(spiffe("storefront")),
-			"other datacenter":   m.ca.Client(elsewhere),
-			"other trust domain": m.ca.Client(identity.SPIFFE{TrustDomain: "evil.consul", Datacenter: "dc1", Service: "storefront"}),
-		} {
-			if resp, err := m.client(config).Get("https://" + at(catalogSide)); err == nil {
-				resp.Body.Close()
-				t.Errorf("%s: %s, want the handshake to fail", name, resp.Status)
-			}
-		}
-	})
-	t.Run("a denied connection", func(t *testing.T) {
-		c, err := tls.Dial("tcp", at(paymentsSide), m.ca.Client(spiffe("reports")))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(5 * time.Second))
-		buf := make([]byte, 100)
-		if n, err := c.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
-			t.Errorf("a denied caller read %q, %v, want the connection closed", buf[:n], err)
-		}
-		if n := payments.Stat("cluster.local_app.upstream_cx_none_healthy"); n != 1 {
-			t.Errorf("refused before connecting: %d, want 1", n)
-		}
-		if n := payments.Stat("cluster.local_app.upstream_cx_total"); n != 1 {
-			t.Errorf("connections to the app: %d, want only that of the allowed caller", n)
-		}
-	})
+	}
+}
+
+func (s *shop) testDeniedConnection(t *testing.T) {
+	c, err := tls.Dial("tcp", s.paymentsSide, s.ca.Client(spiffe("reports")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 100)
+	if n, err := c.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("a denied caller read %q, %v, want the connection closed", buf[:n], err)
+	}
+	if n := s.payments.Stat("cluster.local_app.upstream_cx_none_healthy"); n != 1 {
+		t.Errorf("refused before connecting: %d, want 1", n)
+	}
+	if n := s.payments.Stat("cluster.local_app.upstream_cx_total"); n != 1 {
+		t.Errorf("connections to the app: %d, want only that of the allowed caller", n)
+	}
 }
 
 func (m *mesh) call(id identity.SPIFFE, addr string) (int, http.Header, string) {
