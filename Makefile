@@ -43,7 +43,8 @@ test: vet build $(ENVOY) ## everything that needs only Envoy
 
 .PHONY: test-peers
 test-peers: build $(ENVOY) $(CONSUL) ## against a real Consul
-	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -p 1 -timeout 10m ./internal/catalog/... ./internal/consulapi/... ./e2e/...
+	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -p 1 -timeout 10m ./internal/catalog/consul ./internal/consulapi
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 10m ./e2e
 
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul

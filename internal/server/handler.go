@@ -34,9 +34,11 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", s.deregister)
 	mux.HandleFunc("GET /v1/crossfade/sidecars", s.sidecars)
 	mux.HandleFunc("GET /v1/crossfade/proxies", s.proxies)
+	// A page in somebody's browser must not write to a server on the same machine.
+	same := http.NewCrossOriginProtection().Handler(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(versionHeader, s.opts.Version)
-		mux.ServeHTTP(w, r)
+		same.ServeHTTP(w, r)
 	})
 }
 

@@ -132,7 +132,11 @@ func New(o Options) (_ *Server, err error) {
 // runChecks runs the registry's checks until ctx ends.
 func (s *Server) runChecks(ctx context.Context) error {
 	runner := check.New(check.Options{
-		Report: func(node, id string, r check.Result) { s.agent.Report(node, id, r.Status, r.Output) },
+		Report: func(node, id string, r check.Result) {
+			if err := s.agent.Report(node, id, r.Status, r.Output); err != nil {
+				s.opts.Log.Error("result of a check not recorded", "node", node, "check", id, "status", string(r.Status), "reason", err)
+			}
+		},
 		Alias:  s.agent.Alias,
 		Deregister: func(node, service string) {
 			if _, err := s.agent.Deregister(node, service); err != nil {

@@ -293,3 +293,24 @@ func portOf(t *testing.T, addr string) int {
 	}
 	return n
 }
+
+func TestPagesOfOtherOriginsCannotWrite(t *testing.T) {
+	s := servertest.Start(t, server.Options{})
+	for origin, want := range map[string]int{"": 200, "http://" + s.HTTPAddr(): 200, "http://evil.example": 403} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+s.HTTPAddr()+"/v1/kv/x", strings.NewReader("y"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if origin != "" {
+			req.Header.Set("Origin", origin)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("a write with Origin %q got %d, want %d", origin, resp.StatusCode, want)
+		}
+	}
+}
