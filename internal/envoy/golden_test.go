@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,7 +45,8 @@ func build(t *testing.T, s meshtest.Scenario) *proxy.Proxy {
 }
 
 func input(s meshtest.Scenario) proxy.Input {
-	return proxy.Input{Instance: s.Sidecars[0], Config: s.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: s.DefaultAllow}
+	return proxy.Input{Instance: s.Sidecars[0], Config: s.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: s.DefaultAllow,
+		Known: func(service string) bool { return !slices.Contains(s.Unknown, service) }}
 }
 
 func resources(t *testing.T, p *proxy.Proxy) envoy.Resources {

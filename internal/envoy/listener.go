@@ -1,8 +1,14 @@
 package envoy
 
 import (
+	"fmt"
+	"time"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -62,7 +68,37 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
 		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{filter}}},
 	}
+	if u.Unknown {
+		b.answerHTTP(l, u)
+	}
 	return b.listener(l, u.ExactBalance)
+}
+
+// answerHTTP makes a TCP listener tell callers that speak HTTP why they get nothing.
+func (b *builder) answerHTTP(l *listenerv3.Listener, u proxy.Upstream) {
+	l.ListenerFilters = []*listenerv3.ListenerFilter{{
+		Name:       "envoy.filters.listener.http_inspector",
+		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&inspectorv3.HttpInspector{})},
+	}}
+	// For callers that wait for the callee to speak first.
+	l.ListenerFiltersTimeout = duration(200 * time.Millisecond)
+	l.ContinueOnListenerFiltersTimeout = true
+	m := b.outboundHTTP(u)
+	text := explain(fmt.Sprintf("upstream %q", u.Name), "no such service is registered", config.HTTP)
+	m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+		Name: u.Name,
+		VirtualHosts: []*routev3.VirtualHost{{Name: u.Name, Domains: []string{"*"}, Routes: []*routev3.Route{{
+			Match:  everything(),
+			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: inlineString(text)}},
+		}}}},
+	}}
+	http := &listenerv3.FilterChain{
+		Name:             "http",
+		FilterChainMatch: &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}},
+		Filters:          []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", m)},
+	}
+	l.FilterChains[0].Name = "other"
+	l.FilterChains = append([]*listenerv3.FilterChain{http}, l.FilterChains...)
 }
 
 // listener adds what all listeners have.

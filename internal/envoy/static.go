@@ -104,6 +104,9 @@ func (s *static) filter(f *listenerv3.Filter) {
 		s.fail(err)
 		return
 	}
+	if m.GetRds() == nil {
+		return // has its routes in it
+	}
 	routes := s.routes[m.GetRds().GetRouteConfigName()]
 	if routes == nil {
 		s.fail(fmt.Errorf("routes %q are not among the resources", m.GetRds().GetRouteConfigName()))

@@ -24,12 +24,14 @@ type Scenario struct {
 	Config       *config.Set
 	Snapshot     *catalog.Snapshot
 	DefaultAllow bool
+	Unknown      []string           // services that nobody ever registered
 	Sidecars     []catalog.Instance // in the order of the files
 }
 
 // Parse reads a scenario: each "services/…" is a file of service definitions, all
 // registered on node n1 at 127.0.0.1; each "config/…" is a configuration entry;
-// "default-intention-policy", when there, says "deny". Other names fail the test.
+// "default-intention-policy", when there, says "deny"; "unknown-services" names
+// services that nobody ever registered. Other names fail the test.
 func Parse(t testing.TB, files []txtar.File) Scenario {
 	t.Helper()
 	out := Scenario{DefaultAllow: true}
@@ -71,8 +73,10 @@ func Parse(t testing.TB, files []txtar.File) Scenario {
 			entries = append(entries, e)
 		case f.Name == "default-intention-policy":
 			out.DefaultAllow = strings.TrimSpace(string(f.Data)) != "deny"
+		case f.Name == "unknown-services":
+			out.Unknown = strings.Fields(string(f.Data))
 		default:
-			t.Fatalf("section %q: want services/…, config/…, default-intention-policy or %s…", f.Name, wanted)
+			t.Fatalf("section %q: want services/…, config/…, unknown-services, default-intention-policy or %s…", f.Name, wanted)
 		}
 	}
 	sets := map[string]*catalog.Set{}

@@ -17,7 +17,7 @@ func (p *Proxy) Describe() string {
 		in.describe(&b)
 	}
 	for _, u := range p.Upstreams {
-		fmt.Fprintf(&b, "upstream %s %s -> %s%s\n", u.ListenerName, u.Protocol, u.Target, flag(u.ExactBalance, " exact_balance"))
+		fmt.Fprintf(&b, "upstream %s %s -> %s%s\n", u.ListenerName, u.Protocol, u.Target, flag(u.ExactBalance, " exact_balance")+flag(u.Unknown, " unknown"))
 	}
 	for _, r := range p.Routes {
 		fmt.Fprintf(&b, "route %s: %s", r.Name, r.Chain.Describe())

@@ -58,6 +58,9 @@ type Input struct {
 	Datacenter   string // the sidecar's own
 	TrustDomain  string
 	DefaultAllow bool // what happens to a caller that no intention mentions
+	// Known reports whether a service was ever registered. Nil: all were. It decides
+	// nothing but [Upstream.Unknown].
+	Known func(service string) bool
 }
 
 // Inbound is the public listener and the app behind it.
@@ -107,6 +110,9 @@ type Upstream struct {
 	Protocol     string
 	Target       routing.Target
 	ExactBalance bool
+	// Unknown says that nobody ever registered the service and that nothing says
+	// what it speaks. Its listener tells an HTTP caller so, and closes others.
+	Unknown bool
 }
 
 // StatPrefix names the upstream's listener in Envoy's stats.

@@ -35,6 +35,7 @@ func (b *builder) upstream(decl catalog.Upstream) {
 		chain.Protocol = settings.Protocol
 	}
 	u.Protocol = chain.Protocol
+	u.Unknown = settings.Protocol == "" && b.unknown(u.Target)
 	u.ExactBalance = settings.BalanceOutboundConnections == exactBalance
 
 	cluster := b.cluster(u, settings)
@@ -57,6 +58,15 @@ func (b *builder) upstream(decl catalog.Upstream) {
 		}
 	}
 	b.proxy.Upstreams = append(b.proxy.Upstreams, u)
+}
+
+// unknown reports whether nothing at all is known of a service of this datacenter.
+func (b *builder) unknown(t routing.Target) bool {
+	if b.in.Known == nil || t.Datacenter != b.in.Datacenter || b.in.Known(t.Service) {
+		return false
+	}
+	own := b.in.Config.ServiceDefaults(t.Service)
+	return (own == nil || own.Protocol == "") && b.in.Config.ProxyDefaults().Protocol() == ""
 }
 
 func subjectOf(decl catalog.Upstream) string {

@@ -46,6 +46,7 @@ type mesh struct {
 	doneEntries *config.Set
 	sidecars    map[string]*sidecar
 	endpoints   map[string]*endpoints // by service
+	known       map[string]struct{}   // services registered at some time since the start
 }
 
 // node is who is at the other end of a stream.
@@ -63,6 +64,7 @@ type sidecar struct {
 	own     map[xds.Type]map[string]*xds.Resource
 	secrets map[string]*xds.Resource // nil for a relayed one
 	shared  map[string]struct{}
+	unknown map[string]struct{} // services it calls that nobody knew when it was made
 }
 
 // endpoints is the shared resource of one service and how many sidecars need it.
@@ -76,6 +78,7 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log,
 		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: map[string]*endpoints{},
+		known: map[string]struct{}{},
 	}
 	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Log: log})
 	return out
@@ -177,17 +180,19 @@ func (m *mesh) step(now time.Time) {
 	}
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
 	changedEntries := config.Changed(m.doneEntries, entries)
+	changedServices := catalog.Changed(m.doneCatalog, snap)
+	appeared := m.learn(changedServices, snap)
 	for key := range m.sidecars {
 		if _, ok := connected[key]; !ok {
 			m.forget(key, update)
 		}
 	}
 	for key, n := range connected {
-		if m.stale(m.sidecars[key], n, snap, changedEntries, now) {
+		if m.stale(m.sidecars[key], n, snap, changedEntries, appeared, now) {
 			m.build(key, n, snap, entries, now, update)
 		}
 	}
-	for _, service := range affected(m.doneCatalog, snap, catalog.Changed(m.doneCatalog, snap)) {
+	for _, service := range affected(m.doneCatalog, snap, changedServices) {
 		if e := m.endpoints[service]; e != nil {
 			m.refresh(service, e, snap, update)
 		}
@@ -204,7 +209,19 @@ func (m *mesh) step(now time.Time) {
 	}
 }
 
-func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, now time.Time) bool {
+// learn notes which services exist and returns those that never did before. One
+// that goes away stays known: its callers' listeners are not to change by that.
+func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []string) {
+	for _, name := range changed {
+		if _, known := m.known[name]; !known && snap.Set(name) != nil {
+			m.known[name] = struct{}{}
+			appeared = append(appeared, name)
+		}
+	}
+	return appeared
+}
+
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared []string, now time.Time) bool {
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
 		return false // not registered yet, or no longer: then it keeps what it has while it drains
@@ -218,6 +235,9 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 	return slices.ContainsFunc(changed, func(k config.Key) bool {
 		_, reads := s.reads[k]
 		return reads
+	}) || slices.ContainsFunc(appeared, func(name string) bool {
+		_, unknown := s.unknown[name]
+		return unknown
 	})
 }
 
@@ -226,6 +246,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	in, _ := snap.Proxy(n.id, n.name)
 	p, problems := proxy.Build(proxy.Input{
 		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow,
+		Known: func(service string) bool { _, ok := m.known[service]; return ok },
 	})
 	for _, pr := range problems {
 		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())
@@ -242,7 +263,12 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
 		return
 	}
-	next := &sidecar{service: in.Service, reads: map[config.Key]struct{}{}, own: own, shared: map[string]struct{}{}}
+	next := &sidecar{service: in.Service, reads: map[config.Key]struct{}{}, own: own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
+	for _, u := range p.Upstreams {
+		if u.Unknown {
+			next.unknown[u.Target.Service] = struct{}{}
+		}
+	}
 	for _, k := range p.Reads {
 		next.reads[k] = struct{}{}
 	}

@@ -137,7 +137,7 @@ func (s *Server) runChecks(ctx context.Context) error {
 				s.opts.Log.Error("result of a check not recorded", "node", node, "check", id, "status", string(r.Status), "reason", err)
 			}
 		},
-		Alias:  s.agent.Alias,
+		Alias: s.agent.Alias,
 		Deregister: func(node, service string) {
 			if _, err := s.agent.Deregister(node, service); err != nil {
 				s.opts.Log.Error("service that was critical for too long not deregistered", "service", service, "node", node, "reason", err)

@@ -123,7 +123,9 @@ func TestChangeReachesOnlyWhomItConcerns(t *testing.T) {
 	s.Register("admin.yaml", admin)
 	caller := follow(t, s, "web-sidecar-proxy", true, endpoints(s, "catalog"), route("public_listener"))
 	other := follow(t, s, "admin-sidecar-proxy", true, endpoints(s, "payments"), route("public_listener"))
-	caller.until("the caller is in sync", func() bool { return caller.held[endpoints(s, "catalog")] != nil && caller.held[route("public_listener")] != nil })
+	caller.until("the caller is in sync", func() bool {
+		return caller.held[endpoints(s, "catalog")] != nil && caller.held[route("public_listener")] != nil
+	})
 	other.until("the other is in sync", func() bool { return len(other.held) == 6 }) // 2 clusters, 2 listeners, endpoints, route
 
 	before := other.responses
@@ -219,7 +221,9 @@ func TestRestartKeepsEverythingAndSendsNothingAgain(t *testing.T) {
 	s.Register("web.yaml", web)
 	s.Register("catalog.yaml", catalog)
 	p := follow(t, s, "web-sidecar-proxy", true, endpoints(s, "catalog"))
-	p.until("in sync", func() bool { return strings.Contains(p.body(endpoints(s, "catalog")), `"port_value"`) && len(p.held) == 5 })
+	p.until("in sync", func() bool {
+		return strings.Contains(p.body(endpoints(s, "catalog")), `"port_value"`) && len(p.held) == 5
+	})
 	s.Stop()
 
 	s2 := servertest.Start(t, server.Options{DefaultAllow: true, DataDir: dir})
