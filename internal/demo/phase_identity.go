@@ -19,6 +19,7 @@ type Identity struct {
 
 // identity asks each end of each pair who the other one is.
 func (d *demo) identity(ctx context.Context, p *Proof) error {
+	m := d.traffic.mark()
 	if err := pause(ctx, time.Second); err != nil {
 		return err
 	}
@@ -43,7 +44,10 @@ func (d *demo) identity(ctx context.Context, p *Proof) error {
 		uri, clean := callerURI(told)
 		p.check(clean && uri == wantFrom, "%s: the callee's Envoy tells its app who called: %s%s", pr.key(), path(uri), unclean(clean, told))
 	}
-	return d.strangers(p)
+	if err := d.strangers(p); err != nil {
+		return err
+	}
+	return d.nothingFailed(ctx, p, m)
 }
 
 // identify reads who is at the ends of a pair: the caller as its Envoy has loaded

@@ -10,17 +10,23 @@ import (
 	"time"
 )
 
-const millisecond = time.Millisecond
+const (
+	millisecond = time.Millisecond
+	// A generator that is late by so much has not had the CPU that the demo needs.
+	starvedMS = 500.0
+)
 
 // Report is what the demo found.
 type Report struct {
-	Held        bool     `json:"held"` // all of it
-	Seconds     float64  `json:"seconds"`
-	Envoy       string   `json:"envoy"`
-	TrustDomain string   `json:"trust_domain"`
-	Sabotage    string   `json:"sabotage,omitempty"`
-	Pairs       []Pair   `json:"pairs"`
-	Proofs      []*Proof `json:"proofs"`
+	Held        bool    `json:"held"` // all of it
+	Seconds     float64 `json:"seconds"`
+	Envoy       string  `json:"envoy"`
+	TrustDomain string  `json:"trust_domain"`
+	Sabotage    string  `json:"sabotage,omitempty"`
+	// LateMS is the longest that the load generator sent a request after it was due.
+	LateMS float64  `json:"generator_late_ms"`
+	Pairs  []Pair   `json:"pairs"`
+	Proofs []*Proof `json:"proofs"`
 }
 
 // Pair is the load from one service to another and what came of it.
@@ -47,6 +53,7 @@ type Pair struct {
 func (r *Report) count(t *traffic) {
 	r.Pairs = nil
 	for _, p := range t.all() {
+		r.LateMS = max(r.LateMS, inMS(p.rec.Late()))
 		totals, latency := p.totals(), p.rec.Latency()
 		out := Pair{
 			From: p.from.service, To: p.to.service, Protocol: p.to.protocol,
@@ -103,6 +110,9 @@ func (r *Report) print(w io.Writer, c palette) error {
 			if !p.Held {
 				fmt.Fprintf(&b, "  %s %s: %s\n", c.red("✗"), p.Name, p.Claim)
 			}
+		}
+		if r.LateMS > starvedMS {
+			fmt.Fprintf(&b, "  This machine was short of CPU: the load generator itself was late by up to %.1f s, whatever the mesh did. Try again with less else running.\n", r.LateMS/1000)
 		}
 	}
 	_, err := io.WriteString(w, b.String())

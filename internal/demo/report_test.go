@@ -31,6 +31,9 @@ func sample(held bool) *Report {
 			{Name: "drain", Claim: "an instance stopped loses nothing", Held: held, Seconds: 3, Figures: map[string]any{"failed": 0}},
 		},
 	}
+	if !held {
+		r.LateMS = 1234
+	}
 	return r
 }
 

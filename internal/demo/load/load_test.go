@@ -58,6 +58,9 @@ func TestLatencyCountsFromWhenARequestWasDue(t *testing.T) {
 		if got, want := rec.Latency().Max(), 400*time.Millisecond; got != want {
 			t.Errorf("latency is %s, want %s", got, want)
 		}
+		if got, want := rec.Late(), 300*time.Millisecond; got != want {
+			t.Errorf("late by %s, want %s", got, want)
+		}
 	})
 }
 

@@ -8,7 +8,7 @@ import (
 )
 
 // maxFailures bounds how many failures keep their particulars; all are counted.
-const maxFailures = 1000
+const maxFailures = 50_000
 
 // Failure is one request that got no right answer.
 type Failure struct {
@@ -50,6 +50,7 @@ type Recorder struct {
 	totals   Totals               // From is replaced by a copy when read
 	failures []Failure
 	latency  Histogram
+	late     time.Duration
 }
 
 // NewRecorder is an empty recorder.
@@ -73,6 +74,7 @@ func (r *Recorder) end(id uint64, due time.Time, a Answer, err error) {
 	delete(r.open, id)
 	r.totals.Requests++
 	r.latency.Add(now.Sub(due))
+	r.late = max(r.late, sent.Sub(due))
 	if err != nil {
 		r.totals.Failed++
 		if len(r.failures) < maxFailures {
@@ -98,7 +100,7 @@ func (r *Recorder) Totals() Totals {
 }
 
 // Failures are the particulars of the failures so far, in the order they ended;
-// after the first 1,000 none are kept.
+// after the first 50,000 none are kept.
 func (r *Recorder) Failures() []Failure {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,6 +114,14 @@ func (r *Recorder) Latency() *Histogram {
 	defer r.mu.Unlock()
 	h := r.latency
 	return &h
+}
+
+// Late is the longest that a request was sent after it was due. The service has no
+// part in it: it shows how short of CPU the generator was.
+func (r *Recorder) Late() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.late
 }
 
 // Outstanding is how many requests are unanswered.
