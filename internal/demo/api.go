@@ -71,15 +71,9 @@ func (a *api) leader(ctx context.Context) error {
 	return nil
 }
 
-// setDefaults writes a service's service-defaults: its protocol, and that its
-// callees which refused it are tried again soon, since here they are back soon.
+// setDefaults writes a service's service-defaults: its protocol.
 func (a *api) setDefaults(ctx context.Context, service, protocol string) error {
-	return a.call(ctx, "PUT", "/v1/config", map[string]any{
-		"Kind": "service-defaults", "Name": service, "Protocol": protocol,
-		"UpstreamConfig": map[string]any{"Defaults": map[string]any{
-			"PassiveHealthCheck": map[string]any{"Interval": "1s", "BaseEjectionTime": "1s", "EnforcingConsecutive5xx": 0},
-		}},
-	}, nil)
+	return a.call(ctx, "PUT", "/v1/config", map[string]any{"Kind": "service-defaults", "Name": service, "Protocol": protocol}, nil)
 }
 
 // roots are the certificates that leaves chain up to, and the trust domain.

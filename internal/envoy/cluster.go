@@ -22,6 +22,10 @@ const (
 	streamWindow     = 1 << 20 // bytes a peer may send ahead on one HTTP/2 stream
 	connectionWindow = 4 << 20 // and on all streams of a connection together
 
+	// minRetries may be under way whatever the budget says: an instance that stops
+	// refuses all that is just on its way to it at once.
+	minRetries = 25
+
 	// upstreamStreams is how many requests share a connection before another is
 	// opened: one connection is one worker at the callee.
 	upstreamStreams = 100
@@ -80,7 +84,7 @@ func breakers(l proxy.Limits) *clusterv3.CircuitBreakers {
 		MaxRequests:        number(l.MaxRequests),
 		RetryBudget: &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
 			BudgetPercent:       &typev3.Percent{Value: 20},
-			MinRetryConcurrency: number(3),
+			MinRetryConcurrency: number(minRetries),
 		},
 	}}}
 }

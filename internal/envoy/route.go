@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"fmt"
+	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -39,6 +40,9 @@ func (b *builder) outboundRoute(r proxy.Route, route routing.Route) *routev3.Rou
 		RetryPolicy: &routev3.RetryPolicy{
 			RetryOn:    retryOn,
 			NumRetries: number(2),
+			RetryBackOff: &routev3.RetryPolicy_RetryBackOff{
+				BaseInterval: duration(2 * time.Millisecond), MaxInterval: duration(20 * time.Millisecond),
+			},
 			RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
 				Name:       "envoy.retry_host_predicates.previous_hosts",
 				ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: b.pack(&previoushostsv3.PreviousHostsPredicate{})},

@@ -13,8 +13,8 @@ const (
 	connectTimeout = time.Second
 	limit          = 65536
 
-	outlierInterval     = 10 * time.Second
-	outlierBaseEjection = 30 * time.Second
+	outlierInterval     = time.Second
+	outlierBaseEjection = 5 * time.Second
 	outlierMaxPercent   = 50
 	outlierFailures     = 5
 )

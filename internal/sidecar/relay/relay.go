@@ -324,7 +324,7 @@ func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	c, err := xds.Connect(ctx, r.opts.Conn, &corev3.Node{Id: r.opts.NodeID, Cluster: r.opts.Cluster, Metadata: meta})
+	c, err := xds.Connect(ctx, r.opts.Conn, &corev3.Node{Id: r.opts.NodeID, Cluster: r.opts.Cluster, Metadata: meta}, grpc.WaitForReady(true))
 	if err != nil {
 		return false, err
 	}
