@@ -21,6 +21,7 @@ var pure = map[string][]string{
 	"config":   {"catalog", "identity"},
 	"routing":  {"config", "identity"},
 	"proxy":    {"catalog", "config", "identity", "routing"},
+	"access":   {},
 	"envoy":    {"config", "identity", "proxy", "routing"},
 }
 

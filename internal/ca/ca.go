@@ -3,7 +3,9 @@
 // In: a directory (or none, for memory), a clock, and certificate signing
 // requests. Out: one self-signed root, the trust domain in it, and leaves that
 // are SPIFFE X509-SVIDs with Consul Connect's identities. The same is offered
-// over gRPC as Consul's ConnectCAService, with a [Client] for it.
+// over gRPC as Consul's ConnectCAService, with a [Client] for it. Servers get
+// certificates for their own ports ([CA.ServerLeaf]), which clients believe by a
+// [Trust]; [CA.Verify] says whose leaf a caller has shown.
 //
 // The rules for a request ([CheckCSR]) and the making of certificates take
 // values and return values; only [Open] touches files and only [CA.Register]
@@ -45,16 +47,18 @@ type Options struct {
 	// 0 is DefaultLeafTTL.
 	LeafTTL time.Duration
 	// Authorize decides whether the caller of a gRPC request, known by its
-	// context, may have a leaf for the identity. Nil refuses everybody; [Anyone]
-	// refuses nobody. [CA.Sign] does not ask it.
-	Authorize func(context.Context, identity.SPIFFE) error
+	// context, may have a leaf for the identity, and through which join token it
+	// came: the leaf names that token's accessor in its subject, so that a
+	// revocation finds it. Nil refuses everybody; [Anyone] refuses nobody.
+	// [CA.Sign] does not ask it.
+	Authorize func(context.Context, identity.SPIFFE) (through string, err error)
 	Now       func() time.Time // nil is time.Now
 	Log       *slog.Logger     // nil discards
 }
 
 // Anyone is an [Options].Authorize for development mode: any caller may have any
 // identity of this datacenter.
-func Anyone(context.Context, identity.SPIFFE) error { return nil }
+func Anyone(context.Context, identity.SPIFFE) (string, error) { return "", nil }
 
 // CA signs leaves with one root. Safe for concurrent use.
 type CA struct {
@@ -153,11 +157,11 @@ func (c *CA) Sign(csrPEM []byte, now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.issue(req, now)
+	return c.issue(req, "", now)
 }
 
-func (c *CA) issue(req Request, now time.Time) ([]byte, error) {
-	return issueLeaf(c.root, c.key, req, now, c.opts.LeafTTL)
+func (c *CA) issue(req Request, through string, now time.Time) ([]byte, error) {
+	return issueLeaf(c.root, c.key, req, through, now, c.opts.LeafTTL)
 }
 
 // Roots are the certificates that leaves are to be verified with, now.

@@ -29,13 +29,14 @@ func (s *service) Sign(ctx context.Context, in *pbconnectca.SignRequest) (*pbcon
 	if s.ca.opts.Authorize == nil {
 		return nil, status.Errorf(codes.PermissionDenied, "leaf for %q: this server signs for nobody", req.ID)
 	}
-	if err := s.ca.opts.Authorize(ctx, req.ID); err != nil {
+	through, err := s.ca.opts.Authorize(ctx, req.ID)
+	if err != nil {
 		if _, ok := status.FromError(err); ok {
 			return nil, err
 		}
 		return nil, status.Errorf(codes.PermissionDenied, "leaf for %q: %v", req.ID, err)
 	}
-	leaf, err := s.ca.issue(req, s.ca.opts.Now())
+	leaf, err := s.ca.issue(req, through, s.ca.opts.Now())
 	if err != nil {
 		s.ca.opts.Log.Error("cannot sign a leaf", "identity", req.ID.URI(), "error", err)
 		return nil, status.Error(codes.FailedPrecondition, err.Error())

@@ -38,14 +38,14 @@ func serve(t *testing.T, register func(*grpc.Server)) *Client {
 
 func TestSignOverGRPC(t *testing.T) {
 	deny := errors.New("not on this node")
-	c := open(t, Options{Authorize: func(_ context.Context, id identity.SPIFFE) error {
+	c := open(t, Options{Authorize: func(_ context.Context, id identity.SPIFFE) (string, error) {
 		switch id.Service {
 		case "denied":
-			return deny
+			return "", deny
 		case "unknown":
-			return status.Error(codes.Unauthenticated, "who are you")
+			return "", status.Error(codes.Unauthenticated, "who are you")
 		}
-		return nil
+		return "", nil
 	}})
 	client := serve(t, c.Register)
 	keyPEM, csr, err := NewKeyAndCSR(c.Identity("web"))

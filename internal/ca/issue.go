@@ -70,8 +70,9 @@ func newRoot(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 }
 
 // issueLeaf signs an X509-SVID for a request that [CheckCSR] let pass. The subject
-// is empty, so the name is critical, as RFC 5280 has it.
-func issueLeaf(root *x509.Certificate, key *ecdsa.PrivateKey, req Request, now time.Time, ttl time.Duration) ([]byte, error) {
+// holds only the accessor of the join token that the leaf comes through. Where it
+// is empty, the name is critical, as RFC 5280 has it.
+func issueLeaf(root *x509.Certificate, key *ecdsa.PrivateKey, req Request, through string, now time.Time, ttl time.Duration) ([]byte, error) {
 	if now.Before(root.NotBefore) || !now.Before(root.NotAfter) {
 		return nil, fmt.Errorf("CA root %q: valid from %s to %s, and now is %s", root.Subject.CommonName,
 			root.NotBefore.Format(time.RFC3339), root.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
@@ -90,6 +91,7 @@ func issueLeaf(root *x509.Certificate, key *ecdsa.PrivateKey, req Request, now t
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serial,
+		Subject:               pkix.Name{SerialNumber: through},
 		URIs:                  []*url.URL{uri},
 		NotBefore:             now.Add(-backdate(ttl)),
 		NotAfter:              notAfter,

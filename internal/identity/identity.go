@@ -63,3 +63,17 @@ func ParseURI(raw string) (SPIFFE, error) {
 func (s SPIFFE) SNI() string {
 	return s.Service + "." + Namespace + "." + s.Datacenter + ".internal." + s.TrustDomain
 }
+
+// ServerURI names a control-plane server: spiffe://<trust-domain>/agent/server/dc/<dc>.
+func ServerURI(trustDomain, datacenter string) string {
+	u := url.URL{Scheme: "spiffe", Host: trustDomain, Path: serverPath + datacenter}
+	return u.String()
+}
+
+// IsServer reports whether a URI names a server of the trust domain, in any datacenter.
+func IsServer(raw, trustDomain string) bool {
+	dc, ok := strings.CutPrefix(raw, "spiffe://"+trustDomain+serverPath)
+	return ok && trustDomain != "" && dc != "" && ServerURI(trustDomain, dc) == raw && !strings.ContainsAny(dc, "/?#")
+}
+
+const serverPath = "/agent/server/dc/"

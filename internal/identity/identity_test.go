@@ -40,3 +40,22 @@ func TestParseURIRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestServerURI(t *testing.T) {
+	uri := ServerURI(td, "dc1")
+	if want := "spiffe://" + td + "/agent/server/dc/dc1"; uri != want || !IsServer(uri, td) {
+		t.Fatalf("ServerURI = %q, want %q, of a server", uri, want)
+	}
+	for _, raw := range []string{
+		"", "spiffe://" + td + "/agent/server/dc/", "spiffe://" + td + "/agent/server/dc/a/b", "spiffe://" + td + "/agent/server/dc/dc1?x",
+		"spiffe://other.consul/agent/server/dc/dc1", SPIFFE{TrustDomain: td, Datacenter: "dc1", Service: "server"}.URI(),
+		"spiffe://" + td + "/agent/server/dc/dc%31",
+	} {
+		if IsServer(raw, td) {
+			t.Errorf("IsServer(%q), want not", raw)
+		}
+	}
+	if IsServer("spiffe:///agent/server/dc/dc1", "") {
+		t.Error("a server of no trust domain")
+	}
+}
