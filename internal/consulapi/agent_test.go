@@ -267,8 +267,8 @@ func TestRoots(t *testing.T) {
 func TestNotServed(t *testing.T) {
 	s, _ := newServer(t, "")
 	for _, path := range []string{
-		"GET /v1/session/list", "PUT /v1/session/create", "PUT /v1/txn", "GET /v1/event/list", "GET /v1/query", "GET /v1/snapshot",
-		"GET /v1/agent/metrics", "GET /v1/operator/raft/configuration", "GET /v1/discovery-chain/web", "PUT /v1/kv/x?acquire=y",
+		"GET /v1/event/list", "GET /v1/query", "GET /v1/snapshot",
+		"GET /v1/agent/metrics", "GET /v1/operator/raft/configuration", "GET /v1/discovery-chain/web",
 		"GET /v1/health/service/web?peer=far",
 	} {
 		step{path, "", http.StatusNotImplemented, "…not served by crossfade's registry…"}.run(t, s.URL)

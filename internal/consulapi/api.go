@@ -7,8 +7,7 @@
 // extension, of any node a caller names: the agent endpoints take node=NAME and,
 // to register it, address=IP.
 //
-// What Consul has and this registry has not (sessions, events, prepared queries,
-// transactions, …) answers 501 with a reason; other unknown paths answer 404.
+// What Consul has and this registry has not (events, prepared queries, …) answers 501 with a reason; other unknown paths answer 404.
 //
 // It leaves keeping rows to catalog/store, decoding of definitions and entries to
 // config, running checks to package check, and roots to package ca.
@@ -138,6 +137,15 @@ func routes() []route {
 		{path: "/v1/health/connect/", get: healthConnect},
 		{path: "/v1/health/state/", get: healthState},
 
+		{path: "/v1/txn", put: applyTxn},
+
+		{path: "/v1/session/create", put: createSession},
+		{path: "/v1/session/destroy/", put: destroySession},
+		{path: "/v1/session/renew/", put: renewSession},
+		{path: "/v1/session/info/", get: sessionInfo},
+		{path: "/v1/session/node/", get: nodeSessions},
+		{path: "/v1/session/list", get: listSessions},
+
 		{path: "/v1/kv/", get: getKV, put: putKV, del: deleteKV},
 
 		{path: "/v1/config", put: putEntry},
@@ -162,8 +170,8 @@ func notServedPaths() []string {
 		"/v1/agent/reload", "/v1/agent/token/", "/v1/catalog/gateway-services/", "/v1/config-entries/",
 		"/v1/connect/ca/configuration", "/v1/coordinate/", "/v1/discovery-chain/",
 		"/v1/event/", "/v1/exported-services", "/v1/health/ingress/", "/v1/imported-services", "/v1/internal/",
-		"/v1/operator/", "/v1/peering", "/v1/peering/", "/v1/peerings", "/v1/query", "/v1/query/", "/v1/session/",
-		"/v1/snapshot", "/v1/txn",
+		"/v1/operator/", "/v1/peering", "/v1/peering/", "/v1/peerings", "/v1/query", "/v1/query/",
+		"/v1/snapshot",
 	}
 }
 

@@ -66,7 +66,8 @@ func TestShapes(t *testing.T) {
 		must(t, c.Agent().ServiceRegister(&api.AgentServiceRegistration{
 			Name: "web", Port: 80, Tags: []string{"v1"}, Meta: map[string]string{"a": "b"}, Check: &api.AgentServiceCheck{TTL: "1h"},
 			Connect: &api.AgentServiceConnect{SidecarService: &api.AgentServiceRegistration{Proxy: &api.AgentServiceConnectProxyConfig{
-				Config: map[string]any{"protocol": "http"}, Upstreams: []api.Upstream{{DestinationName: "db", LocalBindPort: 9191}}}}}}))
+				Config: map[string]any{"protocol": "http"}, Upstreams: []api.Upstream{{DestinationName: "db", LocalBindPort: 9191}},
+				Expose: api.ExposeConfig{Checks: true, Paths: []api.ExposePath{{Path: "/m", ListenerPort: 21500, LocalPathPort: 81, Protocol: "http2"}}}}}}}))
 		_, err := c.KV().Put(&api.KVPair{Key: "k", Value: []byte("v")}, nil)
 		must(t, err)
 		_, _, err = c.ConfigEntries().Set(&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "web", Protocol: "http"}, nil)

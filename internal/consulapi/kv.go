@@ -1,6 +1,8 @@
 package consulapi
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -13,12 +15,13 @@ type pairShape struct {
 	Key         string
 	Flags       uint64
 	Value       []byte
+	Session     string `json:",omitempty"`
 	CreateIndex uint64
 	ModifyIndex uint64
 }
 
 func showPair(p *store.KV) pairShape {
-	out := pairShape{p.LockIndex, p.Key, p.Flags, p.Value, p.CreateIndex, p.ModifyIndex}
+	out := pairShape{p.LockIndex, p.Key, p.Flags, p.Value, p.Session, p.CreateIndex, p.ModifyIndex}
 	if len(out.Value) == 0 {
 		out.Value = nil
 	}
@@ -96,10 +99,8 @@ func putKV(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"acquire", "release"} {
-		if c.query.Has(name) {
-			return nil, notServed("%s: sessions and locks are not served by crossfade's registry; use cas, or run a Consul and point --consul at it", name)
-		}
+	if err := c.exclusive("acquire", "cas", "release"); err != nil {
+		return nil, err
 	}
 	cas, err := c.number("cas")
 	if err != nil {
@@ -115,17 +116,54 @@ func putKV(c *call) (any, error) {
 	}
 	var ok bool
 	err = c.api.store.Update(func(w *store.Writer) error {
-		old := w.KV(key)
-		if ok = compare(cas, old != nil, modified(old)); !ok {
-			return nil
-		}
 		var f uint64
 		if flags != nil {
 			f = *flags
 		}
+		switch {
+		case c.query.Has("acquire"):
+			session := c.query.Get("acquire")
+			if err := sessionError(w, session); err != nil {
+				return internal("raft apply failed: %v", err)
+			}
+			ok, err = w.Acquire(key, value, f, session)
+			return err
+		case c.query.Has("release"):
+			ok, err = w.Release(key, value, f, c.query.Get("release"))
+			return err
+		}
+		old := w.KV(key)
+		if ok = compare(cas, old != nil, modified(old)); !ok {
+			return nil
+		}
 		return w.PutKV(key, value, f)
 	})
 	return ok, err
+}
+
+// sessionError says in Consul's words why a session cannot acquire anything.
+func sessionError(r interface{ Session(string) *store.Session }, id string) error {
+	switch {
+	case id == "":
+		return errors.New("missing session")
+	case r.Session(id) == nil:
+		return fmt.Errorf("invalid session %q", id)
+	}
+	return nil
+}
+
+// exclusive refuses a call with more than one of these parameters.
+func (c *call) exclusive(names ...string) error {
+	var given []string
+	for _, name := range names {
+		if c.query.Has(name) {
+			given = append(given, name+"="+c.query.Get(name))
+		}
+	}
+	if len(given) > 1 {
+		return badRequest("Conflicting flags: %s\n", strings.Join(given, "&"))
+	}
+	return nil
 }
 
 func modified(p *store.KV) uint64 {
@@ -133,6 +171,12 @@ func modified(p *store.KV) uint64 {
 		return 0
 	}
 	return p.ModifyIndex
+}
+
+// canDelete judges a deletion's cas. A key that is not there is deleted already,
+// unless cas asks for index 0.
+func canDelete(cas *uint64, old *store.KV) bool {
+	return cas == nil || *cas > 0 && (old == nil || *cas == old.ModifyIndex)
 }
 
 func deleteKV(c *call) (any, error) {
@@ -150,8 +194,7 @@ func deleteKV(c *call) (any, error) {
 	var ok bool
 	err = c.api.store.Update(func(w *store.Writer) error {
 		old := w.KV(key)
-		// A key that is not there is deleted already, unless cas asks for index 0.
-		if ok = cas == nil || old == nil && *cas > 0 || old != nil && *cas > 0 && *cas == old.ModifyIndex; !ok {
+		if ok = canDelete(cas, old); !ok {
 			return nil
 		}
 		return w.DeleteKV(key)

@@ -37,7 +37,18 @@ type proxyShape struct {
 	Config                 map[string]any  `json:",omitempty"`
 	Upstreams              []upstreamShape `json:",omitempty"`
 	MeshGateway            struct{}
-	Expose                 struct{}
+	Expose                 exposeShape
+}
+
+type exposeShape struct {
+	Checks bool              `json:",omitempty"`
+	Paths  []exposePathShape `json:",omitempty"`
+}
+
+type exposePathShape struct {
+	catalog.ExposePath
+	// ParsedFromCheck is shown by the agent endpoints only, and is always false.
+	ParsedFromCheck *bool `json:",omitempty"`
 }
 
 type upstreamShape struct {
@@ -57,6 +68,10 @@ func showProxy(p *catalog.Proxy) proxyShape {
 	for _, u := range p.Upstreams {
 		u.DestinationType = cmp.Or(u.DestinationType, "service")
 		out.Upstreams = append(out.Upstreams, upstreamShape{Upstream: u})
+	}
+	out.Expose.Checks = p.Expose.Checks
+	for _, path := range p.Expose.Paths {
+		out.Expose.Paths = append(out.Expose.Paths, exposePathShape{ExposePath: path})
 	}
 	return out
 }
@@ -119,6 +134,9 @@ func showAgentService(s *catalog.Service, datacenter string) *agentServiceShape 
 	}
 	if s.Proxy != nil {
 		p := showProxy(s.Proxy)
+		for i := range p.Expose.Paths {
+			p.Expose.Paths[i].ParsedFromCheck = new(bool)
+		}
 		out.Proxy = &p
 	}
 	if s.Connect != (catalog.Connect{}) {

@@ -191,6 +191,9 @@ func (w *Writer) DeleteNode(name string) error {
 			return err
 		}
 	}
+	if err := w.endSessions(name, ""); err != nil {
+		return err
+	}
 	if err := w.remove(tableNodes, n); err != nil {
 		return err
 	}
@@ -308,6 +311,11 @@ func (w *Writer) PutCheck(c catalog.Check, definition *config.CheckDefinition) e
 		return err
 	}
 	w.checkChanged(&c)
+	if c.Status == catalog.Critical {
+		if err := w.endSessions(c.Node, c.CheckID); err != nil {
+			return err
+		}
+	}
 	if old != nil && old.Check.ServiceID != c.ServiceID {
 		w.checkChanged(&old.Check)
 	}
@@ -339,7 +347,7 @@ func (w *Writer) deleteCheck(row *checkRow) error {
 		return err
 	}
 	w.checkChanged(&row.Check)
-	return nil
+	return w.endSessions(row.Check.Node, row.Check.CheckID)
 }
 
 // checkChanged bumps a check's service or, for a node's check, everything on the node.

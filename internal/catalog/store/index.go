@@ -19,6 +19,7 @@ const (
 	subjectNodes    = "nodes"    // the table of nodes
 	subjectServices = "services" // names and tags of services
 	subjectChecks   = "checks"   // all checks
+	subjectSessions = "sessions" // all sessions
 )
 
 // subjectService changes with the service's instances, their nodes and checks.

@@ -42,17 +42,28 @@ func (r *Reader) KVs(prefix string) []*KV {
 	return out
 }
 
-// PutKV writes a pair.
+// PutKV writes a pair. A session that holds it goes on holding it, though as in
+// Consul the count of its acquisitions starts anew.
 func (w *Writer) PutKV(k string, value []byte, flags uint64) error {
-	if err := nameError("key", k); err != nil {
+	n := &KV{Key: k, Value: value, Flags: flags}
+	old := w.KV(k)
+	if old != nil {
+		n.Session = old.Session
+	}
+	return w.setKV(n, old)
+}
+
+// setKV puts n in the place of old, which is nil for a new key.
+func (w *Writer) setKV(n, old *KV) error {
+	if err := nameError("key", n.Key); err != nil {
 		return err
 	}
-	n := &KV{Key: k, Value: value, Flags: flags, CreateIndex: w.next, ModifyIndex: w.next}
-	if old := w.KV(k); old != nil {
-		if old.Flags == flags && bytes.Equal(old.Value, value) {
+	n.CreateIndex, n.ModifyIndex = w.next, w.next
+	if old != nil {
+		n.CreateIndex = old.CreateIndex
+		if old.Flags == n.Flags && old.Session == n.Session && old.LockIndex == n.LockIndex && bytes.Equal(old.Value, n.Value) {
 			return nil
 		}
-		n.CreateIndex, n.LockIndex = old.CreateIndex, old.LockIndex
 	}
 	return w.put(tableKV, n)
 }

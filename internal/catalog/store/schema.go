@@ -21,8 +21,12 @@ const (
 	tableKV       = "kv"
 	tableGraves   = "kv-graves"
 	tableEntries  = "entries"
+	tableSessions = "sessions"
 	tableIndex    = "index"
 )
+
+// tableDelays is in memory only.
+const tableDelays = "lock-delays"
 
 // serviceRow is a service on its node.
 type serviceRow struct {
@@ -41,7 +45,8 @@ type KV struct {
 	Key         string
 	Value       []byte
 	Flags       uint64
-	LockIndex   uint64
+	LockIndex   uint64 // how often it was acquired
+	Session     string `json:",omitempty"` // that holds it
 	CreateIndex uint64
 	ModifyIndex uint64
 }
@@ -103,11 +108,24 @@ func tables() []*table {
 				secondary("service", func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.ServiceID) }),
 			}},
 		{name: tableKV, decode: decodeAs[KV],
-			id: func(row any) []byte { return key(row.(*KV).Key) }},
+			id: func(row any) []byte { return key(row.(*KV).Key) },
+			indexes: []*memdb.IndexSchema{
+				secondary("session", func(row any) []byte {
+					if session := row.(*KV).Session; session != "" {
+						return key(session)
+					}
+					return nil
+				}),
+			}},
 		{name: tableGraves, decode: decodeAs[grave], graves: 1,
 			id: func(row any) []byte { return key(row.(*grave).Key) }},
 		{name: tableEntries, decode: decodeEntry,
 			id: func(row any) []byte { e := row.(*Entry); return key(string(e.EntryKind()), e.EntryName()) }},
+		{name: tableSessions, decode: decodeAs[Session],
+			id: func(row any) []byte { return key(row.(*Session).ID) },
+			indexes: []*memdb.IndexSchema{
+				secondary("node", func(row any) []byte { return key(row.(*Session).Node) }),
+			}},
 		{name: tableIndex, decode: decodeAs[indexRow], graves: 1,
 			id: func(row any) []byte { return key(row.(*indexRow).Subject) },
 			indexes: []*memdb.IndexSchema{
@@ -144,6 +162,9 @@ func schema() *memdb.DBSchema {
 		}
 		out.Tables[t.name] = &memdb.TableSchema{Name: t.name, Indexes: indexes}
 	}
+	out.Tables[tableDelays] = &memdb.TableSchema{Name: tableDelays, Indexes: map[string]*memdb.IndexSchema{
+		"id": {Name: "id", Unique: true, Indexer: indexer{func(row any) []byte { return key(row.(*lockDelay).Key) }}},
+	}}
 	return out
 }
 

@@ -1,5 +1,5 @@
-// Package store is the embedded registry: nodes, services, checks, KV pairs and
-// configuration entries of one datacenter.
+// Package store is the embedded registry: nodes, services, checks, sessions, KV
+// pairs and configuration entries of one datacenter.
 //
 // In: writes, one [Writer] function each, atomic and in a total order. Out: reads
 // at one moment through a [Reader], waiting reads as Consul's blocking queries
@@ -50,6 +50,8 @@ type Store struct {
 	mem     *memdb.MemDB
 	closed  chan struct{}
 
+	expiry *expiry
+
 	closing sync.Once
 
 	mu      sync.Mutex
@@ -72,6 +74,7 @@ func Open(options Options) (*Store, error) {
 		return nil, fmt.Errorf("registry: schema: %w", err)
 	}
 	s := &Store{options: options, mem: mem, closed: make(chan struct{}), tables: map[string]*table{}}
+	s.expiry = newExpiry(s.expire)
 	for _, t := range tables() {
 		s.tables[t.name] = t
 	}
@@ -80,6 +83,7 @@ func Open(options Options) (*Store, error) {
 			return nil, err
 		}
 		if err := s.load(); err != nil {
+			s.expiry.close()
 			s.disk.close()
 			return nil, err
 		}
@@ -96,6 +100,7 @@ func (s *Store) Close() error {
 	var err error
 	s.closing.Do(func() {
 		close(s.closed)
+		s.expiry.close()
 		s.commit.Lock()
 		defer s.commit.Unlock()
 		if s.disk != nil {
@@ -129,6 +134,9 @@ func (s *Store) load() error {
 			return fmt.Errorf("data directory %q: %s %q cannot be read: %w", s.options.Dir, t.name, printable(key), err)
 		}
 		s.graves += t.graves
+		if session, ok := row.(*Session); ok && session.ttl() > 0 {
+			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
+		}
 		return txn.Insert(t.name, row)
 	})
 	if err != nil {

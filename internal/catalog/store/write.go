@@ -91,6 +91,7 @@ func (s *Store) try(batch []*update) (*update, error) {
 	txn := s.mem.Txn(true)
 	defer txn.Abort()
 	var changes []change
+	var after []func()
 	for _, u := range batch {
 		w := &Writer{Reader: Reader{txn: txn, datacenter: s.options.Datacenter}, store: s, bumped: map[string]bool{}}
 		w.next = w.Index() + 1
@@ -101,6 +102,13 @@ func (s *Store) try(batch []*update) (*update, error) {
 			return u, w.err
 		}
 		changes = append(changes, w.changes...)
+		after = append(after, w.after...)
+	}
+	commit := func() {
+		txn.Commit()
+		for _, f := range after {
+			f()
+		}
 	}
 	if len(changes) == 0 {
 		return nil, nil
@@ -113,11 +121,11 @@ func (s *Store) try(batch []*update) (*update, error) {
 			if last := changes[len(changes)-1]; !s.disk.has(last) {
 				return nil, err
 			}
-			txn.Commit()
+			commit()
 			return nil, fmt.Errorf("data directory %q: the last write may be lost in a power failure", s.options.Dir)
 		}
 	}
-	txn.Commit()
+	commit()
 	return nil, nil
 }
 
@@ -130,7 +138,8 @@ type Writer struct {
 	next    uint64 // the index of all changes of this writer
 	changes []change
 	bumped  map[string]bool
-	err     error // the first failure of put, remove or bump
+	after   []func() // to call once the changes are in force
+	err     error    // the first failure of put, remove or bump
 }
 
 // put stores the row as it will be read back from disk, so that a restart changes
