@@ -105,6 +105,22 @@ type Proxy struct {
 	// Config is opaque to the catalog: protocol, bind_address, local_connect_timeout_ms, …
 	Config    map[string]any `json:"Config,omitempty"`
 	Upstreams []Upstream     `json:"Upstreams,omitempty"`
+	Expose    Expose         `json:"Expose,omitzero"`
+}
+
+// Expose opens parts of the app to callers that are not in the mesh, without TLS.
+type Expose struct {
+	// Checks asks an agent to reach the service's checks through its proxy.
+	Checks bool         `json:"Checks,omitempty"`
+	Paths  []ExposePath `json:"Paths,omitempty"`
+}
+
+// ExposePath is one path, and nothing below it, on a port of its own.
+type ExposePath struct {
+	ListenerPort  int    `json:"ListenerPort,omitempty"`
+	Path          string `json:"Path,omitempty"`
+	LocalPathPort int    `json:"LocalPathPort,omitempty"` // 0: LocalServicePort
+	Protocol      string `json:"Protocol,omitempty"`      // "http2", or "" and "http"
 }
 
 // Upstream is a destination that a service declares. The app reaches it at

@@ -124,6 +124,9 @@ func normalizeProxy(p *catalog.Proxy) {
 	if p.Mode == directMode().off[0] {
 		p.Mode = ""
 	}
+	for i := range p.Expose.Paths {
+		lower(&p.Expose.Paths[i].Protocol)
+	}
 	for i := range p.Upstreams {
 		u := &p.Upstreams[i]
 		u.DestinationType = cmp.Or(u.DestinationType, destinationService)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -85,7 +86,7 @@ func (d *Definition) check(r *report, at places) {
 			return
 		}
 		checkProxy(r, declared, at)
-		checkBinds(r, p.Upstreams, binds{app, public}, at)
+		checkBinds(r, p.Upstreams, binds{app, public, checkExpose(r, declared, binds{app: app, public: public}, at)}, at)
 		if public.clashes(app) && proxy.SocketPath == "" && p.LocalServiceSocketPath == "" {
 			r.addf(strings.TrimSuffix(at.proxy, "Proxy")+"Port", "%d is the service's own port", public.port)
 		}
@@ -157,6 +158,39 @@ func checkProxy(r *report, p *catalog.Proxy, at places) {
 	}
 }
 
+// checkExpose reports what is wrong with exposed paths and returns where they listen.
+func checkExpose(r *report, p *catalog.Proxy, taken binds, at places) []endpoint {
+	list := at.proxy + ".Expose.Paths"
+	if n := len(p.Expose.Paths); n > maxExposed {
+		r.addf(list, "%d paths are more than the limit of %d", n, maxExposed)
+		return nil
+	}
+	var out []endpoint
+	for i, e := range p.Expose.Paths {
+		path := index(list, i)
+		if !exposable.MatchString(e.Path) {
+			r.addf(path+".Path", "%q: want a path such as /metrics, without a query", cut(e.Path))
+		}
+		r.oneOf(path+".Protocol", e.Protocol, "", HTTP, HTTP2)
+		r.port(path+".ListenerPort", e.ListenerPort, false)
+		r.port(path+".LocalPathPort", e.LocalPathPort, true)
+		here := endpoint{taken.public.address, e.ListenerPort}
+		switch j := slices.IndexFunc(out, here.clashes); {
+		case j >= 0:
+			r.addf(path+".ListenerPort", "%d is already that of path %q", e.ListenerPort, cut(p.Expose.Paths[j].Path))
+		case here.clashes(taken.app), here.clashes(endpoint{taken.app.address, e.LocalPathPort}):
+			r.addf(path+".ListenerPort", "%d is the service's own port", e.ListenerPort)
+		case here.clashes(taken.public):
+			r.addf(path+".ListenerPort", "%d is the sidecar's own port", e.ListenerPort)
+		}
+		out = append(out, here)
+	}
+	return out
+}
+
+// exposable is a path as a request has it: no query, no fragment, no white space.
+var exposable = regexp.MustCompile(`^/[!-"$->@-~]{0,511}$`)
+
 // endpoint is an address and port on this host; port 0 is none.
 type endpoint struct {
 	address string
@@ -173,7 +207,10 @@ func (e endpoint) clashes(o endpoint) bool {
 }
 
 // binds are the ports that upstreams must leave alone.
-type binds struct{ app, public endpoint }
+type binds struct {
+	app, public endpoint
+	exposed     []endpoint
+}
 
 // checkBinds refuses upstreams that listen where something else does.
 func checkBinds(r *report, upstreams []catalog.Upstream, taken binds, at places) {
@@ -198,6 +235,8 @@ func checkBinds(r *report, upstreams []catalog.Upstream, taken binds, at places)
 			r.addf(at.upstreams[i], "local port %d is the service's own port", e.port)
 		case e.clashes(taken.public):
 			r.addf(at.upstreams[i], "local port %d is the sidecar's own port", e.port)
+		case slices.ContainsFunc(taken.exposed, e.clashes):
+			r.addf(at.upstreams[i], "local port %d is already used by an exposed path", e.port)
 		}
 	}
 }

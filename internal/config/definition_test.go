@@ -180,6 +180,9 @@ func definition() *rapid.Generator[Definition] {
 	}
 	proxy := func(t *rapid.T) *catalog.Proxy {
 		p := &catalog.Proxy{DestinationServiceName: name.Draw(t, "destination"), LocalServicePort: rapid.IntRange(0, 999).Draw(t, "local")}
+		if some(t, "exposed") {
+			p.Expose = catalog.Expose{Checks: some(t, "checks"), Paths: []catalog.ExposePath{{Path: "/m", ListenerPort: 4000, LocalPathPort: 1, Protocol: "http2"}, {Path: "/n", ListenerPort: 4001}}}
+		}
 		if some(t, "config") {
 			p.Config = map[string]any{"protocol": "http", "x": []any{1.5, nil, "a", true, map[string]any{}}, text.Draw(t, "key"): -3.0}
 		}

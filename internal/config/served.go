@@ -123,10 +123,11 @@ func rulesFor(t reflect.Type) rules {
 		return rules{unserved: []unserved{
 			noGateway(), accessLogs(),
 			{name: "TransparentProxy"},
-			{name: "Expose"},
 			{name: "EnvoyExtensions"},
 			{name: "MutualTLSMode", off: []string{"strict"}},
 		}}
+	case reflect.TypeFor[catalog.ExposePath]():
+		return rules{ignored: []string{"ParsedFromCheck"}}
 	case reflect.TypeFor[catalog.Upstream]():
 		return rules{unserved: []unserved{noGateway(), {name: "CentrallyConfigured"}}}
 	case reflect.TypeFor[CheckDefinition]():

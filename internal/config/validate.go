@@ -17,6 +17,7 @@ const (
 	maxID          = 256
 	maxSources     = 10_000
 	maxUpstreams   = 1000
+	maxExposed     = 100
 	maxDescription = 512
 	maxMeta        = 64
 	maxMetaKey     = 128

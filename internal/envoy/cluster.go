@@ -109,31 +109,37 @@ func outlier(o proxy.Outlier) *clusterv3.OutlierDetection {
 	}
 }
 
-// localCluster is the app: over loopback, in the app's own protocol.
+// localCluster is the app behind the public listener.
 func (b *builder) localCluster(in *proxy.Inbound) *clusterv3.Cluster {
-	address, kind := socketAddress(in.App.Address, in.App.Port), clusterv3.Cluster_STATIC
-	if in.App.SocketPath != "" {
-		address = pipeAddress(in.App.SocketPath, 0)
-	} else if _, err := netip.ParseAddr(in.App.Address); err != nil {
-		kind = clusterv3.Cluster_STRICT_DNS
-	}
-	out := &clusterv3.Cluster{
-		Name:                          LocalApp,
-		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: kind},
-		ConnectTimeout:                duration(in.App.ConnectTimeout),
-		PerConnectionBufferLimitBytes: number(bufferLimit),
-		LoadAssignment:                oneEndpoint(LocalApp, address),
-		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-			MaxConnections: number(65536), MaxPendingRequests: number(65536), MaxRequests: number(65536),
-		}}},
-	}
+	out := b.appCluster(LocalApp, in.Protocol, in.App)
 	if in.Admission != nil {
 		// The address comes with each connection that is admitted.
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}
 		out.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
 		out.LoadAssignment = nil
 	}
-	switch in.Protocol {
+	return out
+}
+
+// appCluster is the app: over loopback, in the app's own protocol.
+func (b *builder) appCluster(name, protocol string, app proxy.App) *clusterv3.Cluster {
+	address, kind := socketAddress(app.Address, app.Port), clusterv3.Cluster_STATIC
+	if app.SocketPath != "" {
+		address = pipeAddress(app.SocketPath, 0)
+	} else if _, err := netip.ParseAddr(app.Address); err != nil {
+		kind = clusterv3.Cluster_STRICT_DNS
+	}
+	out := &clusterv3.Cluster{
+		Name:                          name,
+		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: kind},
+		ConnectTimeout:                duration(app.ConnectTimeout),
+		PerConnectionBufferLimitBytes: number(bufferLimit),
+		LoadAssignment:                oneEndpoint(name, address),
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+			MaxConnections: number(65536), MaxPendingRequests: number(65536), MaxRequests: number(65536),
+		}}},
+	}
+	switch protocol {
 	case config.HTTP:
 		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
 			// Shorter than any common server's keep-alive, so that a request is not

@@ -51,8 +51,10 @@ func TestTableMatchesCode(t *testing.T) {
 			t.Errorf("%s:%d: %s in %s: the table says %q, the code %q", table, r.line, r.knob, where, r.value, got)
 		}
 	}
-	// Of this one only what differs is in the table.
+	// Of these only what differs is in the table.
 	documented["grpc outbound listener"] = append(documented["grpc outbound listener"], documented["outbound listener"]...)
+	documented["exposed listener"] = append(documented["exposed listener"], documented["outbound listener"]...)
+	documented["exposed app cluster"] = append(documented["exposed app cluster"], documented["app cluster"]...)
 	for where, settings := range generated {
 		for _, s := range settings {
 			last := s.path[strings.LastIndexByte(s.path, '.')+1:]
@@ -77,6 +79,7 @@ func places(t *testing.T) map[string][]setting {
 	t.Helper()
 	all := scenarios(t)
 	of := func(file string) envoy.Resources { return resources(t, build(t, meshtest.Parse(t, all[file]))) }
+	exposed := of("exposed.txtar")
 	http, tcp, server := of("http_caller.txtar"), of("tcp_caller.txtar"), of("tcp_callee.txtar")
 	grpc := of("grpc_caller.txtar")
 	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000})
@@ -94,6 +97,8 @@ func places(t *testing.T) map[string][]setting {
 		"inbound listener":       leaves(t, http.Listeners[1]),
 		"tcp inbound listener":   leaves(t, tcp.Listeners[1]),
 		"grpc outbound listener": leaves(t, grpc.Listeners[0]),
+		"exposed listener":       leaves(t, exposed.Listeners[0]),
+		"exposed app cluster":    leaves(t, exposed.Clusters[1]),
 		"outbound route":         leaves(t, http.Routes[0]),
 		"inbound route":          leaves(t, http.Routes[1]),
 		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),

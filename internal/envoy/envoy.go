@@ -77,6 +77,12 @@ func (b *builder) resources() Resources {
 	if in := b.proxy.Inbound; in != nil {
 		r.Clusters = append(r.Clusters, b.localCluster(in))
 		r.Listeners = append(r.Listeners, b.inboundListener(in))
+		for _, e := range in.Exposed {
+			r.Listeners = append(r.Listeners, b.exposedListener(e))
+		}
+		for _, a := range in.ExposedApps() {
+			r.Clusters = append(r.Clusters, b.appCluster(a.Cluster, a.Protocol, a.App))
+		}
 		if config.IsHTTP(in.Protocol) {
 			r.Routes = append(r.Routes, b.inboundRoutes(in))
 		} else {

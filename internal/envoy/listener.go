@@ -50,6 +50,31 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 	return b.listener(l, in.ExactBalance)
 }
 
+// exposedListener lets anybody call one path of the app. What its HTTP connection
+// manager drops by default, a caller's word on its own certificate, stays dropped.
+func (b *builder) exposedListener(e proxy.Exposed) *listenerv3.Listener {
+	m := b.connectionManager(e.StatPrefix, "", e.App.Protocol)
+	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, e.App.Protocol)
+	m.UpgradeConfigs = nil
+	m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+		Name: e.StatPrefix,
+		VirtualHosts: []*routev3.VirtualHost{{Name: e.StatPrefix, Domains: []string{"*"}, Routes: []*routev3.Route{{
+			Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: e.Path}},
+			Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+				ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: e.App.Cluster},
+				Timeout:          duration(e.App.RequestTimeout),
+			}},
+		}}}},
+	}}
+	return b.listener(&listenerv3.Listener{
+		Name:             e.ListenerName,
+		Address:          socketAddress(e.Address, e.Port),
+		TrafficDirection: corev3.TrafficDirection_INBOUND,
+		SocketOptions:    tcpKeepalive(),
+		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", m)}}},
+	}, false)
+}
+
 // outboundListener is where the app reaches one upstream.
 func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	var filter *listenerv3.Filter

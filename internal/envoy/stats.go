@@ -19,7 +19,7 @@ type statFamily struct {
 func families() []statFamily {
 	const tls = "ssl."
 	return []statFamily{
-		{`cluster\.(?:.+\.internal\..+|` + LocalApp + `)\.`, []string{
+		{`cluster\.(?:.+\.internal\..+|` + LocalApp + `|exposed_cluster_\w+)\.`, []string{
 			"upstream_cx_active", "upstream_cx_total", "upstream_cx_rx_bytes_total", "upstream_cx_tx_bytes_total",
 			"upstream_cx_connect_fail", "upstream_cx_connect_timeout", "upstream_cx_overflow", "upstream_cx_none_healthy",
 			"upstream_cx_destroy_local_with_active_rq", "upstream_cx_destroy_remote_with_active_rq", "upstream_cx_protocol_error",
@@ -29,7 +29,7 @@ func families() []statFamily {
 			tls + "handshake", tls + "session_reused", tls + "connection_error", tls + "fail_verify_san", tls + "fail_verify_error",
 			"client_ssl_socket_factory.ssl_context_update_by_sds", "http2.keepalive_timeout", "update_success", "update_rejected",
 		}},
-		{`http\.(?:public_listener|upstream\..+)\.`, []string{
+		{`http\.(?:public_listener|exposed_path_filter_\w+|upstream\..+)\.`, []string{
 			"downstream_cx_active", "downstream_cx_total", "downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total",
 			"downstream_cx_drain_close", "downstream_cx_idle_timeout", "downstream_cx_protocol_error",
 			"downstream_rq_active", "downstream_rq_total", "downstream_rq_time",

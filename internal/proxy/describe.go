@@ -57,6 +57,9 @@ func (in *Inbound) describe(b *strings.Builder) {
 	if in.Admission != nil {
 		b.WriteString("  decided before the app is connected to\n")
 	}
+	for _, e := range in.Exposed {
+		fmt.Fprintf(b, "exposed %s on %s port %d -> %s %s\n", e.Path, e.Address, e.Port, e.App.Cluster, e.App.Protocol)
+	}
 }
 
 func (c Cluster) describe(b *strings.Builder) {

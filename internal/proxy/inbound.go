@@ -69,6 +69,7 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 		in.App.Address = "127.0.0.1"
 	}
 	in.Admission = b.admission(in)
+	in.Exposed = b.exposed(in, reg.Expose.Paths)
 	return in
 }
 

@@ -80,6 +80,7 @@ type Inbound struct {
 	// Admission is set for tcp when the app has an IP.
 	Admission *Admission
 	App       App
+	Exposed   []Exposed // sorted by [Exposed.ListenerName]
 }
 
 // App is the local service instance.
