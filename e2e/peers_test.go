@@ -1,0 +1,124 @@
+//go:build peers
+
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+)
+
+// run starts a process that is ended, with its children, when the test ends.
+func run(t *testing.T, env []string, name string, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		err := cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s %v: %v\n%s", filepath.Base(name), args, err, out.String())
+		}
+	})
+}
+
+// TestPeersConsulConnectEnvoy has the real consul binary run Envoys in our mesh,
+// registered from Consul's HCL, calling our own sidecar and called by it.
+func TestPeersConsulConnectEnvoy(t *testing.T) {
+	consul, err := filepath.Abs(cmp.Or(os.Getenv("CROSSFADE_CONSUL"), "../bin/consul"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	envoy, err := envoybin.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if envoy, err = filepath.Abs(envoy); err != nil {
+		t.Fatal(err)
+	}
+	envoyDir := t.TempDir()
+	if err := os.Symlink(envoy, filepath.Join(envoyDir, "envoy")); err != nil {
+		t.Fatal(err)
+	}
+	bin, dir := build(t), meshtest.RunDir(t)
+	port := meshtest.FreePorts(t, 9)
+	httpAddr, grpcAddr := fmt.Sprintf("127.0.0.1:%d", port[0]), fmt.Sprintf("127.0.0.1:%d", port[1])
+	env := []string{"CONSUL_HTTP_ADDR=" + httpAddr, "CROSSFADE_HTTP_ADDR=" + httpAddr, "ENVOY=" + envoy, "PATH=" + envoyDir + ":" + os.Getenv("PATH")}
+
+	run(t, env, bin, "server", "--dev", "--http-port", fmt.Sprint(port[0]), "--grpc-port", fmt.Sprint(port[1]))
+	answers(t, "http://"+httpAddr+"/v1/status/leader", "")
+
+	serve(t, port[2], "ours")
+	serve(t, port[3], "theirs")
+	ours := write(t, dir, "ours.yaml", fmt.Sprintf("service: ours\nport: %d\nprotocol: http\nupstreams: [theirs:%d]\n", port[2], port[4]))
+	theirs := write(t, dir, "theirs.hcl", fmt.Sprintf(`service {
+  name = "theirs"
+  port = %d
+  connect { sidecar_service {
+    port = %d
+    proxy { upstreams = [{ destination_name = "ours", local_bind_port = %d }] }
+  } }
+}`, port[3], port[5], port[6]))
+	defaults := write(t, dir, "defaults.hcl", "Kind = \"service-defaults\"\nName = \"theirs\"\nProtocol = \"http\"\n")
+	for _, args := range [][]string{{"config", "write", defaults}, {"services", "register", theirs}} {
+		cmd := exec.CommandContext(t.Context(), consul, args...)
+		cmd.Env = append(os.Environ(), env...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("consul %v: %v\n%s", args, err, out)
+		}
+	}
+	run(t, env, bin, "sidecar", "--service", ours, "--state-dir", filepath.Join(dir, "state"), "--runtime-dir", filepath.Join(dir, "run"))
+	run(t, env, consul, "connect", "envoy", "-sidecar-for", "theirs", "-grpc-addr", grpcAddr,
+		"-admin-bind", fmt.Sprintf("127.0.0.1:%d", port[7]), "-ignore-envoy-compatibility")
+
+	answers(t, fmt.Sprintf("http://127.0.0.1:%d/", port[4]), "hello from theirs")
+	answers(t, fmt.Sprintf("http://127.0.0.1:%d/", port[6]), "hello from ours")
+}
+
+func serve(t *testing.T, port int, name string) {
+	t.Helper()
+	srv := &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", port), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "hello from %s\n", name)
+	})}
+	go srv.ListenAndServe()
+	t.Cleanup(func() { srv.Close() })
+}
+
+func write(t *testing.T, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// answers waits until a URL answers 200 with the text in it.
+func answers(t *testing.T, url, text string) {
+	t.Helper()
+	meshtest.Eventually(t, url, func() error {
+		code, body, err := fetch(url)
+		if err == nil && (code != http.StatusOK || !strings.Contains(body, text)) {
+			err = fmt.Errorf("%d %.200s", code, body)
+		}
+		return err
+	})
+}
