@@ -43,7 +43,7 @@ With no server to be reached it starts from the last configuration that worked.`
 	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "short path of a folder for sockets (default under $XDG_RUNTIME_DIR or /tmp)")
 	f.StringVar(&o.EnvoyPath, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
 	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "", `Envoy's log level (default "warning")`)
-	f.IntVar(&o.Concurrency, "concurrency", 0, "Envoy's worker threads (default 2, or the number of cores if that is less)")
+	f.IntVar(&o.Concurrency, "concurrency", 0, "Envoy's worker threads (default: sidecar.concurrency of the definition, else 2, or the number of cores if that is less)")
 	f.DurationVar(&o.DrainTime, "drain-time", 0, "how long requests and connections may take to end after SIGTERM (default 30s)")
 	f.DurationVar(&o.AppStopTime, "app-stop-time", 0, "how long the app may take to end after SIGTERM (default 30s)")
 	logger := addLog(cmd, s)
@@ -62,6 +62,9 @@ With no server to be reached it starts from the last configuration that worked.`
 			return fmt.Errorf("%s: defines %d services, a sidecar runs one: give each a file of its own", file, len(defs))
 		}
 		o.Definition = defs[0]
+		if !f.Changed("concurrency") {
+			o.Concurrency = o.Definition.Sizing().Concurrency
+		}
 		o.App = args
 		o.HTTPAddrs = list(firstSet(httpAddrs, s.env("CROSSFADE_HTTP_ADDR"), s.env("CONSUL_HTTP_ADDR"), defaultHTTPAddr))
 		o.GRPCAddrs = list(grpcAddrs)

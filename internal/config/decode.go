@@ -31,6 +31,10 @@ func (d *decoder) decode(n *node, v reflect.Value, path string) {
 		d.duration(n, v, path)
 		return
 	}
+	if v.Type() == reflect.TypeFor[Bytes]() {
+		d.bytes(n, v, path)
+		return
+	}
 	switch v.Kind() {
 	case reflect.Pointer:
 		p := reflect.New(v.Type().Elem())
@@ -50,6 +54,8 @@ func (d *decoder) decode(n *node, v reflect.Value, path string) {
 		}
 	case reflect.Int:
 		v.SetInt(d.integer(n, path, math.MinInt, math.MaxInt))
+	case reflect.Float64:
+		v.SetFloat(d.fraction(n, path))
 	case reflect.Uint32:
 		v.SetUint(uint64(d.integer(n, path, 0, math.MaxUint32)))
 	case reflect.Slice:
@@ -282,7 +288,7 @@ func snake(name string) string {
 	upper := func(i int) bool { return i < len(name) && name[i] >= 'A' && name[i] <= 'Z' }
 	var b strings.Builder
 	for i := range len(name) {
-		if upper(i) && i > 0 && (!upper(i-1) || (!upper(i+1) && i+1 < len(name))) {
+		if upper(i) && i > 0 && name[i-1] != '.' && (!upper(i-1) || (!upper(i+1) && i+1 < len(name))) {
 			b.WriteByte('_')
 		}
 		b.WriteByte(name[i])

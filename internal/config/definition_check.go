@@ -20,6 +20,21 @@ type places struct {
 	side      []string // of the sidecar's checks
 	proxy     string
 	upstreams []string
+	short     bool // the short form has no Config: what stands there is written beside it
+}
+
+// config is where something in the opaque Config of a proxy or upstream was written.
+func (at places) config(owner, path string) string {
+	switch {
+	case !at.short && path == "":
+		return owner + ".Config"
+	case !at.short:
+		return owner + ".Config." + path
+	case owner == at.proxy:
+		return "sidecar" + strings.TrimPrefix(path, sizingKey)
+	default:
+		return join(owner, snake(path))
+	}
 }
 
 // consulPlaces are those of Consul's form.
@@ -124,7 +139,9 @@ func checkProxy(r *report, p *catalog.Proxy, at places) {
 	r.port(at.proxy+".LocalServicePort", p.LocalServicePort, true)
 	r.socket(at.proxy+".LocalServiceSocketPath", p.LocalServiceSocketPath)
 	_, _, problems := decodeProxyConfig(p.Config)
-	r.nested(at.proxy+".Config", problems)
+	for _, found := range problems {
+		r.addf(at.config(at.proxy, found.path), "%s", found.text)
+	}
 	for i := range p.Upstreams {
 		u, path := &p.Upstreams[i], at.upstreams[i]
 		if u.DestinationType != destinationService {
@@ -154,7 +171,9 @@ func checkProxy(r *report, p *catalog.Proxy, at places) {
 			r.addf(path, `local_bind_socket_mode %q: want an octal mode such as "0600"`, cut(u.LocalBindSocketMode))
 		}
 		_, _, problems := decodeUpstreamSettings(u.Config)
-		r.nested(path+".Config", problems)
+		for _, found := range problems {
+			r.addf(at.config(path, found.path), "%s", found.text)
+		}
 	}
 }
 

@@ -111,14 +111,40 @@ type shortBody struct {
 	Tags      []string          `json:"tags"`
 	Meta      map[string]string `json:"meta"`
 	Upstreams []shortUpstream   `json:"upstreams"`
+	Sidecar   Sizing            `json:"sidecar"`
 	Checks    []CheckDefinition `json:"checks"`
 }
 
 // shortUpstream is also written name:port.
 type shortUpstream struct {
-	Name    string `json:"name"`
-	Address string `json:"address"`
-	Port    int    `json:"port"`
+	Name           string          `json:"name"`
+	Address        string          `json:"address"`
+	Port           int             `json:"port"`
+	ConnectTimeout Duration        `json:"connect_timeout"` // in milliseconds
+	Limits         *UpstreamLimits `json:"limits"`
+}
+
+// config is what Consul's form says in the upstream's Config.
+func (u shortUpstream) config() map[string]any {
+	out := map[string]any{}
+	if ms := time.Duration(u.ConnectTimeout).Milliseconds(); ms > 0 {
+		out["connect_timeout_ms"] = float64(ms)
+	}
+	if l := u.Limits; l != nil {
+		limits := map[string]any{}
+		for key, value := range map[string]*int{
+			"max_connections": l.MaxConnections, "max_pending_requests": l.MaxPendingRequests, "max_concurrent_requests": l.MaxConcurrentRequests,
+		} {
+			if value != nil {
+				limits[key] = float64(*value)
+			}
+		}
+		out["limits"] = limits
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
 }
 
 const shortInterval = Duration(10 * time.Second)
@@ -126,7 +152,7 @@ const shortInterval = Duration(10 * time.Second)
 func decodeShort(r *report, n *node) Definition {
 	r.subject, r.root = subject("service", n.str("service")), n
 	before := len(r.list)
-	at := places{name: "service", field: snake, proxy: "proxy"}
+	at := places{name: "service", field: snake, proxy: "proxy", short: true}
 	if ups := n.get("upstreams"); ups != nil && ups.kind == listNode {
 		for i, item := range ups.items {
 			path := index("upstreams", i)
@@ -146,6 +172,11 @@ func decodeShort(r *report, n *node) Definition {
 	out := body.definition()
 	for i := range out.Checks {
 		at.checks = append(at.checks, index("checks", i))
+	}
+	for i, u := range body.Upstreams {
+		if t := time.Duration(u.ConnectTimeout); t < 0 || t%time.Millisecond != 0 {
+			r.addf(join(at.upstreams[i], "connect_timeout"), `%s: want whole milliseconds, such as "500ms"`, t)
+		}
 	}
 	r.protocol("protocol", body.Protocol)
 	if body.Port == 0 && len(body.Upstreams) == 0 {
@@ -182,8 +213,11 @@ func (b *shortBody) definition() Definition {
 	}
 	for _, u := range b.Upstreams {
 		d.Sidecar.Service.Proxy.Upstreams = append(d.Sidecar.Service.Proxy.Upstreams, catalog.Upstream{
-			DestinationName: u.Name, LocalBindAddress: u.Address, LocalBindPort: u.Port,
+			DestinationName: u.Name, LocalBindAddress: u.Address, LocalBindPort: u.Port, Config: u.config(),
 		})
+	}
+	if b.Sidecar != (Sizing{}) {
+		d.Sidecar.Service.Proxy.Config = map[string]any{sizingKey: b.Sidecar.opaque()}
 	}
 	for i := range d.Checks {
 		c := &d.Checks[i]

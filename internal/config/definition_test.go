@@ -65,6 +65,42 @@ func TestShortFormProtocol(t *testing.T) {
 	}
 }
 
+// Both forms say a sidecar's size, and the registry's copy says the same.
+func TestSizing(t *testing.T) {
+	want := Sizing{CPU: 0.5, MemoryBytes: 128 * MiB, Concurrency: 1, MaxConnections: 10000}
+	for name, text := range map[string]string{
+		"a.yaml": "service: a\nport: 1\nsidecar: {cpu: 0.5, memory: 134217728, concurrency: 1, connections: 1e4}",
+		"a.hcl":  `service { name = "a" port = 1 connect { sidecar_service { proxy { config { crossfade_sizing { cpu = "0.5" memory = "0.125GiB" concurrency = 1 connections = 10000 } } } } } }`,
+		"p.json": `{"service": {"kind": "connect-proxy", "name": "p", "port": 1, "proxy": {"destination_service_name": "a",
+			"config": {"crossfade_sizing": {"cpu": 0.5, "memory": "131072KiB", "concurrency": "1", "connections": 10000}}}}}`,
+	} {
+		defs, err := DecodeDefinitions(name, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := DecodeRegistration(marshal(t, defs[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range []Definition{defs[0], back} {
+			if got := d.Sizing(); got != want {
+				t.Errorf("%s: %+v, want %+v", name, got, want)
+			}
+		}
+	}
+	if got := (Definition{}).Sizing(); got != (Sizing{}) {
+		t.Errorf("of nothing: %+v", got)
+	}
+}
+
+func TestBytes(t *testing.T) {
+	for b, want := range map[Bytes]string{0: "0B", 1: "1B", 1000: "1KB", 1024: "1KiB", 1 << 30: "1GiB", 1e9: "1GB", 3 << 20: "3MiB", 1025: "1025B"} {
+		if b.String() != want {
+			t.Errorf("%d is %s, want %s", int64(b), b, want)
+		}
+	}
+}
+
 // What Consul's own client sends and reads.
 func TestRegistrationConsulClient(t *testing.T) {
 	body, err := json.Marshal(&api.AgentServiceRegistration{

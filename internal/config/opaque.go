@@ -16,6 +16,8 @@ type ProxyConfig struct {
 	LocalIdleTimeoutMs        int    `json:"local_idle_timeout_ms"`
 	MaxInboundConnections     int    `json:"max_inbound_connections"`
 	BalanceInboundConnections string `json:"balance_inbound_connections"` // "" or "exact_balance"
+	// Sizing is ours, and for the sidecar itself: no resource of Envoy's depends on it.
+	Sizing Sizing `json:"crossfade_sizing"`
 }
 
 // DecodeProxyConfig reads a proxy's opaque Config, with numbers also as strings as
@@ -37,6 +39,7 @@ func decodeProxyConfig(config map[string]any) (c ProxyConfig, unknown []string, 
 	r.count("local_idle_timeout_ms", c.LocalIdleTimeoutMs)
 	r.count("max_inbound_connections", c.MaxInboundConnections)
 	r.oneOf("balance_inbound_connections", c.BalanceInboundConnections, "", exactBalance)
+	c.Sizing.check(r, sizingKey)
 	return c, unknown, r.list
 }
 
