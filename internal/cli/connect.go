@@ -119,6 +119,7 @@ func execEnvoy(ctx context.Context, boot []byte, args []string) error {
 	if _, err := envoybin.CheckVersion(ctx, path); err != nil {
 		return err
 	}
-	argv := append([]string{path, "--config-yaml", string(boot)}, args...)
+	// As Consul does: without it two Envoys on one host would claim the same shared memory.
+	argv := append([]string{path, "--config-yaml", string(boot), "--disable-hot-restart"}, args...)
 	return fmt.Errorf("run %s: %w", path, unix.Exec(path, argv, os.Environ()))
 }

@@ -32,6 +32,11 @@ func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.api)
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", s.deregister)
+	if s.opts.Consul != "" {
+		for _, below := range []string{"/v1/catalog/", "/v1/health/", "/v1/agent/service/", "/v1/agent/services", "/v1/agent/check/", "/v1/agent/checks", "/v1/agent/health/"} {
+			mux.HandleFunc(below, s.askConsul)
+		}
+	}
 	mux.HandleFunc("GET /v1/crossfade/sidecars", s.sidecars)
 	mux.HandleFunc("GET /v1/crossfade/proxies", s.proxies)
 	// A page in somebody's browser must not write to a server on the same machine.
@@ -42,11 +47,21 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
+// askConsul answers for what a real Consul holds: writing it here would be lost on
+// the mesh, and reading it here would find nothing.
+func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {
+	http.Error(w, fmt.Sprintf("%s %s: not served here: this server reads catalog and health from the Consul at %s, ask that", r.Method, r.URL.Path, s.opts.Consul), http.StatusNotImplemented)
+}
+
 // deregister is Consul's, and with ?wait=10s answers only when every connected
 // caller has acknowledged endpoints without the instance, or the time is over.
 func (s *Server) deregister(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	if q.Get("wait") == "" || s.opts.Consul != "" {
+	if s.opts.Consul != "" {
+		s.askConsul(w, r)
+		return
+	}
+	if q.Get("wait") == "" {
 		s.api.ServeHTTP(w, r)
 		return
 	}
