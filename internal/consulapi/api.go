@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 )
@@ -42,10 +43,13 @@ type Options struct {
 	Roots Roots
 	// DefaultIntention decides between services that no intention names; "" is allow.
 	DefaultIntention config.Action
+	// Authorize decides whether the caller of a request may do what it takes. An
+	// [access.Refusal] is answered 403. Nil: everybody may do everything.
+	Authorize func(*http.Request, access.Need) error
 	// GRPCAddr and GRPCTLSAddr are where xDS is served, as host:port; "" for not at all.
 	GRPCAddr, GRPCTLSAddr string
-	// HTTPAddr is where this API is served, as host:port.
-	HTTPAddr string
+	// HTTPAddr and HTTPSAddr are where this API is served, as host:port; "" for not at all.
+	HTTPAddr, HTTPSAddr string
 	// Version is crossfade's own.
 	Version string
 	// EnvoyVersions are those that sidecars may run.
@@ -58,6 +62,7 @@ type api struct {
 	store *store.Store
 	agent *Agent
 	log   *slog.Logger
+	needs map[string]need // by method and path
 
 	roots rootsHistory
 }
@@ -73,7 +78,7 @@ func New(o Options) http.Handler {
 	if o.DefaultIntention == "" {
 		o.DefaultIntention = config.Allow
 	}
-	a := &api{Options: o, store: o.Store, agent: o.Agent, log: o.Log}
+	a := &api{Options: o, store: o.Store, agent: o.Agent, log: o.Log, needs: needs()}
 	mux := http.NewServeMux()
 	for _, rt := range routes() {
 		mux.HandleFunc(rt.path, func(w http.ResponseWriter, r *http.Request) { a.serve(rt, w, r) })

@@ -121,6 +121,10 @@ func (a *api) serve(rt route, w http.ResponseWriter, r *http.Request) {
 	}
 	value, err := e(c)
 	if err != nil {
+	if err := c.authorize(rt.path); err != nil {
+		c.fail(err)
+		return
+	}
 		c.fail(err)
 		return
 	}

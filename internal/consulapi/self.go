@@ -12,7 +12,7 @@ import (
 
 // leader is an address at which this server, its own leader, can be reached.
 func (a *api) leader() string {
-	for _, addr := range []string{a.GRPCTLSAddr, a.GRPCAddr, a.HTTPAddr} {
+	for _, addr := range []string{a.GRPCTLSAddr, a.GRPCAddr, a.HTTPSAddr, a.HTTPAddr} {
 		if addr != "" {
 			return addr
 		}
@@ -93,7 +93,7 @@ func agentSelf(c *call) (any, error) {
 			"AdvertiseAddrLAN": own.Address, "TaggedAddresses": own.TaggedAddresses,
 			"ACLsEnabled": false, "ConnectEnabled": true, "PeeringEnabled": false,
 			"ConnectSidecarMinPort": sidecarMinPort, "ConnectSidecarMaxPort": sidecarMaxPort,
-			"HTTPAddrs": listener(a.HTTPAddr), "HTTPPort": port(a.HTTPAddr), "HTTPSPort": -1,
+			"HTTPAddrs": listener(a.HTTPAddr), "HTTPPort": port(a.HTTPAddr), "HTTPSAddrs": listener(a.HTTPSAddr), "HTTPSPort": port(a.HTTPSAddr),
 			"GRPCAddrs": listener(a.GRPCAddr), "GRPCPort": plain,
 			"GRPCTLSAddrs": listener(a.GRPCTLSAddr), "GRPCTLSPort": tls,
 			"KVMaxValueSize": maxKVValue, "DefaultQueryTime": defaultWait.String(), "MaxQueryTime": maxWait.String(),
