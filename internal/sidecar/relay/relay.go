@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -28,7 +27,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -294,128 +292,6 @@ func versions(byName map[string]*xds.Resource) map[string]string {
 	return out
 }
 
-// connect keeps a stream to a server until ctx ends: as long as Envoy's own lasts.
-func (r *Relay) connect(ctx context.Context) {
-	const least, most = 100 * time.Millisecond, 5 * time.Second
-	wait, level := least, slog.LevelWarn
-	for ctx.Err() == nil {
-		admitted, err := r.stream(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		if admitted {
-			wait, level = least, slog.LevelWarn
-		}
-		r.opts.Log.Log(ctx, level, "no stream to a control-plane server, Envoy keeps what it runs", "reason", err)
-		level = slog.LevelDebug // said once
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-		wait = min(2*wait, most)
-	}
-}
-
-// stream runs one stream to a server. admitted says that the server took it.
-func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	meta, err := structpb.NewStruct(map[string]any{"node_name": r.opts.NodeName, "crossfade_relay": true})
-	if err != nil {
-		return false, err
-	}
-	c, err := xds.Connect(ctx, r.opts.Conn, &corev3.Node{Id: r.opts.NodeID, Cluster: r.opts.Cluster, Metadata: meta}, grpc.WaitForReady(true))
-	if err != nil {
-		return false, err
-	}
-	r.mu.Lock()
-	if ctx.Err() != nil {
-		r.mu.Unlock()
-		return false, ctx.Err()
-	}
-	r.upstream, r.begun, r.pending = c, map[xds.Type]bool{}, map[xds.Type]*pending{}
-	for _, t := range xds.Types {
-		if t != xds.SecretType && (t == xds.ClusterType || t == xds.ListenerType || len(r.wanted[t]) > 0) {
-			r.askLocked(t, nil, nil)
-		}
-	}
-	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.upstream == c {
-			r.upstream = nil
-			r.connectedLocked(false)
-		}
-	}()
-	if err := c.Admitted(); err != nil {
-		return false, err
-	}
-	r.opts.Log.Info("stream to a control-plane server is up")
-	r.mu.Lock()
-	r.connectedLocked(true)
-	r.mu.Unlock()
-	for {
-		resp, err := c.Recv()
-		if err != nil {
-			return true, err
-		}
-		r.received(c, resp)
-	}
-}
-
-func (r *Relay) connectedLocked(up bool) {
-	if r.status.Connected == up {
-		return
-	}
-	r.status.Connected, r.status.Since = up, time.Now()
-	if up {
-		r.fresh = true
-	}
-	r.announceLocked()
-}
-
-// received takes a server's response in and passes it on.
-func (r *Relay) received(c *xds.Client, resp xds.Response) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.upstream != c {
-		return
-	}
-	t := resp.Type
-	if t == xds.SecretType {
-		return // secrets are made here; nobody else's are taken
-	}
-	p := &pending{nonce: resp.Nonce, waiting: map[string]string{}}
-	next := maps.Clone(r.held[t])
-	if next == nil {
-		next = map[string]*xds.Resource{}
-	}
-	for _, res := range resp.Resources {
-		next[res.Name] = res
-		k := xds.Key{Type: t, Name: res.Name}
-		delete(r.removed, k)
-		if r.runsLocked(k) && r.acked[k] != res.Version {
-			p.waiting[res.Name] = res.Version
-		}
-	}
-	for _, name := range resp.Removed {
-		delete(next, name)
-		k := xds.Key{Type: t, Name: name}
-		if t != xds.ClusterType && t != xds.ListenerType {
-			r.removed[k] = struct{}{}
-		}
-		if _, has := r.acked[k]; has {
-			p.waiting[name] = absent
-		}
-	}
-	r.held[t] = next
-	r.pending[t] = p
-	r.publishLocked()
-	r.answerLocked(t)
-	r.announceLocked()
-}
-
 // runsLocked reports whether Envoy asked for a resource.
 func (r *Relay) runsLocked(k xds.Key) bool {
 	if k.Type == xds.ClusterType || k.Type == xds.ListenerType {
@@ -498,48 +374,4 @@ func (r *Relay) answerLocked(t xds.Type) {
 	}
 	delete(r.pending, t)
 	r.sendLocked(xds.Request{Type: t, Nonce: p.nonce, Error: strings.Join(p.refused, "; ")})
-}
-
-func (r *Relay) saveSoon() {
-	select {
-	case r.dirty <- struct{}{}:
-	default:
-	}
-}
-
-// keep writes the last good configuration whenever it changed, until ctx ends,
-// and once more then.
-func (r *Relay) keep(ctx context.Context) {
-	const settle = 100 * time.Millisecond // a change comes as several ACKs
-	for {
-		select {
-		case <-ctx.Done():
-			select {
-			case <-r.dirty:
-				r.save()
-			default:
-			}
-			return
-		case <-r.dirty:
-		}
-		timer := time.NewTimer(settle)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		}
-		timer.Stop()
-		r.save()
-	}
-}
-
-func (r *Relay) save() {
-	r.mu.Lock()
-	good := make(map[xds.Type]map[string]*xds.Resource, len(r.good))
-	for t, byName := range r.good {
-		good[t] = maps.Clone(byName)
-	}
-	r.mu.Unlock()
-	if err := store(r.opts.StateFile, good); err != nil {
-		r.opts.Log.Error("last good configuration not saved, the file keeps the one before", "file", r.opts.StateFile, "reason", err)
-	}
 }
