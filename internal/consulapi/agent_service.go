@@ -24,7 +24,20 @@ func agentServices(c *call) (any, error) {
 			out[s.ID] = showAgentService(s, c.api.store.Datacenter())
 		}
 	})
-	return filterMap(c, out)
+	selects, err := selector[agentServiceShape](c)
+	if err != nil || selects == nil {
+		return out, err
+	}
+	for id, s := range out {
+		ok, err := selects(s.whole())
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			delete(out, id)
+		}
+	}
+	return out, nil
 }
 
 // agentService answers one service; with hash it waits until the service is another.

@@ -66,6 +66,7 @@ func (c *call) meta(index uint64) {
 	h.Set("X-Consul-Index", strconv.FormatUint(index, 10))
 	h.Set("X-Consul-Knownleader", "true")
 	h.Set("X-Consul-Lastcontact", "0")
+	h.Set("X-Consul-Query-Backend", "blocking-query")
 	level := "leader"
 	switch {
 	case c.query.Has("stale"):

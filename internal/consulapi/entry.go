@@ -73,7 +73,10 @@ func getEntry(c *call) (any, error) {
 				out = append(out, (*entryShape)(e))
 			}
 		})
-		return out, err
+		if err != nil {
+			return nil, err
+		}
+		return filterEntries(c, out)
 	}
 	var e *store.Entry
 	if err := c.read(func(r *store.Reader) { e = r.Entry(k) }); err != nil {

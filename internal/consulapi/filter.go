@@ -1,6 +1,7 @@
 package consulapi
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -10,7 +11,7 @@ import (
 
 // filter keeps the items that the call's filter expression selects.
 func filter[T any](c *call, items []T) ([]T, error) {
-	selects, err := c.filter()
+	selects, err := selector[T](c)
 	if err != nil || selects == nil {
 		return items, err
 	}
@@ -29,7 +30,7 @@ func filter[T any](c *call, items []T) ([]T, error) {
 
 // filterMap is [filter] for the values of a map.
 func filterMap[T any](c *call, items map[string]T) (map[string]T, error) {
-	selects, err := c.filter()
+	selects, err := selector[T](c)
 	if err != nil || selects == nil {
 		return items, err
 	}
@@ -45,24 +46,64 @@ func filterMap[T any](c *call, items map[string]T) (map[string]T, error) {
 	return items, nil
 }
 
-// filter is the call's filter expression, or nil.
-func (c *call) filter() (func(item any) (bool, error), error) {
+// entryFields are what entries can be filtered by, whatever their kind.
+type entryFields struct {
+	Kind        string
+	Name        string
+	Meta        map[string]string
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+// filterEntries is [filter] for entries.
+func filterEntries(c *call, entries []*entryShape) ([]*entryShape, error) {
+	selects, err := selector[entryFields](c)
+	if err != nil || selects == nil {
+		return entries, err
+	}
+	out := []*entryShape{}
+	for _, e := range entries {
+		body, err := json.Marshal(e)
+		if err != nil {
+			return nil, err
+		}
+		var fields entryFields
+		if err := json.Unmarshal(body, &fields); err != nil {
+			return nil, err
+		}
+		ok, err := selects(fields)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// selector is the call's filter expression, or nil.
+func selector[T any](c *call) (func(item T) (bool, error), error) {
 	expression := c.query.Get("filter")
 	if expression == "" {
 		return nil, nil
 	}
-	const failed = "Failed to create boolean expression evaluator: %v"
-	e, err := bexpr.CreateEvaluator(expression)
+	var like T
+	e, err := bexpr.CreateEvaluatorForType(expression, nil, like)
 	if err != nil {
-		return nil, internal(failed, err)
+		return nil, filterError(err)
 	}
-	return func(item any) (bool, error) {
+	return func(item T) (bool, error) {
 		ok, err := e.Evaluate(item)
 		if err != nil {
-			return false, internal(failed, err)
+			return false, filterError(err)
 		}
 		return ok, nil
 	}, nil
+}
+
+func filterError(err error) error {
+	return internal("Failed to create boolean expression evaluator: %v", err)
 }
 
 // wanted is what the node-meta parameters ask for: key:value pairs that must all hold.

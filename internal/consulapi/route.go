@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
 // Bounds of request bodies, in bytes.
@@ -102,6 +103,11 @@ func (rt route) allow() string {
 // serve is the one way to every endpoint.
 func (a *api) serve(rt route, w http.ResponseWriter, r *http.Request) {
 	c := &call{api: a, w: w, r: r, query: r.URL.Query(), arg: strings.TrimPrefix(r.URL.Path, rt.path)}
+	policy := config.Allow // what Consul says without tokens
+	if a.Authorize != nil {
+		policy = config.Deny
+	}
+	w.Header().Set("X-Consul-Default-Acl-Policy", string(policy))
 	if r.Method == http.MethodOptions {
 		w.Header().Set("Allow", rt.allow())
 		return
@@ -115,16 +121,16 @@ func (a *api) serve(rt route, w http.ResponseWriter, r *http.Request) {
 		c.fail(&httpError{http.StatusMethodNotAllowed, fmt.Sprintf("method %s not allowed", r.Method)})
 		return
 	}
+	if err := c.authorize(rt.path); err != nil {
+		c.fail(err)
+		return
+	}
 	if err := c.checkTenancy(); err != nil {
 		c.fail(err)
 		return
 	}
 	value, err := e(c)
 	if err != nil {
-	if err := c.authorize(rt.path); err != nil {
-		c.fail(err)
-		return
-	}
 		c.fail(err)
 		return
 	}
@@ -136,9 +142,12 @@ func (c *call) checkTenancy() error {
 	if dc := c.query.Get("dc"); dc != "" && dc != c.api.store.Datacenter() {
 		return internal("No path to datacenter")
 	}
+	if c.query.Get("sg") != "" {
+		return internal("sameness groups are not supported in consul CE")
+	}
 	for _, name := range []string{"ns", "partition"} {
 		if v := c.query.Get(name); v != "" && v != "default" {
-			return badRequest("Invalid query parameter: %q - only \"default\" exists; others are a feature of Consul Enterprise", name)
+			return badRequest("Invalid query parameter: %q - only \"default\" exists, other ones are a Consul Enterprise feature", name)
 		}
 	}
 	if peer := c.query.Get("peer"); peer != "" && peer != "local" {

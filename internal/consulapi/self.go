@@ -66,7 +66,7 @@ func (a *api) ownNode() *catalog.Node {
 }
 
 func agentMembers(c *call) (any, error) {
-	return []memberShape{c.api.member(c.api.ownNode().ID)}, nil
+	return filter(c, []memberShape{c.api.member(c.api.ownNode().ID)})
 }
 
 func agentSelf(c *call) (any, error) {

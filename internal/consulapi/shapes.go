@@ -34,7 +34,7 @@ type proxyShape struct {
 	LocalServicePort       int    `json:",omitempty"`
 	LocalServiceSocketPath string `json:",omitempty"`
 	Mode                   string
-	Config                 map[string]any  `json:",omitempty"`
+	Config                 map[string]any  `json:",omitempty" bexpr:"-"`
 	Upstreams              []upstreamShape `json:",omitempty"`
 	MeshGateway            struct{}
 	Expose                 exposeShape
@@ -51,9 +51,20 @@ type exposePathShape struct {
 	ParsedFromCheck *bool `json:",omitempty"`
 }
 
+// upstreamShape repeats the fields of catalog.Upstream: filters know no embedding.
 type upstreamShape struct {
-	catalog.Upstream
-	MeshGateway struct{}
+	DestinationType      string
+	DestinationName      string
+	Datacenter           string         `json:",omitempty"`
+	LocalBindAddress     string         `json:",omitempty"`
+	LocalBindPort        int            `json:",omitempty"`
+	LocalBindSocketPath  string         `json:",omitempty"`
+	LocalBindSocketMode  string         `json:",omitempty"`
+	DestinationNamespace string         `json:",omitempty"`
+	DestinationPartition string         `json:",omitempty"`
+	DestinationPeer      string         `json:",omitempty"`
+	Config               map[string]any `json:",omitempty" bexpr:"-"`
+	MeshGateway          struct{}
 }
 
 func showProxy(p *catalog.Proxy) proxyShape {
@@ -66,8 +77,13 @@ func showProxy(p *catalog.Proxy) proxyShape {
 		LocalServiceSocketPath: p.LocalServiceSocketPath, Mode: p.Mode, Config: p.Config,
 	}
 	for _, u := range p.Upstreams {
-		u.DestinationType = cmp.Or(u.DestinationType, "service")
-		out.Upstreams = append(out.Upstreams, upstreamShape{Upstream: u})
+		out.Upstreams = append(out.Upstreams, upstreamShape{
+			DestinationType: cmp.Or(u.DestinationType, "service"), DestinationName: u.DestinationName, Datacenter: u.Datacenter,
+			LocalBindAddress: u.LocalBindAddress, LocalBindPort: u.LocalBindPort,
+			LocalBindSocketPath: u.LocalBindSocketPath, LocalBindSocketMode: u.LocalBindSocketMode,
+			DestinationNamespace: u.DestinationNamespace, DestinationPartition: u.DestinationPartition,
+			DestinationPeer: u.DestinationPeer, Config: u.Config,
+		})
 	}
 	out.Expose.Checks = p.Expose.Checks
 	for _, path := range p.Expose.Paths {
@@ -145,6 +161,18 @@ func showAgentService(s *catalog.Service, datacenter string) *agentServiceShape 
 	return out
 }
 
+// whole is the service with nothing absent, as filter expressions need it.
+func (s *agentServiceShape) whole() agentServiceShape {
+	out := *s
+	if out.Proxy == nil {
+		out.Proxy = &proxyShape{}
+	}
+	if out.Connect == nil {
+		out.Connect = &catalog.Connect{}
+	}
+	return out
+}
+
 type checkShape struct {
 	Node        string
 	CheckID     string
@@ -208,12 +236,12 @@ type catalogServiceShape struct {
 	ServiceWeights           catalog.Weights
 	ServiceMeta              map[string]string
 	ServicePort              int
-	ServicePorts             any // a feature of later Consuls; always null
+	ServicePorts             any `bexpr:"-"` // a feature of later Consuls; always null
 	ServiceSocketPath        string
 	ServiceEnableTagOverride bool
 	ServiceProxy             proxyShape
 	ServiceConnect           catalog.Connect
-	ServiceLocality          any // of Consul Enterprise; always null
+	ServiceLocality          any `bexpr:"-"` // of Consul Enterprise; always null
 	CreateIndex              uint64
 	ModifyIndex              uint64
 }
