@@ -382,3 +382,29 @@ func TestSetRefuses(t *testing.T) {
 		t.Error("Set after Close is accepted")
 	}
 }
+
+// A process that was stopped for longer than a TTL has not seen the pulses that
+// came meanwhile: it must not take everything for dead when it goes on.
+func TestTTLSurvivesASleepOfThisProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, Options{})
+		task, err := g.newTask("n1", "web-1", config.CheckDefinition{ID: "ttl", TTL: 10 * second, Status: catalog.Passing})
+		if err != nil {
+			t.Fatal(err)
+		}
+		task.due = time.NewTimer(time.Hour)
+		defer task.due.Stop()
+		task.expiry = time.Now().Add(-time.Minute) // the timer fires a minute late
+		task.step()
+		want(t, g.after(0))
+		if left := time.Until(task.expiry); left != 10*time.Second {
+			t.Errorf("the TTL ends in %v, want a whole one", left)
+		}
+		task.flush, task.reap = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
+		defer task.flush.Stop()
+		defer task.reap.Stop()
+		time.Sleep(10 * time.Second) // virtual
+		task.step()
+		want(t, g.after(0), `n1/ttl critical "TTL expired"`)
+	})
+}

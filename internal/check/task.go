@@ -14,6 +14,9 @@ const (
 	maxStagger    = time.Second // before the first probe
 	aliasInterval = 5 * time.Second
 	probeTimeout  = 10 * time.Second // when the definition has none
+	// lateness is by how much a TTL may end late. More means that this process was
+	// stopped or starved, and did not see the pulses of checks that are alive.
+	lateness = 2 * time.Second
 )
 
 type pulse struct {
@@ -43,6 +46,7 @@ type task struct {
 	due       *time.Timer // next probe, or expiry of the TTL
 	flush     *time.Timer // end of the pause between changes of output
 	reap      *time.Timer // end of the time a service may stay critical
+	expiry    time.Time   // when due is to end the TTL
 	status    catalog.Status
 	output    string
 	reported  bool
@@ -105,6 +109,7 @@ func (t *task) run() {
 		t.flush.Stop()
 		t.reap.Stop()
 	}()
+	t.expiry = time.Now().Add(time.Duration(t.def.TTL))
 	t.watchCritical()
 	for {
 		select {
@@ -116,7 +121,7 @@ func (t *task) run() {
 			t.step()
 		case p := <-t.pulses:
 			t.lastPulse = p.result.Output
-			t.due.Reset(time.Duration(t.def.TTL))
+			t.restartTTL()
 			t.offer(p.result)
 			close(p.taken)
 		case <-t.again:
@@ -150,6 +155,9 @@ func (t *task) firstDelay() time.Duration {
 // step does what is due: one probe, one look at the aliased service, or the end of the TTL.
 func (t *task) step() {
 	switch {
+	case t.def.TTL > 0 && time.Since(t.expiry) > lateness:
+		t.runner.opts.Log.Warn("this process did not run for a while, the TTL starts anew", "node", t.node, "check", t.def.ID, "late", time.Since(t.expiry))
+		t.restartTTL()
 	case t.def.TTL > 0:
 		t.offer(Result{catalog.Critical, expired(t.lastPulse)})
 	case t.probe == nil:
@@ -166,6 +174,11 @@ func (t *task) step() {
 			t.offer(result)
 		}
 	}
+}
+
+func (t *task) restartTTL() {
+	t.due.Reset(time.Duration(t.def.TTL))
+	t.expiry = time.Now().Add(time.Duration(t.def.TTL))
 }
 
 // expired is Consul's wording, which dashboards look for.
