@@ -27,6 +27,7 @@ type rendering struct {
 	trustDomain       string
 	policy            string
 	static            bool
+	hatches           bool
 }
 
 func newRender(s streams) *cobra.Command {
@@ -49,6 +50,7 @@ plane, with throw-away certificates, as "envoy --mode validate" takes it.`,
 	f.StringVar(&r.datacenter, "datacenter", "dc1", "name of the datacenter")
 	f.StringVar(&r.trustDomain, "trust-domain", "11111111-2222-3333-4444-555555555555.consul", "trust domain; with --static that of the throw-away CA is used")
 	f.StringVar(&r.policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
+	f.BoolVar(&r.hatches, "allow-escape-hatches", false, "honour listeners and clusters written in Envoy's own words, as servers with that flag do")
 	f.BoolVar(&r.static, "static", false, "print one static bootstrap instead of resources")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if (r.proxyID == "") == (r.sidecar == "") || len(r.services) == 0 {
@@ -96,13 +98,13 @@ func (r rendering) run(s streams) error {
 	if !ok {
 		return fmt.Errorf("sidecar %q: no definition in the files gives it", cmp.Or(r.proxyID, r.sidecar))
 	}
-	p, problems := proxy.Build(proxy.Input{Instance: in, Config: config.NewSet(entries...), Datacenter: r.datacenter, TrustDomain: r.trustDomain, DefaultAllow: r.policy == "allow"})
-	for _, pr := range problems {
-		fmt.Fprintf(s.err, "warning: %s\n", pr)
-	}
+	p, problems := proxy.Build(proxy.Input{Instance: in, Config: config.NewSet(entries...), Datacenter: r.datacenter, TrustDomain: r.trustDomain, DefaultAllow: r.policy == "allow", AllowEscapeHatches: r.hatches})
 	made, err := envoy.Build(p)
 	if err != nil {
 		return err
+	}
+	for _, pr := range append(problems, made.Problems...) {
+		fmt.Fprintf(s.err, "warning: %s\n", pr)
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {

@@ -30,6 +30,7 @@ and every client is served; otherwise --data-dir keeps it.`,
 	f.IntVar(&o.HTTPPort, "http-port", 0, "port of the HTTP API, 0 for a free one (default 8500, with --consul 8510)")
 	f.IntVar(&o.GRPCPort, "grpc-port", 0, "port of xDS and the certificate authority, 0 for a free one (default 8502, with --consul 8512)")
 	f.StringVar(&policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
+	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	logger := addLog(cmd, s)

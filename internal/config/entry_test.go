@@ -144,12 +144,12 @@ func TestOpaque(t *testing.T) {
 	}
 	limit, percent := 3, uint32(80)
 	u, unknown, err := DecodeUpstreamSettings(map[string]any{
-		"connect_timeout_ms": 5, "protocol": "grpc", "name": "x", "envoy_cluster_json": "{}",
+		"connect_timeout_ms": 5, "protocol": "grpc", "name": "x", "mesh_gateway": map[string]any{"mode": "local"}, "envoy_cluster_json": "{}",
 		"limits":               map[string]any{"MaxConnections": 3.0, "max_foo": 1},
 		"passive_health_check": map[string]any{"interval": "10s", "max_failures": 4, "base_ejection_time": 30e9, "max_ejection_percent": "80"},
 	})
 	wantSettings := UpstreamSettings{
-		Protocol: GRPC, ConnectTimeoutMs: 5, Limits: &UpstreamLimits{MaxConnections: &limit},
+		Protocol: GRPC, ConnectTimeoutMs: 5, EnvoyClusterJSON: "{}", Limits: &UpstreamLimits{MaxConnections: &limit},
 		PassiveHealthCheck: &PassiveHealthCheck{
 			Interval: Duration(10 * time.Second), MaxFailures: 4, BaseEjectionTime: Duration(30 * time.Second), MaxEjectionPercent: &percent,
 		},
@@ -157,7 +157,7 @@ func TestOpaque(t *testing.T) {
 	if diff := cmp.Diff(wantSettings, u); diff != "" || err != nil {
 		t.Errorf("DecodeUpstreamSettings: %v (-want +got)\n%s", err, diff)
 	}
-	if !reflect.DeepEqual(unknown, []string{"EnvoyClusterJSON", "Limits.max_foo", "name"}) {
+	if !reflect.DeepEqual(unknown, []string{"Limits.max_foo", "MeshGateway", "name"}) {
 		t.Errorf("unknown keys %q", unknown)
 	}
 	if _, _, err := DecodeProxyConfig(map[string]any{"protocol": 5, "bind_port": -1}); err == nil ||

@@ -16,6 +16,9 @@ type ProxyConfig struct {
 	LocalIdleTimeoutMs        int    `json:"local_idle_timeout_ms"`
 	MaxInboundConnections     int    `json:"max_inbound_connections"`
 	BalanceInboundConnections string `json:"balance_inbound_connections"` // "" or "exact_balance"
+	// Escape hatches, see docs/envoy.md.
+	PublicListenerJSON string `json:"envoy_public_listener_json"`
+	LocalClusterJSON   string `json:"envoy_local_cluster_json"`
 	// Sizing is ours, and for the sidecar itself: no resource of Envoy's depends on it.
 	Sizing Sizing `json:"crossfade_sizing"`
 }
@@ -45,7 +48,7 @@ func decodeProxyConfig(config map[string]any) (c ProxyConfig, unknown []string, 
 
 // DecodeUpstreamSettings reads the opaque Config of an upstream in a registration:
 // protocol, connect_timeout_ms, limits, passive_health_check,
-// balance_outbound_connections. Otherwise as [DecodeProxyConfig].
+// balance_outbound_connections, envoy_listener_json, envoy_cluster_json. Otherwise as [DecodeProxyConfig].
 func DecodeUpstreamSettings(config map[string]any) (u UpstreamSettings, unknown []string, err error) {
 	u, unknown, problems := decodeUpstreamSettings(config)
 	return u, unknown, (&report{list: problems}).err()
@@ -89,6 +92,6 @@ func (r *report) nested(path string, problems []problem) {
 // unknownKeys refuses what would have no effect in an opaque map.
 func (r *report) unknownKeys(path string, unknown []string) {
 	for _, key := range unknown {
-		r.addf(join(path, shown(key)), "unknown key, it would have no effect")
+		r.addf(join(path, shown(key)), "%s", WhyUnknown(key))
 	}
 }

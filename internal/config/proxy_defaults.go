@@ -42,6 +42,9 @@ func (e *ProxyDefaults) check(r *report) {
 	if c.BindAddress != "" || c.BindPort != 0 {
 		r.addf("Config", "bind_address and bind_port belong to one proxy: set them in its registration")
 	}
+	if c.PublicListenerJSON != "" || c.LocalClusterJSON != "" {
+		r.addf("Config", "%s and %s belong to one proxy: set them in its registration", PublicListenerHatch, LocalClusterHatch)
+	}
 	if c.Sizing != (Sizing{}) {
 		r.addf("Config.crossfade_sizing", "a size belongs to one proxy: set it in its registration")
 	}

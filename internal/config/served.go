@@ -108,11 +108,7 @@ func rulesFor(t reflect.Type) rules {
 			unserved: tenancy(unserved{name: "SamenessGroup"}, unserved{name: "Permissions"}),
 		}
 	case reflect.TypeFor[UpstreamSettings]():
-		return rules{unserved: tenancy(
-			noGateway(),
-			unserved{name: "EnvoyListenerJSON"},
-			unserved{name: "EnvoyClusterJSON"},
-		)}
+		return rules{unserved: tenancy(noGateway())}
 	case reflect.TypeFor[serviceBody]():
 		return rules{ignored: []string{"CreateIndex", "ModifyIndex", "ContentHash", "Datacenter"}, unserved: tenancy(
 			unserved{name: "Ports"},

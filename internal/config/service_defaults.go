@@ -40,6 +40,9 @@ type UpstreamSettings struct {
 	Limits                     *UpstreamLimits     `json:"Limits,omitempty"`
 	PassiveHealthCheck         *PassiveHealthCheck `json:"PassiveHealthCheck,omitempty"`
 	BalanceOutboundConnections string              `json:"BalanceOutboundConnections,omitempty"` // "" or "exact_balance"
+	// Escape hatches, see docs/envoy.md. A listener belongs to one upstream.
+	EnvoyListenerJSON string `json:"EnvoyListenerJSON,omitempty"`
+	EnvoyClusterJSON  string `json:"EnvoyClusterJSON,omitempty"`
 }
 
 // UpstreamLimits bound what one sidecar may have open to one upstream. Nil: our default.
@@ -105,6 +108,9 @@ func (e *ServiceDefaults) check(r *report) {
 	if d := e.UpstreamConfig.Defaults; d != nil {
 		if d.Name != "" {
 			r.addf("UpstreamConfig.Defaults.Name", "must be empty: defaults are for all upstreams")
+		}
+		if d.EnvoyListenerJSON != "" {
+			r.addf("UpstreamConfig.Defaults.EnvoyListenerJSON", "a listener belongs to one upstream: set it in Overrides")
 		}
 		d.check(r, "UpstreamConfig.Defaults")
 	}

@@ -18,7 +18,9 @@
 package envoy
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -42,6 +44,8 @@ type Resources struct {
 	Routes     []*routev3.RouteConfiguration
 	Extensions []*corev3.TypedExtensionConfig
 	Runtimes   []*runtimev3.Runtime // always the one named RuntimeName
+	// Problems are escape hatches that could not be read, sorted.
+	Problems []proxy.Problem
 }
 
 // Build makes p's resources. It fails only where a name that came from outside
@@ -57,8 +61,9 @@ func Build(p *proxy.Proxy) (Resources, error) {
 
 // builder makes resources of one proxy and keeps the first error on the way.
 type builder struct {
-	proxy *proxy.Proxy
-	err   error
+	proxy    *proxy.Proxy
+	problems []proxy.Problem
+	err      error
 }
 
 // resources relies on the order in which proxy sorts: the names that are made
@@ -66,37 +71,52 @@ type builder struct {
 func (b *builder) resources() Resources {
 	var r Resources
 	for _, c := range b.proxy.Clusters {
-		r.Clusters = append(r.Clusters, b.upstreamCluster(c))
+		r.Clusters = append(r.Clusters, cmp.Or(b.customCluster(c), b.upstreamCluster(c)))
 	}
 	for _, u := range b.proxy.Upstreams {
-		r.Listeners = append(r.Listeners, b.outboundListener(u))
+		r.Listeners = append(r.Listeners, cmp.Or(b.customOutboundListener(u), b.outboundListener(u)))
 	}
 	for _, rt := range b.proxy.Routes {
 		r.Routes = append(r.Routes, b.outboundRoutes(rt))
 	}
-	if in := b.proxy.Inbound; in != nil {
-		r.Clusters = append(r.Clusters, b.localCluster(in))
-		r.Listeners = append(r.Listeners, b.inboundListener(in))
-		for _, e := range in.Exposed {
-			r.Listeners = append(r.Listeners, b.exposedListener(e))
-		}
-		for _, a := range in.ExposedApps() {
-			r.Clusters = append(r.Clusters, b.appCluster(a.Cluster, a.Protocol, a.App))
-		}
-		if config.IsHTTP(in.Protocol) {
-			r.Routes = append(r.Routes, b.inboundRoutes(in))
-		} else {
-			if in.Admission != nil {
-				r.Extensions = append(r.Extensions, b.admission(in.Admission))
-			}
-			r.Extensions = append(r.Extensions, b.connectionIntentions(in))
-		}
+	if b.proxy.Inbound != nil {
+		b.inbound(&r)
 	}
 	r.Runtimes = []*runtimev3.Runtime{b.runtime()}
 	sortByName(r.Clusters)
 	sortByName(r.Listeners)
 	sortByName(r.Routes)
+	slices.SortFunc(b.problems, proxy.Problem.Compare)
+	r.Problems = b.problems
 	return r
+}
+
+// inbound adds what callers meet, and the app.
+func (b *builder) inbound(r *Resources) {
+	in := b.proxy.Inbound
+	listener, cluster := b.customPublicListener(in), b.customLocalCluster(in)
+	if listener != nil || cluster != nil {
+		// The app's address comes with an admission only where both ends are ours.
+		plain := *in
+		plain.Admission = nil
+		in = &plain
+	}
+	r.Clusters = append(r.Clusters, cmp.Or(cluster, b.localCluster(in)))
+	for _, a := range in.ExposedApps() {
+		r.Clusters = append(r.Clusters, b.appCluster(a.Cluster, a.Protocol, a.App))
+	}
+	r.Listeners = append(r.Listeners, cmp.Or(listener, b.inboundListener(in)))
+	for _, e := range in.Exposed {
+		r.Listeners = append(r.Listeners, b.exposedListener(e))
+	}
+	if config.IsHTTP(in.Protocol) {
+		r.Routes = append(r.Routes, b.inboundRoutes(in))
+	} else if in.Admission != nil {
+		r.Extensions = append(r.Extensions, b.admission(in.Admission))
+	}
+	if !config.IsHTTP(in.Protocol) || listener != nil {
+		r.Extensions = append(r.Extensions, b.connectionIntentions(in))
+	}
 }
 
 // pack wraps a message, deterministically.

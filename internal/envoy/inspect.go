@@ -46,7 +46,7 @@ func References(typeURL string, body []byte) ([]Reference, error) {
 			out = append(out, Reference{endpointURL, name})
 		}
 	case *listenerv3.Listener:
-		for _, chain := range m.GetFilterChains() {
+		for _, chain := range chains(m) {
 			for _, f := range chain.GetFilters() {
 				if f.GetConfigDiscovery() != nil {
 					out = append(out, Reference{extensionURL, f.GetName()})

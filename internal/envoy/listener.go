@@ -83,13 +83,9 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	} else {
 		filter = b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(u.StatPrefix(), b.clusterName(u.Target), seconds(0)))
 	}
-	address := socketAddress(u.Address, u.Port)
-	if u.SocketPath != "" {
-		address = pipeAddress(u.SocketPath, u.SocketMode)
-	}
 	l := &listenerv3.Listener{
 		Name:             u.ListenerName,
-		Address:          address,
+		Address:          upstreamAddress(u),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
 		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{filter}}},
 	}
@@ -97,6 +93,13 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 		b.answerHTTP(l, u)
 	}
 	return b.listener(l, u.ExactBalance)
+}
+
+func upstreamAddress(u proxy.Upstream) *corev3.Address {
+	if u.SocketPath != "" {
+		return pipeAddress(u.SocketPath, u.SocketMode)
+	}
+	return socketAddress(u.Address, u.Port)
 }
 
 // answerHTTP makes a TCP listener tell callers that speak HTTP why they get nothing.

@@ -77,7 +77,7 @@ func (s *static) cluster(c *clusterv3.Cluster) *clusterv3.Cluster {
 
 func (s *static) listener(l *listenerv3.Listener) *listenerv3.Listener {
 	l = proto.CloneOf(l)
-	for _, chain := range l.FilterChains {
+	for _, chain := range chains(l) {
 		s.socket(chain.TransportSocket, &tlsv3.DownstreamTlsContext{})
 		for _, f := range chain.Filters {
 			s.filter(f)
@@ -125,8 +125,8 @@ type tlsContext interface {
 // socket makes the TLS context, which ctx is of the type of, look its secrets up
 // in the bootstrap: an SDS reference without a source does.
 func (s *static) socket(ts *corev3.TransportSocket, ctx tlsContext) {
-	if ts == nil {
-		return
+	if !ts.GetTypedConfig().MessageIs(ctx) {
+		return // none, or somebody's own
 	}
 	if err := ts.GetTypedConfig().UnmarshalTo(ctx); err != nil {
 		s.fail(err)

@@ -37,6 +37,7 @@ type mesh struct {
 	t        *testing.T
 	scenario meshtest.Scenario
 	ca       *meshtest.Authority
+	hatches  bool // escape hatches are allowed
 }
 
 // start runs the sidecar with that service ID.
@@ -46,7 +47,7 @@ func (m *mesh) start(proxyID string) *meshtest.Envoy {
 	if !ok {
 		m.t.Fatalf("no proxy %q", proxyID)
 	}
-	p, problems := proxy.Build(proxy.Input{Instance: in, Config: m.scenario.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: m.scenario.DefaultAllow})
+	p, problems := proxy.Build(proxy.Input{Instance: in, Config: m.scenario.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: m.scenario.DefaultAllow, AllowEscapeHatches: m.hatches})
 	if len(problems) > 0 {
 		m.t.Fatal(problems)
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"strings"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
 // Describe prints the decisions for people and for tests. What is as it is by
@@ -17,7 +19,7 @@ func (p *Proxy) Describe() string {
 		in.describe(&b)
 	}
 	for _, u := range p.Upstreams {
-		fmt.Fprintf(&b, "upstream %s %s -> %s%s\n", u.ListenerName, u.Protocol, u.Target, flag(u.ExactBalance, " exact_balance")+flag(u.Unknown, " unknown"))
+		fmt.Fprintf(&b, "upstream %s %s -> %s%s\n", u.ListenerName, u.Protocol, u.Target, flag(u.ExactBalance, " exact_balance")+flag(u.ListenerJSON != "", " "+config.ListenerHatch)+flag(u.Unknown, " unknown"))
 	}
 	for _, r := range p.Routes {
 		fmt.Fprintf(&b, "route %s: %s", r.Name, r.Chain.Describe())
@@ -39,7 +41,8 @@ func (in *Inbound) describe(b *strings.Builder) {
 	if app.SocketPath != "" {
 		where = app.SocketPath
 	}
-	fmt.Fprintf(b, "inbound %s %s%s\n  app %s, connect %v", in.ListenerName, in.Protocol, flag(in.ExactBalance, " exact_balance"), where, app.ConnectTimeout)
+	fmt.Fprintf(b, "inbound %s %s%s\n  app %s, connect %v", in.ListenerName, in.Protocol,
+		flag(in.ExactBalance, " exact_balance")+flag(in.ListenerJSON != "", " "+config.PublicListenerHatch)+flag(in.ClusterJSON != "", " "+config.LocalClusterHatch), where, app.ConnectTimeout)
 	if app.RequestTimeout != 0 {
 		fmt.Fprintf(b, ", request %v", app.RequestTimeout)
 	}
@@ -63,7 +66,7 @@ func (in *Inbound) describe(b *strings.Builder) {
 }
 
 func (c Cluster) describe(b *strings.Builder) {
-	fmt.Fprintf(b, "cluster %s%s\n", c.Name, flag(c.Multiplexed, " h2"))
+	fmt.Fprintf(b, "cluster %s%s\n", c.Name, flag(c.Multiplexed, " h2")+flag(c.JSON != "", " "+config.ClusterHatch))
 	if c.Unreachable != "" {
 		fmt.Fprintf(b, "  unreachable: %s\n", c.Unreachable)
 	}

@@ -68,6 +68,8 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 	if in.App.Address == "" || in.App.Address == "localhost" {
 		in.App.Address = "127.0.0.1"
 	}
+	in.ListenerJSON = b.hatch(PublicListener, config.PublicListenerHatch, settings.PublicListenerJSON)
+	in.ClusterJSON = b.hatch("local app", config.LocalClusterHatch, settings.LocalClusterJSON)
 	in.Admission = b.admission(in)
 	in.Exposed = b.exposed(in, reg.Expose.Paths)
 	return in
@@ -120,7 +122,7 @@ func (b *builder) opaqueProblems(subject string, unknown []string, err error) {
 		b.problem(subject, "%v", err)
 	}
 	for _, key := range unknown {
-		b.problem(subject, "key %q has no effect", key)
+		b.problem(subject, "%q: %s", key, config.WhyUnknown(key))
 	}
 }
 

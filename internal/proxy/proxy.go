@@ -53,11 +53,13 @@ type Proxy struct {
 
 // Input is what [Build] decides from.
 type Input struct {
-	Instance     catalog.Instance // of kind connect-proxy
-	Config       *config.Set
-	Datacenter   string // the sidecar's own
-	TrustDomain  string
-	DefaultAllow bool // what happens to a caller that no intention mentions
+	Instance    catalog.Instance // of kind connect-proxy
+	Config      *config.Set
+	Datacenter  string // the sidecar's own
+	TrustDomain string
+	// AllowEscapeHatches lets registrations and entries hold resources in Envoy's own words.
+	AllowEscapeHatches bool
+	DefaultAllow       bool // what happens to a caller that no intention mentions
 	// Known reports whether a service was ever registered. Nil: all were. It decides
 	// nothing but [Upstream.Unknown].
 	Known func(service string) bool
@@ -80,7 +82,10 @@ type Inbound struct {
 	// Admission is set for tcp when the app has an IP.
 	Admission *Admission
 	App       App
-	Exposed   []Exposed // sorted by [Exposed.ListenerName]
+	// ListenerJSON and ClusterJSON, when set, are a listener to stand in place of the
+	// public one and a cluster in place of the app's, in Envoy's own words.
+	ListenerJSON, ClusterJSON string
+	Exposed                   []Exposed // sorted by [Exposed.ListenerName]
 }
 
 // App is the local service instance.
@@ -111,6 +116,8 @@ type Upstream struct {
 	Protocol     string
 	Target       routing.Target
 	ExactBalance bool
+	// ListenerJSON, when set, is a listener to stand in place of this one.
+	ListenerJSON string
 	// Unknown says that nobody ever registered the service and that nothing says
 	// what it speaks. Its listener tells an HTTP caller so, and closes others.
 	Unknown bool
@@ -141,6 +148,8 @@ type Cluster struct {
 	ConnectTimeout time.Duration
 	Limits         Limits
 	Outlier        Outlier
+	// JSON, when set, is a cluster to stand in place of this one.
+	JSON string
 }
 
 // Cluster finds the cluster of a target.

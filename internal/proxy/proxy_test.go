@@ -90,7 +90,9 @@ func TestBadSettingTakesTheDefault(t *testing.T) {
 		config map[string]any
 		want   string
 	}{
-		{"unknown key", map[string]any{"envoy_cluster_json": "{}"}, `key "envoy_cluster_json" has no effect`},
+		{"unknown key", map[string]any{"envoy_cluster_json": "{}"}, `"envoy_cluster_json": unknown key, it would have no effect`},
+		{"bootstrap hatch", map[string]any{"envoy_tracing_json": "{}"}, `"envoy_tracing_json": this escape hatch is not served, only envoy_public_listener_json`},
+		{"hatch", map[string]any{"envoy_public_listener_json": "{}"}, `envoy_public_listener_json: escape hatches are off, it has no effect: start the servers with --allow-escape-hatches`},
 		{"wrong type", map[string]any{"local_connect_timeout_ms": []any{}}, "local_connect_timeout_ms"},
 		{"unknown protocol", map[string]any{"protocol": "gopher"}, "gopher"},
 	} {

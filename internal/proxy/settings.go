@@ -117,6 +117,8 @@ func (b *builder) upstreamSettings(decl catalog.Upstream, subject string) config
 		out.Limits = first(out.Limits, s.Limits)
 		out.PassiveHealthCheck = first(out.PassiveHealthCheck, s.PassiveHealthCheck)
 		out.BalanceOutboundConnections = first(out.BalanceOutboundConnections, s.BalanceOutboundConnections)
+		out.EnvoyListenerJSON = first(out.EnvoyListenerJSON, s.EnvoyListenerJSON)
+		out.EnvoyClusterJSON = first(out.EnvoyClusterJSON, s.EnvoyClusterJSON)
 	}
 	return out
 }

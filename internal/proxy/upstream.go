@@ -38,7 +38,10 @@ func (b *builder) upstream(decl catalog.Upstream) {
 	u.Unknown = settings.Protocol == "" && b.unknown(u.Target)
 	u.ExactBalance = settings.BalanceOutboundConnections == exactBalance
 
+	u.ListenerJSON = b.hatch(subject, config.ListenerHatch, settings.EnvoyListenerJSON)
+
 	cluster := b.cluster(u, settings)
+	cluster.JSON = b.hatch(subject, config.ClusterHatch, settings.EnvoyClusterJSON)
 	prior, shared := b.proxy.Cluster(cluster.Target)
 	if shared && prior.Multiplexed != cluster.Multiplexed {
 		b.problem(subject, "protocol %s does not go with that of another upstream to %q: this listener is left out", u.Protocol, u.Name)

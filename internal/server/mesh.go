@@ -27,6 +27,7 @@ type mesh struct {
 	datacenter   string
 	trustDomain  string
 	defaultAllow bool
+	allowHatches bool
 	minter       *minter // for bare Envoys; nil outside development mode
 	log          *slog.Logger
 	xds          *xds.Server
@@ -245,9 +246,11 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
 	in, _ := snap.Proxy(n.id, n.name)
 	p, problems := proxy.Build(proxy.Input{
-		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow,
+		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
 		Known: func(service string) bool { _, ok := m.known[service]; return ok },
 	})
+	own, unread, err := encode(p)
+	problems = append(problems, unread...)
 	for _, pr := range problems {
 		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())
 	}
@@ -258,7 +261,6 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		delete(m.problems, key)
 	}
 	m.mu.Unlock()
-	own, err := encode(p)
 	if err != nil {
 		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
 		return
@@ -365,11 +367,12 @@ func affected(old, new *catalog.Snapshot, changed []string) []string {
 	return slices.Sorted(maps.Keys(out))
 }
 
-// encode makes wire resources of a sidecar's Envoy resources.
-func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, error) {
+// encode makes wire resources of a sidecar's Envoy resources. Beside them stands
+// what could not be read of what somebody wrote in Envoy's own words.
+func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
 	made, err := envoy.Build(p)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out := map[xds.Type]map[string]*xds.Resource{}
 	var errs []error
@@ -399,7 +402,7 @@ func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, error) {
 	for _, r := range made.Runtimes {
 		add(xds.RuntimeType, r.GetName(), r)
 	}
-	return out, errors.Join(errs...)
+	return out, made.Problems, errors.Join(errs...)
 }
 
 // waitIndex waits until streams are told of a snapshot at least that new.

@@ -52,6 +52,9 @@ type Options struct {
 	HTTPPort, GRPCPort int
 	// DefaultAllow is what happens to a caller that no intention mentions.
 	DefaultAllow bool
+	// AllowEscapeHatches honours resources that registrations and entries hold in
+	// Envoy's own words: whoever may write those rules the Envoys of the service.
+	AllowEscapeHatches bool
 	// Consul, if set, is the address of a real Consul whose catalog and health are
 	// read in place of the embedded registry's.
 	Consul, ConsulToken string
@@ -108,6 +111,7 @@ func New(o Options) (_ *Server, err error) {
 		mint = newMinter(s.ca)
 	}
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
+	s.mesh.allowHatches = o.AllowEscapeHatches
 	if s.httpLis, err = listen("HTTP", o.BindAddr, o.HTTPPort, "--http-port"); err != nil {
 		return nil, err
 	}
