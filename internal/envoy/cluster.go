@@ -146,7 +146,7 @@ func (b *builder) appCluster(name, protocol string, app proxy.App) *clusterv3.Cl
 			// sent on a connection which the app is just closing.
 			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(1)},
 			UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true}},
 			}},
 		})
 	case config.HTTP2, config.GRPC:

@@ -71,7 +71,7 @@ var identities = []string{
 	"@type", "name", "address", "port_value", "cluster", "cluster_name", "stat_prefix", "route_config_name", "sni", "exact", "prefix",
 	"domains", "inline_string", "flags", "type_urls", "resource_api_version", "san_type", "id", "path", "op",
 	"default_value", "runtime_key", "fixed_value", "tag_name", "regex", "suffix", "partition", "namespace", "node_name", "object_key",
-	"ads", "type", "source_code",
+	"ads", "type", "source_code", "default_host_for_http_10",
 }
 
 // places are the parts of the archetypes that the table speaks of.

@@ -1,10 +1,13 @@
 package envoy
 
 import (
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -26,6 +29,7 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, in.Protocol)
+	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
 	// The rules come with the routes; the filter only has to be there.
 	rbac := b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{})
 	m.HttpFilters = append([]*hcmv3.HttpFilter{rbac}, m.HttpFilters...)
@@ -36,7 +40,28 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 func (b *builder) outboundHTTP(u proxy.Upstream) *hcmv3.HttpConnectionManager {
 	m := b.connectionManager(u.StatPrefix(), u.Name, u.Protocol)
 	m.LocalReplyConfig = outboundReplies(u.Name, u.Protocol)
+	acceptHTTP10(m, u.Target.Service)
 	return m
+}
+
+// acceptHTTP10 lets in what proxies and probes still speak. A request without a
+// host, which HTTP/1.0 allows, gets that one.
+func acceptHTTP10(m *hcmv3.HttpConnectionManager, host string) {
+	m.HttpProtocolOptions.AcceptHttp_10 = true
+	m.HttpProtocolOptions.DefaultHostForHttp_10 = host
+}
+
+// withoutEnvoysHeaders drops x-envoy-*, which an app may take for its sidecar's
+// word, before anything reads them.
+func (b *builder) withoutEnvoysHeaders() *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{
+		Name: "envoy.http.early_header_mutation.header_mutation",
+		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationv3.HeaderMutation{{
+			Action: &mutationv3.HeaderMutation_RemoveOnMatch_{RemoveOnMatch: &mutationv3.HeaderMutation_RemoveOnMatch{
+				KeyMatcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-envoy-"}},
+			}},
+		}}}),
+	}
 }
 
 // connectionManager is what both directions have in common.
@@ -61,7 +86,9 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 			// its callers would take that for a failing instance.
 			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.Underscores(protocol)),
 		},
+		HttpProtocolOptions:        &corev3.Http1ProtocolOptions{EnableTrailers: true},
 		Http2ProtocolOptions:       h2,
+		Proxy_100Continue:          true,
 		MaxRequestHeadersKb:        number(60),
 		RequestHeadersTimeout:      seconds(10),
 		StreamIdleTimeout:          seconds(streamIdle(protocol)),

@@ -26,6 +26,9 @@ const (
 	keepaliveProbes   = 3
 )
 
+// handshakeTimeout is, in seconds, how long a caller may take to prove itself.
+const handshakeTimeout = 10
+
 // inboundListener is the public listener: mTLS outside, the app inside.
 func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 	var filters []*listenerv3.Filter
@@ -45,7 +48,11 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 		Address:          socketAddress(in.Address, in.Port),
 		TrafficDirection: corev3.TrafficDirection_INBOUND,
 		SocketOptions:    tcpKeepalive(),
-		FilterChains:     []*listenerv3.FilterChain{{TransportSocket: b.downstreamTLS(in), Filters: filters}},
+		FilterChains: []*listenerv3.FilterChain{{
+			TransportSocket:               b.downstreamTLS(in),
+			TransportSocketConnectTimeout: seconds(handshakeTimeout),
+			Filters:                       filters,
+		}},
 	}
 	return b.listener(l, in.ExactBalance)
 }
@@ -56,6 +63,8 @@ func (b *builder) exposedListener(e proxy.Exposed) *listenerv3.Listener {
 	m := b.connectionManager(e.StatPrefix, "", e.App.Protocol)
 	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, e.App.Protocol)
 	m.UpgradeConfigs = nil
+	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
+	acceptHTTP10(m, b.proxy.Identity.Service)
 	m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
 		Name: e.StatPrefix,
 		VirtualHosts: []*routev3.VirtualHost{{Name: e.StatPrefix, Domains: []string{"*"}, Routes: []*routev3.Route{{
