@@ -1,7 +1,9 @@
 package config
 
 import (
+	"cmp"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,7 +12,7 @@ import (
 )
 
 // DecodeDefinitions reads a file of service definitions: Consul's form (service
-// and services, in HCL, JSON or YAML), or the short form, whose service is just a
+// and services, and check and checks with a service_id, in HCL, JSON or YAML), or the short form, whose service is just a
 // name. The language is chosen as in [DecodeEntry]. Definitions are normalized and
 // valid, in the file's order, or the error holds every problem by line.
 //
@@ -56,17 +58,27 @@ func DecodeDefinitions(filename string, data []byte) ([]Definition, error) {
 	return out, nil
 }
 
-// services are the objects under service and services.
+// services are the objects under service and services, each with those of the checks
+// beside them that name it.
 func services(r *report, root *node) []*node {
 	var out []*node
+	known := []string{"service", "services", "check", "checks"}
+	var checks []field
 	for _, f := range root.fields {
 		list := []*node{f.value}
-		switch key := canonical(f.name); {
-		case key != "service" && key != "services":
-			r.at(f.line, shown(f.name), "unknown field%s", didYouMean(f.name, []string{"service", "services"}))
+		key := canonical(f.name)
+		if !slices.Contains(known, key) {
+			r.at(f.line, shown(f.name), "unknown field%s", didYouMean(f.name, known))
 			continue
-		case f.value.kind == listNode:
+		}
+		if f.value.kind == listNode {
 			list = f.value.items
+		}
+		if strings.HasPrefix(key, "check") {
+			for i, n := range list {
+				checks = append(checks, field{name: index(f.name, i), line: n.line, value: n})
+			}
+			continue
 		}
 		for i, n := range list {
 			if n.labelled() {
@@ -80,7 +92,38 @@ func services(r *report, root *node) []*node {
 			out = append(out, n)
 		}
 	}
+	for _, c := range checks {
+		attachCheck(r, c, out)
+	}
 	return out
+}
+
+// attachCheck moves a check that stands beside the services into the one it names.
+func attachCheck(r *report, check field, services []*node) {
+	id := check.value.str("service_id")
+	if id == "" {
+		r.at(check.line, check.name, "no service_id: a check of the node itself is not served, say which service it is for")
+		return
+	}
+	i := slices.IndexFunc(services, func(n *node) bool { return cmp.Or(n.str("id"), n.str("name"), n.str("service")) == id })
+	if i < 0 {
+		r.at(check.line, check.name, "service_id %q: no service of this file has that id", cut(id))
+		return
+	}
+	inner := *check.value
+	inner.fields = slices.DeleteFunc(slices.Clone(inner.fields), func(f field) bool { return canonical(f.name) == "serviceid" })
+	checks := services[i].get("checks")
+	switch {
+	case checks == nil:
+		checks = &node{kind: listNode, line: inner.line}
+		services[i].fields = append(services[i].fields, field{name: "checks", line: inner.line, value: checks})
+	case checks.kind == nullNode:
+		checks.kind = listNode
+	case checks.kind == objectNode:
+		only := *checks
+		*checks = node{kind: listNode, line: only.line, items: []*node{&only}}
+	}
+	checks.items = append(checks.items, &inner)
 }
 
 // refuseUnknownKeys reports what a file says in opaque maps to no effect.
