@@ -2,7 +2,9 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"maps"
+	"os"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -15,12 +17,26 @@ func (r *Relay) saveSoon() {
 	}
 }
 
+// beforeSuffix names the file with the configuration to go back to while the last
+// good one holds changes on probation.
+const beforeSuffix = ".before"
+
 // keep writes the last good configuration whenever it changed, until ctx ends,
-// and once more then.
+// and once more then. It also ends the trials that were passed.
 func (r *Relay) keep(ctx context.Context) {
 	const settle = 100 * time.Millisecond // a change comes as several ACKs
+	pass := time.NewTicker(r.opts.Probation / 4)
+	defer pass.Stop()
 	for {
 		select {
+		case <-pass.C:
+			r.mu.Lock()
+			passed := r.matureLocked(time.Now())
+			r.mu.Unlock()
+			if passed {
+				r.saveSoon()
+			}
+			continue
 		case <-ctx.Done():
 			select {
 			case <-r.dirty:
@@ -46,7 +62,22 @@ func (r *Relay) save() {
 	for t, byName := range r.good {
 		good[t] = maps.Clone(byName)
 	}
+	var before map[xds.Type]map[string]*xds.Resource
+	if len(r.trials) > 0 {
+		before = r.beforeLocked()
+		for t := range before {
+			before[t] = maps.Clone(before[t])
+		}
+	}
 	r.mu.Unlock()
+	older := r.opts.StateFile + beforeSuffix
+	if before == nil {
+		if err := os.Remove(older); err != nil && !errors.Is(err, os.ErrNotExist) {
+			r.opts.Log.Error("the configuration before the last good one can't be removed", "file", older, "reason", err)
+		}
+	} else if err := store(older, before); err != nil {
+		r.opts.Log.Error("the configuration before the last good one not saved", "file", older, "reason", err)
+	}
 	if err := store(r.opts.StateFile, good); err != nil {
 		r.opts.Log.Error("last good configuration not saved, the file keeps the one before", "file", r.opts.StateFile, "reason", err)
 	}

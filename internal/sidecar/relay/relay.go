@@ -9,6 +9,9 @@
 // Envoy has acknowledged all of it that Envoy asked for. Secrets are answered here
 // and never asked of a server, so that a key does not cross the wire.
 //
+// What Envoy crashes on twice soon after it was changed is put in quarantine: Envoy
+// gets the version before, and the server gets a NACK that says so.
+//
 // It leaves making keys and running Envoy to package sidecar.
 package relay
 
@@ -31,14 +34,17 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
-// Options configure a [Relay]. All fields are required but Log.
+// Options configure a [Relay]. All fields are required but the last two.
 type Options struct {
 	Conn      grpc.ClientConnInterface // to the servers; reconnects by itself
 	Socket    string                   // Unix socket for Envoy, at most 107 bytes; its folder must be 0700
-	StateFile string                   // the last good configuration
+	StateFile string                   // the last good configuration; the one before is in StateFile.before
 	NodeID    string                   // the sidecar's proxy service ID
 	NodeName  string                   // the catalog node it is registered on
 	Cluster   string                   // the service's name
+	// Probation is how long Envoy must run with a change for a crash not to be held
+	// against it. Default 60 s.
+	Probation time.Duration
 	Log       *slog.Logger
 }
 
@@ -50,6 +56,8 @@ type Status struct {
 	FromLastGood   bool      `json:"from_last_good"`  // started from the disk, and no server has taken our stream since
 	Listeners      []string  `json:"listeners"`       // names of the listeners Envoy is told of
 	Version        string    `json:"version"`         // of the configuration as a whole, a hash
+
+	Quarantine *Quarantine `json:"quarantine,omitempty"`
 }
 
 // viewKey is the one view of the relay's own server.
@@ -70,11 +78,21 @@ type Relay struct {
 	upstream *xds.Client                           // nil while there is none
 	begun    map[xds.Type]bool                     // types already requested on upstream
 	gone     context.CancelFunc                    // ends the upstream of the Envoy stream that is open
+	cut      context.CancelFunc                    // ends the stream to a server alone; another follows
 	secrets  map[string]*xds.Resource
 	status   Status
 	fresh    bool // a server has taken our stream since the start
-	changed  chan struct{}
-	dirty    chan struct{} // capacity 1: good differs from the disk
+
+	openedAt   time.Time          // Envoy's last stream
+	told       bool               // the Envoy that runs, or ran last, has asked for its configuration
+	seasoned   bool               // there is a configuration to go back to
+	trials     map[xds.Key]*trial // changes that have not proved themselves
+	barred     map[xds.Key]string // versions in quarantine
+	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
+	change     Change
+
+	changed chan struct{}
+	dirty   chan struct{} // capacity 1: good differs from the disk
 }
 
 // pending is a server's response that waits for Envoy.
@@ -96,6 +114,10 @@ func New(o Options) (*Relay, error) {
 		opts: o, held: map[xds.Type]map[string]*xds.Resource{}, removed: map[xds.Key]struct{}{}, good: map[xds.Type]map[string]*xds.Resource{},
 		acked: map[xds.Key]string{}, wanted: map[xds.Type]map[string]struct{}{}, pending: map[xds.Type]*pending{},
 		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
+		trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
+	}
+	if r.opts.Probation <= 0 {
+		r.opts.Probation = defaultProbation
 	}
 	good, err := load(o.StateFile)
 	switch {
@@ -108,6 +130,15 @@ func New(o Options) (*Relay, error) {
 			r.good[t] = maps.Clone(byName)
 		}
 		r.status.FromLastGood = true
+		r.seasoned = true
+		before, err := load(o.StateFile + beforeSuffix)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			o.Log.Error("the configuration before the last good one can't be read", "file", o.StateFile+beforeSuffix, "reason", err)
+		default:
+			r.retryLocked(before, time.Now())
+		}
 	}
 	r.server = xds.NewServer(xds.Options{Open: r.opened, Closed: r.closed, Subscribed: r.subscribed, Settled: r.settled, Log: o.Log})
 	r.publish()
@@ -161,6 +192,7 @@ func (r *Relay) Status() Status {
 	st.FromLastGood = st.FromLastGood && !r.fresh
 	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
 	st.Version = versionOf(r.held)
+	st.Quarantine = r.quarantine
 	return st
 }
 
@@ -202,6 +234,7 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 	up, cancel := context.WithCancel(ctx)
 	r.gone = cancel
 	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
+	r.openedAt, r.told = time.Now(), true
 	r.status.EnvoyConnected = true
 	r.announceLocked()
 	go r.connect(up)
@@ -249,7 +282,8 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 
 // dropLocked forgets a resource that Envoy no longer runs.
 func (r *Relay) dropLocked(t xds.Type, name string) {
-	if _, ok := r.held[t][name]; ok {
+	if res, ok := r.held[t][name]; ok {
+		r.tryLocked(xds.Key{Type: t, Name: name}, res, absent, time.Now())
 		delete(r.held[t], name)
 	}
 	if _, ok := r.good[t][name]; ok {
@@ -347,13 +381,8 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 // fallBackLocked puts the last good version in the place of a refused one, so that
 // an Envoy that starts anew gets what works.
 func (r *Relay) fallBackLocked(t xds.Type, name string) {
-	next := maps.Clone(r.held[t])
-	if res := r.good[t][name]; res != nil {
-		next[name] = res
-	} else {
-		delete(next, name)
-	}
-	r.held[t] = next
+	delete(r.trials, xds.Key{Type: t, Name: name})
+	r.held[t] = with(r.held[t], name, r.good[t][name])
 }
 
 func (r *Relay) goodLocked(t xds.Type, res *xds.Resource) {

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -53,7 +54,7 @@ func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 		r.mu.Unlock()
 		return false, ctx.Err()
 	}
-	r.upstream, r.begun, r.pending = c, map[xds.Type]bool{}, map[xds.Type]*pending{}
+	r.upstream, r.begun, r.pending, r.cut = c, map[xds.Type]bool{}, map[xds.Type]*pending{}, cancel
 	for _, t := range xds.Types {
 		if t != xds.SecretType && (t == xds.ClusterType || t == xds.ListenerType || len(r.wanted[t]) > 0) {
 			r.askLocked(t, nil, nil)
@@ -106,22 +107,45 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 	if t == xds.SecretType {
 		return // secrets are made here; nobody else's are taken
 	}
+	barred, released := r.barredLocked(resp)
+	if released {
+		r.cut()
+		return
+	}
+	now := time.Now()
+	var changes []xds.Key
 	p := &pending{nonce: resp.Nonce, waiting: map[string]string{}}
 	next := maps.Clone(r.held[t])
 	if next == nil {
 		next = map[string]*xds.Resource{}
 	}
 	for _, res := range resp.Resources {
-		next[res.Name] = res
 		k := xds.Key{Type: t, Name: res.Name}
+		if barred[res.Name] {
+			p.refused = append(p.refused, fmt.Sprintf("%s %q: %s", t.Short(), res.Name, r.quarantine.Reason))
+			continue
+		}
+		if was := next[res.Name]; versionOr(was) != res.Version {
+			r.tryLocked(k, was, res.Version, now)
+			changes = append(changes, k)
+		}
+		next[res.Name] = res
 		delete(r.removed, k)
 		if r.runsLocked(k) && r.acked[k] != res.Version {
 			p.waiting[res.Name] = res.Version
 		}
 	}
 	for _, name := range resp.Removed {
-		delete(next, name)
 		k := xds.Key{Type: t, Name: name}
+		if barred[name] {
+			p.refused = append(p.refused, fmt.Sprintf("%s %q: removal %s", t.Short(), name, r.quarantine.Reason))
+			continue
+		}
+		if was := next[name]; was != nil {
+			r.tryLocked(k, was, absent, now)
+			changes = append(changes, k)
+		}
+		delete(next, name)
 		if t != xds.ClusterType && t != xds.ListenerType {
 			r.removed[k] = struct{}{}
 		}
@@ -130,6 +154,9 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 		}
 	}
 	r.held[t] = next
+	if len(changes) > 0 {
+		r.change = Change{Time: now.UTC(), Resources: shorten(describe(changes))}
+	}
 	r.pending[t] = p
 	r.publishLocked()
 	r.answerLocked(t)
