@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -77,6 +78,25 @@ func (r *Reader) Instances(service string) []catalog.Instance {
 func (r *Reader) Connect(service string) []catalog.Instance {
 	r.look(subjectConnect(service))
 	return r.instances("connect", service)
+}
+
+// InstancesFold, ConnectFold and NodeFold find what has a name in whatever case, as
+// DNS needs it. They depend on nothing, so that they cannot be waited for.
+
+// InstancesFold is [Reader.Instances] without regard to case.
+func (r *Reader) InstancesFold(service string) []catalog.Instance {
+	return r.instances("folded", strings.ToLower(service))
+}
+
+// ConnectFold is [Reader.Connect] without regard to case.
+func (r *Reader) ConnectFold(service string) []catalog.Instance {
+	return r.instances("connect-folded", strings.ToLower(service))
+}
+
+// NodeFold is [Reader.Node] without regard to case; of several, one.
+func (r *Reader) NodeFold(name string) *catalog.Node {
+	n, _ := r.first(tableNodes, "folded", strings.ToLower(name)).(*catalog.Node)
+	return n
 }
 
 func (r *Reader) instances(index, name string) []catalog.Instance {

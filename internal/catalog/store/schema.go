@@ -90,17 +90,17 @@ type table struct {
 func tables() []*table {
 	return []*table{
 		{name: tableNodes, decode: decodeAs[catalog.Node],
-			id: func(row any) []byte { return key(row.(*catalog.Node).Name) }},
+			id: func(row any) []byte { return key(row.(*catalog.Node).Name) },
+			indexes: []*memdb.IndexSchema{
+				secondary("folded", func(row any) []byte { return key(strings.ToLower(row.(*catalog.Node).Name)) }),
+			}},
 		{name: tableServices, decode: decodeAs[serviceRow],
 			id: func(row any) []byte { r := row.(*serviceRow); return key(r.Node, r.Service.ID) },
 			indexes: []*memdb.IndexSchema{
 				secondary("name", func(row any) []byte { return key(row.(*serviceRow).Service.Name) }),
-				secondary("connect", func(row any) []byte {
-					if name := meshName(&row.(*serviceRow).Service); name != "" {
-						return key(name)
-					}
-					return nil
-				}),
+				secondary("connect", meshKey(func(name string) string { return name })),
+				secondary("folded", func(row any) []byte { return key(strings.ToLower(row.(*serviceRow).Service.Name)) }),
+				secondary("connect-folded", meshKey(strings.ToLower)),
 			}},
 		{name: tableChecks, decode: decodeAs[checkRow],
 			id: func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.CheckID) },
@@ -149,6 +149,16 @@ func meshName(s *catalog.Service) string {
 		return s.Name
 	}
 	return ""
+}
+
+// meshKey finds services by [meshName], as written by of.
+func meshKey(of func(name string) string) func(row any) []byte {
+	return func(row any) []byte {
+		if name := meshName(&row.(*serviceRow).Service); name != "" {
+			return key(of(name))
+		}
+		return nil
+	}
 }
 
 func schema() *memdb.DBSchema {
