@@ -7,6 +7,7 @@ BIN       := bin/crossfade
 ENVOY_BIN := .tools/envoy
 ENVOY     := .tools/envoy.stamp
 CONSUL    := bin/consul
+LINT      := bin/golangci-lint
 
 # The race detector needs a C compiler; everything else is built without one.
 export CGO_ENABLED ?= 0
@@ -36,9 +37,12 @@ $(ENVOY): tools/envoy/requirements.txt
 HEAVY := ./e2e/... ./bench/...
 LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
-.PHONY: test
-test: vet build $(ENVOY) ## everything that needs only Envoy
+.PHONY: race
+race: $(ENVOY) ## the tests of single packages, under the race detector
 	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -timeout 8m $(LIGHT)
+
+.PHONY: test
+test: vet build race $(ENVOY) ## everything that needs only Envoy
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 1 -timeout 12m $(HEAVY)
 
 .PHONY: test-peers
@@ -54,6 +58,16 @@ vet: ## go vet and gofmt
 	$(GO) vet ./...
 	$(GO) vet -tags peers ./...
 	@files="$$(gofmt -l cmd internal e2e bench)"; test -z "$$files" || { echo "not gofmt'ed: $$files" >&2; exit 1; }
+
+.PHONY: check
+check: build vet lint race ## before a commit: vet, lint, tests under the race detector, generated files unchanged
+
+.PHONY: lint
+lint: $(LINT) ## golangci-lint, set by .golangci.yml
+	$(LINT) run ./...
+
+$(LINT): tools/golangci-lint/go.mod tools/golangci-lint/go.sum
+	cd tools/golangci-lint && $(GO) build -o ../../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: bench-datapath
 bench-datapath: build $(ENVOY) ## CPU per request beside hand-written Envoy pairs, one JSON line per path
