@@ -82,8 +82,7 @@ With no server to be reached it starts from the last configuration that worked.`
 		defer signal.Stop(signals)
 		o.Signals = signals
 		err = sidecar.Run(context.WithoutCancel(cmd.Context()), o)
-		var exit *sidecar.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*sidecar.ExitError](err); ok {
 			return exitCode(exit.Code)
 		}
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -45,10 +46,8 @@ func CheckKind(kind Kind) error {
 	for _, k := range Kinds() {
 		names = append(names, string(k))
 	}
-	for _, k := range unservedKinds() {
-		if k == kind {
-			return fmt.Errorf("kind %q is not served by this version; served are %s", kind, strings.Join(names, ", "))
-		}
+	if slices.Contains(unservedKinds(), kind) {
+		return fmt.Errorf("kind %q is not served by this version; served are %s", kind, strings.Join(names, ", "))
 	}
 	return fmt.Errorf("unknown kind %q; served are %s", cut(string(kind)), strings.Join(names, ", "))
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -23,8 +24,8 @@ type hclReader struct {
 
 func parseHCL(data []byte, r *report) *node {
 	tokens, diags := hclsyntax.LexConfig(data, "", hcl.InitialPos)
-	for _, d := range diags {
-		line := 0
+	if len(diags) > 0 {
+		d, line := diags[0], 0
 		if d.Subject != nil {
 			line = d.Subject.Start.Line
 		}
@@ -147,8 +148,8 @@ func (p *hclReader) member(depth int) field {
 			return f
 		}
 		f.value.block = true
-		for i := len(labels) - 1; i >= 0; i-- {
-			f.value = &node{kind: objectNode, block: true, fields: []field{{name: labels[i], line: f.line, value: f.value}}}
+		for _, label := range slices.Backward(labels) {
+			f.value = &node{kind: objectNode, block: true, fields: []field{{name: label, line: f.line, value: f.value}}}
 		}
 	case len(labels) == 0 && (t.Type == hclsyntax.TokenEqual || t.Type == hclsyntax.TokenColon):
 		f.value = p.value(depth + 1)

@@ -92,7 +92,7 @@ func (n *node) lineOf(path string) int {
 		return 0
 	}
 	line := n.line
-	for _, part := range strings.Split(path, ".") {
+	for part := range strings.SplitSeq(path, ".") {
 		name, rest, _ := strings.Cut(part, "[")
 		digits, _, _ := strings.Cut(rest, "]")
 		if n.kind == listNode && n.block && len(n.items) == 1 {

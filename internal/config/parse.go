@@ -118,8 +118,7 @@ func parseJSON(data []byte, r *report) *node {
 	var whole json.RawMessage
 	if err := json.Unmarshal(data, &whole); err != nil {
 		line := 0
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 			line = 1 + bytes.Count(data[:min(int(syntax.Offset), len(data))], []byte("\n"))
 		}
 		r.at(line, "", "not valid JSON: %s", oneLine(err.Error()))

@@ -84,8 +84,7 @@ func (c *call) authorize(path string) error {
 }
 
 func denied(err error) error {
-	var refusal *access.Refusal
-	if errors.As(err, &refusal) {
+	if _, ok := errors.AsType[*access.Refusal](err); ok {
 		return &httpError{http.StatusForbidden, err.Error()}
 	}
 	return err

@@ -1,7 +1,6 @@
 package consulapi
 
 import (
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -213,4 +212,4 @@ func TestStrangersBodiesStayUnread(t *testing.T) {
 
 type unreadable struct{}
 
-func (unreadable) Read([]byte) (int, error) { panic(fmt.Sprint("a stranger's body was read")) }
+func (unreadable) Read([]byte) (int, error) { panic("a stranger's body was read") }

@@ -161,8 +161,7 @@ func (c *call) checkTenancy() error {
 
 func (c *call) fail(err error) {
 	status := http.StatusInternalServerError
-	var h *httpError
-	if errors.As(err, &h) {
+	if h, ok := errors.AsType[*httpError](err); ok {
 		status = h.status
 	} else if c.r.Context().Err() == nil {
 		c.api.log.Error("request failed", "method", c.r.Method, "path", c.r.URL.Path, "err", err)
@@ -199,8 +198,7 @@ func (c *call) answer(value any) {
 // body reads a request body of at most limit bytes.
 func (c *call) body(limit int64) ([]byte, error) {
 	raw, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, limit))
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		size := "more"
 		if c.r.ContentLength > 0 {
 			size = strconv.FormatInt(c.r.ContentLength, 10)

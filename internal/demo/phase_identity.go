@@ -52,28 +52,28 @@ func (d *demo) identity(ctx context.Context, p *Proof) error {
 
 // identify reads who is at the ends of a pair: the caller as its Envoy has loaded
 // it, the callee as its public port shows it.
-func (pr *pair) identify(ctx context.Context, roots string) error {
-	caller, err := pr.from.status()
+func (p *pair) identify(ctx context.Context, roots string) error {
+	caller, err := p.from.status()
 	if err != nil {
 		return err
 	}
-	callee, err := pr.to.status()
+	callee, err := p.to.status()
 	if err != nil {
 		return err
 	}
 	loaded, err := loadedSerial(ctx, caller.Envoy.AdminSocket, caller.Certificate.URI)
 	if err != nil {
-		return fmt.Errorf("%s: caller: %w", pr.key(), err)
+		return fmt.Errorf("%s: caller: %w", p.key(), err)
 	}
 	shown, err := dialServed(callee.PublicAddress, roots)
 	if err != nil {
-		return fmt.Errorf("%s: callee: %w", pr.key(), err)
+		return fmt.Errorf("%s: callee: %w", p.key(), err)
 	}
 	if shown.TLS != "TLS 1.3" {
-		return fmt.Errorf("%s: callee %s speaks %s, want TLS 1.3", pr.key(), callee.PublicAddress, shown.TLS)
+		return fmt.Errorf("%s: callee %s speaks %s, want TLS 1.3", p.key(), callee.PublicAddress, shown.TLS)
 	}
-	pr.caller = Identity{URI: caller.Certificate.URI, Serial: loaded}
-	pr.callee = Identity{URI: shown.URI, Serial: shown.Serial}
+	p.caller = Identity{URI: caller.Certificate.URI, Serial: loaded}
+	p.callee = Identity{URI: shown.URI, Serial: shown.Serial}
 	return nil
 }
 

@@ -37,7 +37,7 @@ func TestTableMatchesCode(t *testing.T) {
 	}
 	documented := map[string][]string{} // where -> knobs
 	for _, r := range rows {
-		for _, where := range strings.Split(r.where, ", ") {
+		for where := range strings.SplitSeq(r.where, ", ") {
 			settings, ok := generated[where]
 			if !ok {
 				t.Errorf("%s:%d: there is no place %q", table, r.line, where)

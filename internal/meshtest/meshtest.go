@@ -17,7 +17,7 @@ import (
 // RunDir is a new directory with mode 0700 and a path short enough for sockets.
 func RunDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "cf")
+	dir, err := os.MkdirTemp("", "cf") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,8 +110,7 @@ func (a *agent) callAt(ctx context.Context, timeout time.Duration, addr, method,
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
+		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err
 		}
 		return answer{}, fmt.Errorf("server %s: %w", addr, err)

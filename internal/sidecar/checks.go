@@ -3,6 +3,7 @@ package sidecar
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -104,9 +105,7 @@ func (h *health) states() map[string]checkState {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := make(map[string]checkState, len(h.results)+1)
-	for id, s := range h.results {
-		out[id] = s
-	}
+	maps.Copy(out, h.results)
 	out[h.aliveID] = h.aliveLocked()
 	return out
 }

@@ -19,9 +19,6 @@ type localUpstream struct {
 // bind is the address Envoy listens on.
 func (u localUpstream) bind() string { return net.JoinHostPort(u.address, strconv.Itoa(u.port)) }
 
-// listener is the name of Envoy's listener.
-func (u localUpstream) listener() string { return u.name + ":" + u.bind() }
-
 // ip is the address the app connects to: bind's, or loopback when that is "any".
 func (u localUpstream) ip() string {
 	a, err := netip.ParseAddr(u.address)

@@ -114,8 +114,7 @@ func checkUpstreamPorts(ctx context.Context, upstreams []localUpstream) error {
 
 // syscallError is the error number inside a net.OpError, without addresses repeated.
 func syscallError(err error) error {
-	var no syscall.Errno
-	if errors.As(err, &no) {
+	if no, ok := errors.AsType[syscall.Errno](err); ok {
 		return no
 	}
 	return err

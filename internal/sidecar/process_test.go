@@ -3,6 +3,7 @@ package sidecar
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -48,7 +49,7 @@ func leaked() string {
 	for range 500 {
 		left = nil
 		buf := make([]byte, 1<<20)
-		for _, stack := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 			if strings.Contains(stack, "internal/sidecar") && !strings.Contains(stack, "TestMain") {
 				left = append(left, stack)
 			}
@@ -261,10 +262,10 @@ func gone(pid int) bool {
 }
 
 func TestAppEnded(t *testing.T) {
-	if err := appEnded("./app", exitState{}); err != errFinished {
+	if err := appEnded("./app", exitState{}); !errors.Is(err, errFinished) {
 		t.Errorf("success = %v", err)
 	}
-	err, ok := appEnded("./app", exitState{code: 137, signal: syscall.SIGKILL}).(*ExitError)
+	err, ok := errors.AsType[*ExitError](appEnded("./app", exitState{code: 137, signal: syscall.SIGKILL}))
 	if !ok || err.Code != 137 || err.Error() != `app "./app": ended by itself: signal: killed` {
 		t.Errorf("killed = %v", err)
 	}

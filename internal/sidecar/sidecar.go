@@ -250,7 +250,7 @@ func (s *sidecar) await(ctx context.Context, done <-chan struct{}, what string, 
 			return ctx.Err() == nil
 		}
 		pause = patience
-		s.log.Info("waiting for "+what, append(args, "for", time.Since(began).Round(time.Second))...)
+		s.log.Info("waiting for "+what, append(args, "for", time.Since(began).Round(time.Second))...) //nolint:sloglint // the callers' words are constants
 	}
 }
 

@@ -201,8 +201,7 @@ func (d runtimeDir) remove() {
 
 // cause strips the path that an *fs.PathError repeats.
 func cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
 	return err

@@ -32,7 +32,6 @@ type script struct {
 	t   *testing.T
 	s   *session
 	src fixed
-	out []string
 }
 
 func newScript(t *testing.T) *script {

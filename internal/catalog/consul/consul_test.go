@@ -122,7 +122,9 @@ func TestNothingBadIsPublished(t *testing.T) {
 		{name: "no leader", say: body(500, "", "No cluster leader"), log: "No cluster leader"},
 		{name: "denied", say: body(403, "", "Permission denied"), log: "node:read"},
 		{name: "too many requests", say: body(429, "", "slow down"), log: "429"},
-		{name: "redirect", say: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.test/", 302) }, log: "302"},
+		{name: "redirect", say: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.test/", http.StatusFound)
+		}, log: "302"},
 		{name: "html", say: body(200, "999", "<html>sign in</html>"), log: "not Consul's JSON"},
 		{name: "empty", say: body(200, "999", ""), log: "not Consul's JSON"},
 		{name: "truncated", say: body(200, "999", `[{"Node":{"Node":"n1"`), log: "not Consul's JSON"},

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -196,10 +197,10 @@ func TestCloseEndsWaits(t *testing.T) {
 		go func() { ended <- s.Run(t.Context(), func(*catalog.Snapshot) {}) }()
 		synctest.Wait()
 		s.Close()
-		if err := <-ended; err != store.ErrClosed {
+		if err := <-ended; !errors.Is(err, store.ErrClosed) {
 			t.Errorf("Run returned %v, want %v", err, store.ErrClosed)
 		}
-		if err := s.Update(kv("a", "b")); err != store.ErrClosed {
+		if err := s.Update(kv("a", "b")); !errors.Is(err, store.ErrClosed) {
 			t.Errorf("Update returned %v, want %v", err, store.ErrClosed)
 		}
 	})

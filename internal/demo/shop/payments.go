@@ -47,7 +47,7 @@ func (a App) servePayments(ctx context.Context, ln net.Listener) error {
 	case <-ctx.Done():
 	}
 	err := ln.Close()
-	<-failed
+	<-failed //nolint:errcheck // that the listener was closed
 	mu.Lock()
 	for c := range open {
 		// Ends a read that waits for a next line; an answer already begun is still written.
