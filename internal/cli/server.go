@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -29,6 +31,8 @@ and every client is served; otherwise --data-dir keeps it.`,
 	f.StringVar(&o.BindAddr, "bind", "127.0.0.1", "loopback address to listen on")
 	f.IntVar(&o.HTTPPort, "http-port", 0, "port of the HTTP API, 0 for a free one (default 8500, with --consul 8510)")
 	f.IntVar(&o.GRPCPort, "grpc-port", 0, "port of xDS and the certificate authority, 0 for a free one (default 8502, with --consul 8512)")
+	f.IntVar(&o.DNSPort, "dns-port", 8600, "port of the DNS interface, 0 for a free one, -1 for none; with --consul there is none")
+	f.StringVar(&o.DNSBind, "dns-bind", "", "address of the DNS interface, which asks nobody for a token (default 127.0.0.1)")
 	f.StringVar(&policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
@@ -53,6 +57,10 @@ and every client is served; otherwise --data-dir keeps it.`,
 		if !f.Changed("grpc-port") {
 			o.GRPCPort = 8502 + offset
 		}
+		if o.Consul != "" && (f.Changed("dns-port") && o.DNSPort >= 0 || f.Changed("dns-bind")) {
+			return usageError{errors.New("--dns-port: with --consul names are answered by that Consul: leave out --dns-port and --dns-bind"), "crossfade server --help"}
+		}
+		o.DNSOptional = !f.Changed("dns-port") // the default may be in use, by a Consul agent or another server
 		if o.Log, err = logger(); err != nil {
 			return err
 		}
@@ -72,11 +80,12 @@ and every client is served; otherwise --data-dir keeps it.`,
 		fmt.Fprintf(s.err, `crossfade %s server, %s
   HTTP API         http://%s
   xDS and CA       %s (gRPC, plaintext, loopback only)
+  DNS              %s
   catalog          %s
   datacenter       %s
   trust domain     %s
   intentions       %s by default
-`, Version, mode, srv.HTTPAddr(), srv.GRPCAddr(), source, o.Datacenter, srv.TrustDomain(), policy)
+`, Version, mode, srv.HTTPAddr(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), source, o.Datacenter, srv.TrustDomain(), policy)
 		return srv.Run(cmd.Context())
 	}
 	return cmd

@@ -110,7 +110,7 @@ func (m *mesh) running() []*instance {
 func (m *mesh) startServer(ctx context.Context) error {
 	var err error
 	m.server, err = m.starter.start("server", filepath.Join(m.dir, "server.log"), m.env, m.o.Executable,
-		"server", "--data-dir", filepath.Join(m.dir, "server"), "--http-port", strconv.Itoa(m.httpPort), "--grpc-port", strconv.Itoa(m.grpcPort))
+		"server", "--data-dir", filepath.Join(m.dir, "server"), "--http-port", strconv.Itoa(m.httpPort), "--grpc-port", strconv.Itoa(m.grpcPort), "--dns-port", "-1")
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/check"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/consulapi"
+	"github.com/crossfade-mesh/crossfade/internal/dns"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -50,6 +51,12 @@ type Options struct {
 	BindAddr string
 	// HTTPPort and GRPCPort; 0 picks a free one.
 	HTTPPort, GRPCPort int
+	// DNSPort, likewise, or negative for no DNS; there is none with Consul, which has
+	// its own. DNSBind is its address; default: BindAddr if that is loopback, else
+	// 127.0.0.1. With DNSOptional a port that is taken is no failure.
+	DNSPort     int
+	DNSBind     string
+	DNSOptional bool
 	// DefaultAllow is what happens to a caller that no intention mentions.
 	DefaultAllow bool
 	// AllowEscapeHatches honours resources that registrations and entries hold in
@@ -74,6 +81,7 @@ type Server struct {
 	mesh     *mesh
 	httpLis  net.Listener
 	grpcLis  net.Listener
+	dns      *dns.Server    // nil for none
 	shutdown []func() error // in reverse order of opening
 }
 
@@ -120,6 +128,9 @@ func New(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, func() error { return ignoreClosed(s.grpcLis.Close()) })
+	if err = s.openDNS(); err != nil {
+		return nil, err
+	}
 	s.agent = consulapi.NewAgent(s.store, o.Log)
 	policy := config.Deny
 	if o.DefaultAllow {
@@ -213,6 +224,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
+	part("DNS", func() error { return s.runDNS(ctx) })
 
 	g := grpc.NewServer(
 		grpc.ForceServerCodecV2(xds.Codec()),
