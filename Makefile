@@ -73,6 +73,10 @@ $(LINT): tools/golangci-lint/go.mod tools/golangci-lint/go.sum
 bench-datapath: build $(ENVOY) ## CPU per request beside hand-written Envoy pairs, one JSON line per path
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/datapath
 
+.PHONY: bench-intentions
+bench-intentions: build $(ENVOY) ## CPU per request with 1 and with 5,001 allowed callers
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) PATHS=crossfade,intentions ROUNDS=$(or $(ROUNDS),9) $(GO) run ./bench/datapath
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf bin .tools

@@ -5,11 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 )
 
 func settingsOf(t *testing.T, env map[string]string) settings {
@@ -66,7 +70,7 @@ func TestFailuresCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newCrew(protoHTTP, fmt.Sprintf("127.0.0.1:%d", a.port), 4)
+	c := newCrew(protoHTTP, fmt.Sprintf("127.0.0.1:%d", a.port), 4, 0)
 	defer c.close()
 	lane := &lane{path: pathDirect, running: &running{}, crew: c, samples: make([]sample, 1)}
 	var log bytes.Buffer
@@ -133,13 +137,76 @@ func TestSummarize(t *testing.T) {
 	}
 	plain := []sample{at(10, 100), at(20, 100), at(40, 100)}
 	own := []sample{at(11, 90), at(24, 100), at(36, 110)}
-	l := summarize(own, plain, nil)
+	l := summarize(own, bases{plain: plain})
 	if l.CPU != 24 || l.RPS != 100 || l.P99 != 2 || l.RSS != 1 || l.Requests != 300 {
 		t.Errorf("medians: %+v", l)
+	}
+	if l.AddedP50 != 0 {
+		t.Errorf("added to nothing: %+v", l)
+	}
+	direct := []sample{{latencies: []time.Duration{500 * time.Microsecond}}}
+	if l := summarize(own, bases{direct: direct, crossfade: plain}); l.AddedP50 != 0.5 || l.AddedP99 != 1.5 || l.RatioCrossfade != 1.1 {
+		t.Errorf("against direct and crossfade: %+v", l)
 	}
 	// By round: 1.1, 1.2, 0.9; the ratio of the medians would be 1.2.
 	if l.Ratio != 1.1 || l.RatioSpread != [2]float64{0.9, 1.2} || l.RatioLean != 0 {
 		t.Errorf("ratios: %+v", l)
+	}
+}
+
+// A request's latency begins when it was due, however late a worker was free for it.
+func TestFixedRate(t *testing.T) {
+	schedule := make(chan due, 10)
+	var recording, stop atomic.Bool
+	recording.Store(true)
+	pace(1000, schedule, &recording, &stop) // until it is full
+	var at []time.Time
+	for d := range schedule {
+		if at = append(at, d.at); !d.record || d.at.After(time.Now()) {
+			t.Errorf("request %d: %+v, want it recorded and not early", len(at), d)
+		}
+	}
+	if len(at) != 10 || at[9].Sub(at[0]) != 9*time.Millisecond {
+		t.Errorf("due at %v, want 10 a millisecond apart", at)
+	}
+
+	a, err := startApp(protoHTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.stop()
+	conn, err := dial(protoHTTP, fmt.Sprintf("127.0.0.1:%d", a.port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	late := make(chan due, 2)
+	late <- due{at: time.Now().Add(-time.Minute), record: true}
+	late <- due{at: time.Now()}
+	close(late)
+	w := &worker{conn: conn}
+	w.follow(t.Context(), late)
+	if w.err != nil || w.done.Load() != 2 || len(w.latencies) != 1 || w.latencies[0] < time.Minute {
+		t.Errorf("%d done, latencies %v, %v; want 2, one of a minute", w.done.Load(), w.latencies, w.err)
+	}
+}
+
+func TestChosenPaths(t *testing.T) {
+	for name, tc := range map[string]struct {
+		protocol, consul string
+		asked            []string
+		want             string
+	}{
+		"all":             {protoHTTP, "c", nil, "direct tcp plain lean crossfade consul"},
+		"no Consul":       {protoTCP, "", nil, "direct tcp crossfade"},
+		"asked for":       {protoHTTP, "c", []string{"intentions", "crossfade"}, "crossfade intentions"},
+		"nothing is left": {protoTCP, "", []string{"consul", "lean"}, ""},
+	} {
+		tr := &trial{protocol: tc.protocol, settings: settings{Paths: tc.asked, Binaries: lab.Binaries{Consul: tc.consul}}}
+		got, err := tr.chosen(io.Discard)
+		if strings.Join(got, " ") != tc.want || (err == nil) != (tc.want != "") {
+			t.Errorf("%s: %v, %v; want %q", name, got, err, tc.want)
+		}
 	}
 }
 
@@ -157,10 +224,10 @@ func TestQuantile(t *testing.T) {
 
 func TestSettings(t *testing.T) {
 	s := settingsOf(t, nil)
-	if s.SecondsPerRun != 4*time.Second || s.Rounds != 5 || s.Connections != 32 || len(s.Protocols) != 1 || filepath.Base(s.Crossfade) != "crossfade" {
+	if s.SecondsPerRun != 4*time.Second || s.Rounds != 5 || s.Connections != 32 || len(s.Protocols) != 1 || filepath.Base(s.Binaries.Crossfade) != "crossfade" {
 		t.Errorf("defaults: %+v", s)
 	}
-	for name, value := range map[string]string{"PROTOCOLS": "http,ftp", "ROUNDS": "0", "SECONDS_PER_RUN": "x", "CONNECTIONS": "-1"} {
+	for name, value := range map[string]string{"PROTOCOLS": "http,ftp", "ROUNDS": "0", "SECONDS_PER_RUN": "x", "RATE": "0", "CONNECTIONS": "-1"} {
 		if _, err := settingsFrom(func(n string) string {
 			if n == name {
 				return value

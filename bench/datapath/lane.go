@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 )
 
 // lane is a path under measurement.
@@ -29,7 +31,7 @@ func (l *lane) play(ctx context.Context, warmUp, measured time.Duration, stderr 
 	latencies, failures, err := l.crew.turn(ctx, warmUp, measured, hooks{
 		begin: func(done uint64) (err error) {
 			for i, pid := range l.running.envoys {
-				if cpuBefore[i], err = cpuTime(pid); err != nil {
+				if cpuBefore[i], err = lab.CPUTime(pid); err != nil {
 					return err
 				}
 			}
@@ -42,11 +44,11 @@ func (l *lane) play(ctx context.Context, warmUp, measured time.Duration, stderr 
 			out.requests += requests
 			out.rss = 0
 			for i, pid := range l.running.envoys {
-				now, err := cpuTime(pid)
+				now, err := lab.CPUTime(pid)
 				if err != nil {
 					return err
 				}
-				rss, err := residentSize(pid)
+				rss, err := lab.ResidentSize(pid)
 				if err != nil {
 					return err
 				}

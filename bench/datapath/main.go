@@ -1,6 +1,7 @@
 // Command datapath measures what a request costs in the two Envoys between a
-// caller and a callee, and compares five ways to get there in one run: direct, an
-// Envoy TCP-proxy pair, two hand-written Envoy pairs (plain and lean) and the mesh.
+// caller and a callee, and compares the ways to get there in one run: direct, an Envoy
+// TCP-proxy pair, two hand-written Envoy pairs (plain and lean), the mesh, and a real
+// Consul where there is one.
 //
 // In: environment variables (see [settings]), an Envoy, and bin/crossfade. Out: one JSON
 // line per path and protocol on stdout, progress on stderr; exit code 1 when

@@ -51,16 +51,26 @@ type line struct {
 	RatioSpread [2]float64 `json:"ratio_spread,omitzero"` // least and greatest of the rounds
 	RatioLean   float64    `json:"ratio_lean,omitzero"`
 	CPUSpread   [2]float64 `json:"cpu_spread"`
-	Requests    uint64     `json:"requests"` // measured, all rounds
-	Failed      int        `json:"failed"`   // all rounds, warm-up included
-	Rounds      int        `json:"rounds"`
-	Seconds     float64    `json:"seconds_per_run"`
-	Connections int        `json:"connections"`
+	// RatioCrossfade is what 5,000 intentions cost against one: CPU of the path intentions against crossfade.
+	RatioCrossfade  float64    `json:"ratio_crossfade,omitzero"`
+	CrossfadeSpread [2]float64 `json:"ratio_crossfade_spread,omitzero"`
+	// At a fixed rate: median and 99th percentile beyond those of direct in the same round.
+	AddedP50    float64 `json:"added_p50_ms,omitzero"`
+	AddedP99    float64 `json:"added_p99_ms,omitzero"`
+	Rate        float64 `json:"rate,omitzero"`
+	Requests    uint64  `json:"requests"` // measured, all rounds
+	Failed      int     `json:"failed"`   // all rounds, warm-up included
+	Rounds      int     `json:"rounds"`
+	Seconds     float64 `json:"seconds_per_run"`
+	Connections int     `json:"connections"`
+	Load        float64 `json:"load"` // average of the machine over the last minute, at the end
 }
 
-// summarize makes the line from a path's samples; plain and lean are those of the
-// same rounds on the pairs to compare with, or nil.
-func summarize(own, plain, lean []sample) line {
+// bases are samples of the same rounds on the paths to compare with; nil: not compared with.
+type bases struct{ plain, lean, crossfade, direct []sample }
+
+// summarize makes the line from a path's samples.
+func summarize(own []sample, b bases) line {
 	l := line{
 		Bench:     "datapath",
 		RPS:       medianOf(own, func(s sample) float64 { return float64(s.requests) / s.elapsed.Seconds() }),
@@ -76,12 +86,17 @@ func summarize(own, plain, lean []sample) line {
 	for _, s := range own {
 		l.Requests += s.requests
 	}
-	if r := ratios(own, plain); len(r) > 0 {
+	if r := ratios(own, b.plain); len(r) > 0 {
 		l.Ratio, l.RatioSpread = round(median(r)), spread(r)
 	}
-	if r := ratios(own, lean); len(r) > 0 {
+	if r := ratios(own, b.lean); len(r) > 0 {
 		l.RatioLean = round(median(r))
 	}
+	if r := ratios(own, b.crossfade); len(r) > 0 {
+		l.RatioCrossfade, l.CrossfadeSpread = round(median(r)), spread(r)
+	}
+	l.AddedP50 = round(median(added(own, b.direct, 0.50)))
+	l.AddedP99 = round(median(added(own, b.direct, 0.99)))
 	return l
 }
 
@@ -99,6 +114,15 @@ func ratios(own, base []sample) []float64 {
 		if a, b := own[i].cpuPerRequest(), base[i].cpuPerRequest(); a > 0 && b > 0 {
 			out = append(out, a/b)
 		}
+	}
+	return out
+}
+
+// added is how much longer a quantile of own is than that of base, round by round, in milliseconds.
+func added(own, base []sample, q float64) []float64 {
+	var out []float64
+	for i := range min(len(own), len(base)) {
+		out = append(out, milliseconds(quantile(own[i].latencies, q)-quantile(base[i].latencies, q)))
 	}
 	return out
 }

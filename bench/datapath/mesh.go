@@ -2,176 +2,127 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 )
 
-const (
-	// meshStart bounds each step of starting the mesh.
-	meshStart = 60 * time.Second
-	// meshPatience is for a sidecar on SIGTERM: it deregisters, waits for its callers and drains.
-	meshPatience = 20 * time.Second
-)
+// manySources is how many more callers the path "intentions" allows.
+const manySources = 5000
 
-// meshEntries name the protocol and allow the one pair; all else is denied by default,
-// so that the callee has to look the caller up.
-const meshEntries = `
-Kind     = "service-defaults"
-Name     = "app"
-Protocol = %q
----
-Kind = "service-intentions"
-Name = "app"
-Sources = [
-  { Name = "caller", Action = "allow" },
-]
-`
+// meshEntries name the protocol and allow the one caller and further ones, which do
+// not exist. All else is denied by default, so that the callee has to look the
+// caller up. Both meshes take them.
+func meshEntries(protocol string, further int) []string {
+	var sources strings.Builder
+	sources.WriteString("  { Name = \"caller\", Action = \"allow\" },\n")
+	for i := range further {
+		fmt.Fprintf(&sources, "  { Name = \"source-%04d\", Action = \"allow\" },\n", i)
+	}
+	return []string{
+		fmt.Sprintf("Kind     = \"service-defaults\"\nName     = \"app\"\nProtocol = %q\n", protocol),
+		fmt.Sprintf("Kind = \"service-intentions\"\nName = \"app\"\nSources = [\n%s]\n", sources.String()),
+	}
+}
 
 // startMesh starts a server and a sidecar on both sides, as a user would.
-func startMesh(ctx context.Context, l *lab) (_ *running, err error) {
-	if _, err := os.Stat(l.settings.Crossfade); err != nil {
-		return nil, fmt.Errorf("%w: build it, or set CROSSFADE to the binary", err)
-	}
-	dir, err := l.subdir("mesh")
+func startMesh(ctx context.Context, t *trial, path string) (_ *running, err error) {
+	dir, err := t.subdir(path)
 	if err != nil {
 		return nil, err
 	}
-	m := &mesh{lab: l, dir: dir}
+	m, err := lab.StartMesh(ctx, t.settings.Binaries, dir)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
-			m.stop()
+			m.Stop()
 		}
 	}()
-	if err := m.startServer(ctx); err != nil {
+	further := 0
+	if path == pathIntentions {
+		further = manySources
+	}
+	if err := m.Write(ctx, meshEntries(t.protocol, further)...); err != nil {
 		return nil, err
 	}
-	if err := m.writeEntries(ctx); err != nil {
-		return nil, err
-	}
-	ports, err := freePorts(2)
+	ports, err := lab.FreePorts(2)
 	if err != nil {
 		return nil, err
 	}
 	callerPort, upstreamPort := ports[0], ports[1]
-	callee, err := m.startSidecar(ctx, "app", fmt.Sprintf("service: app\nport: %d\nprotocol: %s\n", l.appPort, l.protocol))
+	callee, err := m.StartSidecar(ctx, "app", fmt.Sprintf("service: app\nport: %d\nprotocol: %s\n", t.appPort, t.protocol))
 	if err != nil {
 		return nil, err
 	}
-	caller, err := m.startSidecar(ctx, "caller", fmt.Sprintf(
-		"service: caller\nport: %d\nprotocol: %s\nupstreams:\n  - app:%d\n", callerPort, l.protocol, upstreamPort))
+	caller, err := m.StartSidecar(ctx, "caller", fmt.Sprintf(
+		"service: caller\nport: %d\nprotocol: %s\nupstreams:\n  - app:%d\n", callerPort, t.protocol, upstreamPort))
 	if err != nil {
 		return nil, err
 	}
 	r := &running{
-		addr:   fmt.Sprintf("127.0.0.1:%d", upstreamPort),
-		envoys: []int{caller.Envoy.PID, callee.Envoy.PID},
-		stop:   m.stop,
-		witness: func(ctx context.Context) error {
-			return enforced(ctx, callee.Envoy.AdminSocket)
-		},
+		addr:    fmt.Sprintf("127.0.0.1:%d", upstreamPort),
+		envoys:  []int{caller.EnvoyPID, callee.EnvoyPID},
+		stop:    m.Stop,
+		witness: func(ctx context.Context) error { return enforced(ctx, callee.Admin) },
 	}
-	return r, m.awaitAnswer(ctx, r.addr)
+	return r, m.Await(ctx, "carrying requests", t.answers(ctx, r.addr))
 }
 
-// mesh is the processes of the crossfade path.
-type mesh struct {
-	lab      *lab
-	dir      string
-	httpAddr string
-	server   *process
-	sidecars []*process
-	envoys   []int
-}
-
-// sidecarStatus is what the bench needs of a sidecar's status.json.
-type sidecarStatus struct {
-	State string `json:"state"`
-	Envoy struct {
-		PID         int    `json:"pid"`
-		AdminSocket string `json:"admin_socket"`
-	} `json:"envoy"`
-}
-
-func (m *mesh) startServer(ctx context.Context) error {
-	ports, err := freePorts(2)
+// startConsul starts a Consul agent and its Envoys on both sides, as its guide does.
+func startConsul(ctx context.Context, t *trial) (_ *running, err error) {
+	dir, err := t.subdir(pathConsul)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	m.httpAddr = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
-	m.server, err = startProcess("crossfade server", filepath.Join(m.dir, "server.log"), m.lab.settings.Crossfade, "server", "--dev",
-		"--http-port", fmt.Sprint(ports[0]), "--grpc-port", fmt.Sprint(ports[1]), "--node", "bench", "--default-intention-policy", "deny")
+	c, err := lab.StartConsul(ctx, t.settings.Binaries, dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return m.server.await(ctx, "listening", meshStart, func() (bool, error) {
-		for _, port := range ports {
-			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-			if err != nil {
-				return false, err
-			}
-			c.Close()
-		}
-		return true, nil
-	})
-}
-
-func (m *mesh) writeEntries(ctx context.Context) error {
-	for i, entry := range strings.Split(fmt.Sprintf(meshEntries, m.lab.protocol), "---\n") {
-		file := filepath.Join(m.dir, fmt.Sprintf("entry%d.hcl", i))
-		if err := os.WriteFile(file, []byte(entry), 0o600); err != nil {
-			return err
-		}
-		out, err := exec.CommandContext(ctx, m.lab.settings.Crossfade, "config", "write", "--http-addr", m.httpAddr, file).CombinedOutput()
+	defer func() {
 		if err != nil {
-			return fmt.Errorf("crossfade config write: %w: %s", err, out)
+			c.Stop()
 		}
+	}()
+	if err := c.Write(ctx, meshEntries(t.protocol, 0)...); err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-func (m *mesh) startSidecar(ctx context.Context, service, definition string) (sidecarStatus, error) {
-	file, state := filepath.Join(m.dir, service+".yaml"), filepath.Join(m.dir, service)
-	if err := os.WriteFile(file, []byte(definition), 0o600); err != nil {
-		return sidecarStatus{}, err
-	}
-	p, err := startProcess("crossfade sidecar "+service, filepath.Join(m.dir, service+".log"), m.lab.settings.Crossfade, "sidecar",
-		"--service", file, "--http-addr", m.httpAddr, "--state-dir", state, "--envoy", m.lab.settings.Envoy, "--concurrency", "1")
+	ports, err := lab.FreePorts(4)
 	if err != nil {
-		return sidecarStatus{}, err
+		return nil, err
 	}
-	m.sidecars = append(m.sidecars, p)
-	var status sidecarStatus
-	err = p.await(ctx, "ready", meshStart, func() (bool, error) {
-		b, err := os.ReadFile(filepath.Join(state, "status.json"))
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		} else if err != nil {
-			return false, err
-		}
-		status = sidecarStatus{}
-		err = json.Unmarshal(b, &status)
-		return status.State == "ready" && status.Envoy.PID > 0, err
-	})
-	if status.Envoy.PID > 0 {
-		m.envoys = append(m.envoys, status.Envoy.PID)
+	err = c.Register(ctx,
+		fmt.Sprintf("service {\n  name = \"app\"\n  port = %d\n  connect { sidecar_service { port = %d } }\n}\n", t.appPort, ports[0]),
+		fmt.Sprintf("service {\n  name = \"caller\"\n  port = %d\n  connect { sidecar_service {\n    port = %d\n"+
+			"    proxy { upstreams = [{ destination_name = \"app\", local_bind_port = %d }] }\n  } }\n}\n", ports[1], ports[2], ports[3]))
+	if err != nil {
+		return nil, err
 	}
-	return status, err
+	callee, err := c.StartEnvoy(ctx, "app")
+	if err != nil {
+		return nil, err
+	}
+	caller, err := c.StartEnvoy(ctx, "caller")
+	if err != nil {
+		return nil, err
+	}
+	r := &running{
+		addr:    fmt.Sprintf("127.0.0.1:%d", ports[3]),
+		envoys:  []int{caller.Process.PID(), callee.Process.PID()},
+		stop:    c.Stop,
+		witness: func(ctx context.Context) error { return enforced(ctx, callee.Admin) },
+	}
+	return r, c.Await(ctx, "carrying requests", t.answers(ctx, r.addr))
 }
 
-// awaitAnswer waits until the first request gets through: the caller's listener is
-// there before its first endpoint is.
-func (m *mesh) awaitAnswer(ctx context.Context, addr string) error {
-	return m.server.await(ctx, "carrying requests", meshStart, func() (bool, error) {
-		c, err := dial(m.lab.protocol, addr)
+// answers waits for the first request to get through: the caller's listener is there
+// before its first endpoint is.
+func (t *trial) answers(ctx context.Context, addr string) func() (bool, error) {
+	return func() (bool, error) {
+		c, err := dial(t.protocol, addr)
 		if err != nil {
 			return false, err
 		}
@@ -180,13 +131,13 @@ func (m *mesh) awaitAnswer(ctx context.Context, addr string) error {
 		defer cancel()
 		err = c.Exchange(ctx)
 		return err == nil, err
-	})
+	}
 }
 
 // enforced takes the callee's word that what came was TLS and was let in by intentions.
 func enforced(ctx context.Context, admin string) error {
 	for _, stat := range []string{`ssl\.handshake`, `rbac\..*allowed`} {
-		text, err := adminGet(ctx, admin, "/stats?usedonly&filter="+stat)
+		text, err := lab.AdminGet(ctx, admin, "/stats?usedonly&filter="+stat)
 		if err != nil {
 			return err
 		}
@@ -195,34 +146,4 @@ func enforced(ctx context.Context, admin string) error {
 		}
 	}
 	return nil
-}
-
-// stop ends the sidecars, caller first, then the server. An Envoy that outlived its
-// sidecar is killed.
-func (m *mesh) stop() {
-	for i := len(m.sidecars) - 1; i >= 0; i-- {
-		m.sidecars[i].stop(meshPatience)
-	}
-	for _, pid := range m.envoys {
-		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && exe == m.lab.settings.Envoy {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	if m.server != nil {
-		m.server.stop(meshPatience)
-	}
-}
-
-// freePorts finds ports that nothing listens on at the moment.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer lis.Close()
-		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
@@ -21,19 +22,43 @@ const (
 	pathPlain     = "plain"
 	pathLean      = "lean"
 	pathCrossfade = "crossfade"
+	pathConsul    = "consul"
+	// pathIntentions is crossfade with manySources more callers allowed; only when asked for.
+	pathIntentions = "intentions"
 )
 
 // pathsOf lists the paths of a protocol and the one that ratios are against. For tcp
 // the hand-written pair is the TCP-proxy pair; there is nothing to make lean in it.
 func pathsOf(protocol string) (paths []string, plain string) {
-	if protocol == protoTCP {
-		return []string{pathDirect, pathTCP, pathCrossfade}, pathTCP
+	paths, plain = []string{pathDirect, pathTCP}, pathTCP
+	if protocol != protoTCP {
+		paths, plain = append(paths, pathPlain, pathLean), pathPlain
 	}
-	return []string{pathDirect, pathTCP, pathPlain, pathLean, pathCrossfade}, pathPlain
+	return append(paths, pathCrossfade, pathConsul, pathIntentions), plain
 }
 
-// lab is what the paths of one protocol share.
-type lab struct {
+// chosen are the paths to measure: those asked for, else all but the one that has to be asked for.
+func (t *trial) chosen(stderr io.Writer) ([]string, error) {
+	paths, _ := pathsOf(t.protocol)
+	asked := t.settings.Paths
+	paths = slices.DeleteFunc(paths, func(p string) bool {
+		switch {
+		case len(asked) > 0 && !slices.Contains(asked, p), len(asked) == 0 && p == pathIntentions:
+			return true
+		case p == pathConsul && t.settings.Binaries.Consul == "":
+			fmt.Fprintln(stderr, "path consul is left out: no bin/consul: make bin/consul builds it")
+			return true
+		}
+		return false
+	})
+	if len(paths) == 0 {
+		return nil, fmt.Errorf("PATHS %q: none of them can be run for this protocol", asked)
+	}
+	return paths, nil
+}
+
+// trial is what the paths of one protocol share.
+type trial struct {
 	settings  settings
 	protocol  string
 	appPort   int
@@ -41,8 +66,8 @@ type lab struct {
 	authority *ca.CA
 }
 
-func (l *lab) subdir(name string) (string, error) {
-	dir := filepath.Join(l.dir, name)
+func (t *trial) subdir(name string) (string, error) {
+	dir := filepath.Join(t.dir, name)
 	return dir, os.Mkdir(dir, 0o700)
 }
 
@@ -51,28 +76,30 @@ type running struct {
 	addr   string // where the caller sends to
 	envoys []int  // process ids, the caller's first
 	stop   func()
-	// witness reports, after load, that requests went the way the path claims. May be nil.
+	// witness reports, after load, that requests went the way the path claims. May be nit.
 	witness func(context.Context) error
 }
 
-func (l *lab) start(ctx context.Context, path string) (*running, error) {
+func (t *trial) start(ctx context.Context, path string) (*running, error) {
 	switch path {
 	case pathDirect:
-		return &running{addr: fmt.Sprintf("127.0.0.1:%d", l.appPort), stop: func() {}}, nil
-	case pathCrossfade:
-		return startMesh(ctx, l)
+		return &running{addr: fmt.Sprintf("127.0.0.1:%d", t.appPort), stop: func() {}}, nil
+	case pathCrossfade, pathIntentions:
+		return startMesh(ctx, t, path)
+	case pathConsul:
+		return startConsul(ctx, t)
 	default:
-		return startPair(ctx, l, path)
+		return startPair(ctx, t, path)
 	}
 }
 
 // run measures each protocol in turn and prints its lines. It fails when a request did.
 func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
-	version, err := envoybin.CheckVersion(ctx, s.Envoy)
+	version, err := envoybin.CheckVersion(ctx, s.Binaries.Envoy)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Envoy)
+	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Binaries.Envoy)
 	dir, err := os.MkdirTemp("", "cfb")
 	if err != nil {
 		return err
@@ -84,11 +111,11 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	}
 	failed := 0
 	for _, protocol := range s.Protocols {
-		l := &lab{settings: s, protocol: protocol, dir: filepath.Join(dir, protocol), authority: authority}
-		if err := os.Mkdir(l.dir, 0o700); err != nil {
+		t := &trial{settings: s, protocol: protocol, dir: filepath.Join(dir, protocol), authority: authority}
+		if err := os.Mkdir(t.dir, 0o700); err != nil {
 			return err
 		}
-		lines, err := l.measure(ctx, stderr)
+		lines, err := t.measure(ctx, stderr)
 		if err != nil {
 			return fmt.Errorf("%s: %w", protocol, err)
 		}
@@ -106,36 +133,33 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 }
 
 // measure starts every path, loads them in turn for all rounds, and sums up.
-func (l *lab) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
-	a, err := startApp(l.protocol)
+func (t *trial) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
+	a, err := startApp(t.protocol)
 	if err != nil {
 		return nil, err
 	}
 	defer a.stop()
-	l.appPort = a.port
-	paths, plain := pathsOf(l.protocol)
-	if len(l.settings.Paths) > 0 {
-		paths = slices.DeleteFunc(paths, func(p string) bool { return !slices.Contains(l.settings.Paths, p) })
-	}
-	if len(paths) == 0 {
-		return nil, fmt.Errorf("PATHS %q: none of them exists for this protocol", l.settings.Paths)
+	t.appPort = a.port
+	paths, err := t.chosen(stderr)
+	if err != nil {
+		return nil, err
 	}
 	var lanes []*lane
 	for _, path := range paths {
-		r, err := l.start(ctx, path)
+		r, err := t.start(ctx, path)
 		if err != nil {
 			return nil, fmt.Errorf("path %q: %w", path, err)
 		}
 		defer r.stop()
-		c := newCrew(l.protocol, r.addr, l.settings.Connections)
+		c := newCrew(t.protocol, r.addr, t.settings.Connections, t.settings.Rate)
 		defer c.close()
 		lanes = append(lanes, &lane{path: path, running: r, crew: c})
 	}
-	for n := range l.settings.Rounds {
-		if err := playRound(ctx, l.settings, lanes, stderr); err != nil {
+	for n := range t.settings.Rounds {
+		if err := playRound(ctx, t.settings, lanes, stderr); err != nil {
 			return nil, fmt.Errorf("round %d: %w", n+1, err)
 		}
-		progress(stderr, l.protocol, n+1, lanes)
+		progress(stderr, t.protocol, n+1, lanes)
 	}
 	for _, lane := range lanes {
 		if lane.running.witness != nil {
@@ -144,7 +168,7 @@ func (l *lab) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
 			}
 		}
 	}
-	return l.lines(lanes, plain), nil
+	return t.lines(lanes), nil
 }
 
 // playRound gives each lane SecondsPerRun in turns, and one more sample.
@@ -165,7 +189,8 @@ func playRound(ctx context.Context, s settings, lanes []*lane, stderr io.Writer)
 	return nil
 }
 
-func (l *lab) lines(lanes []*lane, plain string) []line {
+func (t *trial) lines(lanes []*lane) []line {
+	_, plain := pathsOf(t.protocol)
 	samplesOf := func(path string) []sample {
 		for _, lane := range lanes {
 			if lane.path == path {
@@ -176,9 +201,16 @@ func (l *lab) lines(lanes []*lane, plain string) []line {
 	}
 	var out []line
 	for _, lane := range lanes {
-		line := summarize(lane.samples, samplesOf(plain), samplesOf(pathLean))
-		line.Path, line.Protocol, line.Failed = lane.path, l.protocol, lane.failed
-		line.Seconds, line.Connections = l.settings.SecondsPerRun.Seconds(), l.settings.Connections
+		base := bases{plain: samplesOf(plain), lean: samplesOf(pathLean)}
+		if t.settings.Rate > 0 {
+			base.direct = samplesOf(pathDirect)
+		}
+		if lane.path == pathIntentions {
+			base.crossfade = samplesOf(pathCrossfade)
+		}
+		line := summarize(lane.samples, base)
+		line.Path, line.Protocol, line.Failed, line.Rate = lane.path, t.protocol, lane.failed, t.settings.Rate
+		line.Seconds, line.Connections, line.Load = t.settings.SecondsPerRun.Seconds(), t.settings.Connections, lab.Load()
 		out = append(out, line)
 	}
 	return out

@@ -1,15 +1,15 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
@@ -27,8 +27,8 @@ type settings struct {
 	Protocols     []string      // PROTOCOLS (http): of http, grpc, tcp; by space or comma
 	Paths         []string      // PATHS: of those the protocol has; empty is all
 	Connections   int           // CONNECTIONS (32): each with one request at a time
-	Envoy         string        // as [envoybin.Find] finds it, $ENVOY first
-	Crossfade     string        // CROSSFADE; else bin/crossfade
+	Rate          float64       // RATE: requests per second on each path, whatever the answers do; 0: as many as come back
+	Binaries      lab.Binaries  // ENVOY as [envoybin.Find] does it; CROSSFADE, CONSUL, else those in bin
 
 	// A round is played in turns, so short that a slow spell of the machine meets all paths.
 	turn   time.Duration // measured part of a turn, about
@@ -36,11 +36,12 @@ type settings struct {
 }
 
 func settingsFrom(getenv func(string) string) (settings, error) {
-	root, err := repositoryRoot()
+	root, err := lab.RepositoryRoot()
 	if err != nil {
 		return settings{}, err
 	}
-	s := settings{Protocols: words(getenv("PROTOCOLS")), Paths: words(getenv("PATHS")), Crossfade: getenv("CROSSFADE")}
+	s := settings{Protocols: words(getenv("PROTOCOLS")), Paths: words(getenv("PATHS"))}
+	s.Binaries.Crossfade = cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))
 	if len(s.Protocols) == 0 {
 		s.Protocols = []string{protoHTTP}
 	}
@@ -65,10 +66,15 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 		return settings{}, err
 	}
 	s.Rounds, s.Connections = max(1, int(rounds)), max(1, int(connections))
-	if s.Crossfade == "" {
-		s.Crossfade = filepath.Join(root, "bin", "crossfade")
+	if getenv("RATE") != "" {
+		if s.Rate, err = positive(getenv, "RATE", 0); err != nil {
+			return settings{}, err
+		}
 	}
-	s.Envoy, err = envoybin.Find()
+	if s.Binaries.Consul, err = lab.FindConsul(getenv, root); err != nil {
+		return settings{}, err
+	}
+	s.Binaries.Envoy, err = envoybin.Find()
 	return s, err
 }
 
@@ -86,22 +92,4 @@ func positive(getenv func(string) string, name string, unset float64) (float64, 
 
 func words(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
-}
-
-// repositoryRoot is the nearest directory upwards with a go.mod.
-func repositoryRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return "", errors.New("no go.mod here or above: run it inside the repository")
-		}
-		dir = up
-	}
 }

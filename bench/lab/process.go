@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"bytes"
@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// cpuTime is what all threads of a process have run for, user and system, in
+// CPUTime is what all threads of a process have run for, user and system, in
 // nanoseconds of the scheduler. Time of threads that ended is lost; Envoy's do not end.
-func cpuTime(pid int) (time.Duration, error) {
+func CPUTime(pid int) (time.Duration, error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil {
 		return 0, err
@@ -43,8 +43,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
-// residentSize is VmRSS in bytes; pages shared with others count in full.
-func residentSize(pid int) (int64, error) {
+// ResidentSize is VmRSS in bytes; pages shared with others count in full.
+func ResidentSize(pid int) (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
@@ -58,8 +58,8 @@ func residentSize(pid int) (int64, error) {
 	return 0, fmt.Errorf("process %d: no VmRSS: it has ended", pid)
 }
 
-// process is a child with its output in a file.
-type process struct {
+// Process is a child with its output in a file.
+type Process struct {
 	cmd  *exec.Cmd
 	name string
 	log  string
@@ -67,8 +67,8 @@ type process struct {
 	err  error         // how; valid after done
 }
 
-// startProcess starts a child that dies with this process.
-func startProcess(name, logFile, path string, args ...string) (*process, error) {
+// Start starts a child that dies with this process.
+func Start(name, logFile, path string, args ...string) (*Process, error) {
 	out, err := os.Create(logFile)
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func startProcess(name, logFile, path string, args ...string) (*process, error) 
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	p := &process{cmd: cmd, name: name, log: logFile, done: make(chan struct{})}
+	p := &Process{cmd: cmd, name: name, log: logFile, done: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
@@ -88,8 +88,11 @@ func startProcess(name, logFile, path string, args ...string) (*process, error) 
 	return p, nil
 }
 
-// stop asks with SIGTERM and, when that takes longer than patience, kills.
-func (p *process) stop(patience time.Duration) {
+// PID is the child's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Stop asks with SIGTERM and, when that takes longer than patience, kills.
+func (p *Process) Stop(patience time.Duration) {
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
@@ -99,8 +102,8 @@ func (p *process) stop(patience time.Duration) {
 	}
 }
 
-// await polls until ready says true, the process ends, or the limit passes.
-func (p *process) await(ctx context.Context, what string, limit time.Duration, ready func() (bool, error)) error {
+// Await polls until ready says true, the process ends, or the limit passes.
+func (p *Process) Await(ctx context.Context, what string, limit time.Duration, ready func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error
@@ -123,7 +126,7 @@ func (p *process) await(ctx context.Context, what string, limit time.Duration, r
 }
 
 // lastWords is the end of the child's output, for an error.
-func (p *process) lastWords() string {
+func (p *Process) lastWords() string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
 		return err.Error()

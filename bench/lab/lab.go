@@ -1,0 +1,174 @@
+// Package lab runs what the benchmarks measure: Envoys, the mesh and a real Consul,
+// each as its own processes on loopback.
+//
+// In: paths of binaries, a directory, definitions and configuration entries. Out:
+// running processes with the ids of their Envoys, what those cost ([CPUTime],
+// [ResidentSize]) and what they say of themselves ([AdminGet], [Scrape]).
+//
+// It leaves load, arithmetic and reports to the commands beside it.
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
+)
+
+// Patience is for an Envoy on SIGTERM; it closes at once.
+const Patience = 5 * time.Second
+
+// startLimit bounds each step of starting something.
+const startLimit = 90 * time.Second
+
+// Binaries are what the lab runs.
+type Binaries struct {
+	Envoy     string
+	Crossfade string
+	Consul    string // empty: there is none
+}
+
+// FindConsul is the consul binary named by CONSUL, else bin/consul in the
+// repository; "" when there is none.
+func FindConsul(getenv func(string) string, root string) (string, error) {
+	if path := getenv("CONSUL"); path != "" {
+		_, err := os.Stat(path)
+		if err != nil {
+			err = fmt.Errorf("CONSUL %q: %w", path, err)
+		}
+		return path, err
+	}
+	path := filepath.Join(root, "bin", "consul")
+	if _, err := os.Stat(path); err != nil {
+		return "", nil
+	}
+	return path, nil
+}
+
+// RepositoryRoot is the nearest directory upwards with a go.mod.
+func RepositoryRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", errors.New("no go.mod here or above: run it inside the repository")
+		}
+		dir = up
+	}
+}
+
+// FreePorts finds ports that nothing listens on at the moment.
+func FreePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer lis.Close()
+		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+// Certificates are the files of one identity.
+type Certificates struct{ CertFile, KeyFile, RootFile string }
+
+// WriteCertificates makes a leaf of the authority in files that begin with stem.
+func WriteCertificates(authority *ca.CA, stem string) (Certificates, error) {
+	c := Certificates{CertFile: stem + ".crt", KeyFile: stem + ".key", RootFile: stem + ".ca"}
+	key, csr, err := ca.NewKeyAndCSR(authority.Identity("bench"))
+	if err != nil {
+		return c, err
+	}
+	leaf, err := authority.Sign(csr, time.Now())
+	if err != nil {
+		return c, err
+	}
+	for file, content := range map[string][]byte{c.CertFile: leaf, c.KeyFile: key, c.RootFile: authority.Roots().PEM()} {
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// StartEnvoy runs one Envoy with a bootstrap file and one worker.
+func StartEnvoy(binary, name, file string) (*Process, error) {
+	return Start("envoy "+name, strings.TrimSuffix(file, filepath.Ext(file))+".log", binary,
+		"-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
+}
+
+// AdminGet asks an Envoy's admin, on a Unix socket (a path) or at ip:port; any
+// answer but 200 is an error.
+func AdminGet(ctx context.Context, admin, path string) (string, error) {
+	network := "tcp"
+	if strings.HasPrefix(admin, "/") {
+		network = "unix"
+	}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, admin)
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	res, err := (&http.Client{Transport: transport, Timeout: 30 * time.Second}).Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 512<<20))
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("envoy admin %s: %s", path, res.Status)
+	}
+	return string(body), err
+}
+
+// ListenerPort is where the first listener of an Envoy listens; 0 when there is none yet.
+func ListenerPort(ctx context.Context, admin string) (int, error) {
+	text, err := AdminGet(ctx, admin, "/listeners?format=json")
+	if err != nil {
+		return 0, err
+	}
+	var got struct {
+		Statuses []struct {
+			Address struct {
+				Socket struct {
+					Port int `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal([]byte(text), &got); err != nil || len(got.Statuses) == 0 {
+		return 0, err
+	}
+	return got.Statuses[0].Address.Socket.Port, nil
+}
+
+// Load is the machine's load average over the last minute.
+func Load() float64 {
+	var one float64
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		fmt.Sscan(string(b), &one)
+	}
+	return one
+}
