@@ -59,8 +59,12 @@ func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 		h2.MaxConcurrentStreams = number(upstreamStreams)
 		h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(5)}
 		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
-			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(600)},
-			UpstreamProtocolOptions:   explicitHTTP2(h2),
+			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+				IdleTimeout:          seconds(600),
+				MaxHeadersCount:      number(maxHeaders + headroom),
+				MaxResponseHeadersKb: number(maxHeadersKB + headroomKB),
+			},
+			UpstreamProtocolOptions: explicitHTTP2(h2),
 		})
 	}
 	return out
@@ -139,18 +143,20 @@ func (b *builder) appCluster(name, protocol string, app proxy.App) *clusterv3.Cl
 			MaxConnections: number(65536), MaxPendingRequests: number(65536), MaxRequests: number(65536),
 		}}},
 	}
+	common := &corev3.HttpProtocolOptions{MaxHeadersCount: number(maxHeaders), MaxResponseHeadersKb: number(maxHeadersKB)}
 	switch protocol {
 	case config.HTTP:
+		// Shorter than any common server's keep-alive, so that a request is not sent on
+		// a connection which the app is just closing.
+		common.IdleTimeout = seconds(1)
 		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
-			// Shorter than any common server's keep-alive, so that a request is not
-			// sent on a connection which the app is just closing.
-			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(1)},
+			CommonHttpProtocolOptions: common,
 			UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true}},
 			}},
 		})
 	case config.HTTP2, config.GRPC:
-		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{UpstreamProtocolOptions: explicitHTTP2(http2Options())})
+		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{CommonHttpProtocolOptions: common, UpstreamProtocolOptions: explicitHTTP2(http2Options())})
 	}
 	return out
 }

@@ -17,6 +17,16 @@ import (
 // maxStreams is how many requests a connection may carry at once.
 const maxStreams = 1024
 
+// What one message may carry. The hop between sidecars lets a little more pass: it
+// adds headers of its own, and over HTTP/2 can only reset what is too much, which
+// would look like a failing instance.
+const (
+	maxHeaders   = 100
+	maxHeadersKB = 60
+	headroom     = 20
+	headroomKB   = 4
+)
+
 // httpRBAC is the filter's name, under which routes carry its rules.
 const httpRBAC = "envoy.filters.http.rbac"
 
@@ -30,6 +40,8 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, in.Protocol)
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
+	m.CommonHttpProtocolOptions.MaxHeadersCount = number(maxHeaders + headroom)
+	m.MaxRequestHeadersKb = number(maxHeadersKB + headroomKB)
 	// The rules come with the routes; the filter only has to be there.
 	rbac := b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{})
 	m.HttpFilters = append([]*hcmv3.HttpFilter{rbac}, m.HttpFilters...)
@@ -81,7 +93,7 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 		})},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout:     seconds(3600),
-			MaxHeadersCount: number(100),
+			MaxHeadersCount: number(maxHeaders),
 			// Refused on the way out too: a callee can only reset such a stream, and
 			// its callers would take that for a failing instance.
 			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.Underscores(protocol)),
@@ -89,7 +101,7 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 		HttpProtocolOptions:        &corev3.Http1ProtocolOptions{EnableTrailers: true},
 		Http2ProtocolOptions:       h2,
 		Proxy_100Continue:          true,
-		MaxRequestHeadersKb:        number(60),
+		MaxRequestHeadersKb:        number(maxHeadersKB),
 		RequestHeadersTimeout:      seconds(10),
 		StreamIdleTimeout:          seconds(streamIdle(protocol)),
 		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,

@@ -22,6 +22,8 @@ import (
 
 // Envoy is a running Envoy with its admin interface on a Unix socket.
 type Envoy struct {
+	PID int
+
 	t     testing.TB
 	admin *http.Client
 	log   *os.File
@@ -57,7 +59,7 @@ func StartEnvoy(t testing.TB, bootstrap []byte, args ...string) *Envoy {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	e := &Envoy{t: t, log: log, ended: make(chan struct{}), admin: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	e := &Envoy{PID: cmd.Process.Pid, t: t, log: log, ended: make(chan struct{}), admin: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
