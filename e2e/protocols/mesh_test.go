@@ -1,0 +1,222 @@
+// Package protocols sends through two sidecars what real clients send, and what
+// hostile ones do: app, Envoy, mTLS, Envoy, app, with the configuration that the
+// product generates. What arrived is counted at both ends.
+//
+// Test only. Making the configuration is left to packages proxy and envoy.
+package protocols
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"golang.org/x/tools/txtar"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/identity"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+)
+
+const (
+	caller = "storefront" // calls every service of a mesh
+	denied = "reports"    // is let in by none
+)
+
+// patience bounds every exchange that is not about time.
+const patience = 20 * time.Second
+
+// service is an app behind a sidecar.
+type service struct {
+	name, protocol string
+	port           int
+	entry          string // more fields of its service-defaults
+}
+
+// mesh is one caller's sidecar and one per service, all real Envoys.
+type mesh struct {
+	t      *testing.T
+	ca     *meshtest.Authority
+	envoys map[string]*meshtest.Envoy
+	// out is where the caller's app reaches a service, side its public listener.
+	out, side map[string]string
+}
+
+func start(t *testing.T, services ...service) *mesh {
+	t.Helper()
+	m := &mesh{t: t, ca: meshtest.NewAuthority(t), envoys: map[string]*meshtest.Envoy{}, out: map[string]string{}, side: map[string]string{}}
+	ports := meshtest.FreePorts(t, 2*len(services)+1)
+	var text, upstreams bytes.Buffer
+	for i, s := range services {
+		out, side := ports[2*i], ports[2*i+1]
+		m.out[s.name], m.side[s.name] = fmt.Sprintf("127.0.0.1:%d", out), fmt.Sprintf("127.0.0.1:%d", side)
+		fmt.Fprintf(&text, "-- services/%[1]s.hcl --\nservice {\n name = %[1]q\n port = %[2]d\n connect { sidecar_service { port = %[3]d } }\n}\n", s.name, s.port, side)
+		fmt.Fprintf(&text, "-- config/%[1]s.hcl --\nKind = \"service-defaults\"\nName = %[1]q\nProtocol = %[2]q\n%[3]s\n", s.name, s.protocol, s.entry)
+		fmt.Fprintf(&text, "-- config/%[1]s-intentions.hcl --\nKind = \"service-intentions\"\nName = %[1]q\nSources = [{ Name = %[2]q, Action = \"deny\" }]\n", s.name, denied)
+		fmt.Fprintf(&upstreams, "{ destination_name = %q, local_bind_port = %d },\n", s.name, out)
+	}
+	fmt.Fprintf(&text, "-- services/%[1]s.hcl --\nservice {\n name = %[1]q\n port = 1\n connect { sidecar_service {\n port = %[2]d\n proxy { upstreams = [\n%[3]s] }\n} }\n}\n",
+		caller, ports[2*len(services)], upstreams.String())
+	scenario := meshtest.Parse(t, txtar.Parse(text.Bytes()).Files)
+	for _, s := range services {
+		m.sidecar(scenario, s.name)
+	}
+	m.sidecar(scenario, caller)
+	for _, e := range m.envoys {
+		e.WaitReady()
+	}
+	return m
+}
+
+// sidecar starts a service's Envoy.
+func (m *mesh) sidecar(s meshtest.Scenario, service string) {
+	m.t.Helper()
+	in, ok := s.Snapshot.Proxy(service+"-sidecar-proxy", "")
+	if !ok {
+		m.t.Fatalf("service %q has no sidecar", service)
+	}
+	p, problems := proxy.Build(proxy.Input{Instance: in, Config: s.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: s.DefaultAllow})
+	for _, problem := range problems {
+		m.t.Fatal(problem)
+	}
+	r, err := envoy.Build(p)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var endpoints []*endpointv3.ClusterLoadAssignment
+	for _, ref := range p.Endpoints() {
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, meshtest.TrustDomain, ref.Service)))
+	}
+	cert, key := m.ca.Leaf(p.Identity)
+	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{
+		NodeID: p.ID, Service: p.Identity.Service, Datacenter: meshtest.Datacenter,
+		AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock"), MaxDownstreamConnections: maxConnections,
+	}, r, endpoints, envoy.LeafSecret(cert, key), envoy.RootsSecret(m.ca.PEM))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.envoys[service] = meshtest.StartEnvoy(m.t, b)
+}
+
+// maxConnections is half of the files that a process may commonly open, as a
+// sidecar sets it.
+const maxConnections = 10000
+
+func spiffe(service string) identity.SPIFFE {
+	return identity.SPIFFE{TrustDomain: meshtest.TrustDomain, Datacenter: meshtest.Datacenter, Service: service}
+}
+
+// dial opens a connection of the caller's app to a service.
+func (m *mesh) dial(t *testing.T, service string) net.Conn {
+	t.Helper()
+	return dial(t, m.out[service])
+}
+
+func dial(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", addr, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c
+}
+
+// dialSide opens a connection to a service's public listener as another service,
+// past that one's sidecar.
+func (m *mesh) dialSide(t *testing.T, as, service, alpn string) *tls.Conn {
+	t.Helper()
+	config := m.ca.Client(spiffe(as))
+	config.NextProtos = []string{alpn}
+	c := tls.Client(dial(t, m.side[service]), config)
+	if err := c.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// unchanged fails when one of the Envoys has crashed or warned of a bug in itself.
+func (m *mesh) unchanged(t *testing.T) {
+	t.Helper()
+	for name, e := range m.envoys {
+		if n := e.Stat("server.envoy_bug_failures"); n != 0 {
+			t.Errorf("sidecar %q: %d Envoy bugs: %s", name, n, e.Log())
+		}
+	}
+}
+
+var residentSet = regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`)
+
+// resident is the memory of a process, in bytes.
+func resident(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := residentSet.FindSubmatch(status)
+	if match == nil {
+		t.Fatalf("process %d has no resident set", pid)
+	}
+	kb, err := strconv.Atoi(string(match[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kb << 10
+}
+
+// client speaks HTTP/1.1, or HTTP/2 without TLS, to the caller's sidecar.
+func client(t *testing.T, version int) *http.Client {
+	tr := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true, ExpectContinueTimeout: patience}
+	if version == 2 {
+		tr.Protocols.SetUnencryptedHTTP2(true)
+	} else {
+		tr.Protocols.SetHTTP1(true)
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// serve runs an HTTP app that speaks HTTP/1.1, or HTTP/2 without TLS, until the test ends.
+func serve(t *testing.T, version int, h http.Handler) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h, Protocols: new(http.Protocols)}
+	if version == 2 {
+		s.Protocols.SetUnencryptedHTTP2(true)
+	} else {
+		s.Protocols.SetHTTP1(true)
+	}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// exchange sends raw bytes and reads until the peer closes or says nothing for a second.
+func exchange(c net.Conn, send string) string {
+	go io.WriteString(c, send)
+	var out []byte
+	buf := make([]byte, 64<<10)
+	for {
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		n, err := c.Read(buf)
+		out = append(out, buf[:n]...)
+		if err != nil {
+			return string(out)
+		}
+	}
+}
