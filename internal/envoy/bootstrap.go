@@ -13,8 +13,6 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
-	downstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -56,6 +54,8 @@ type BootstrapOptions struct {
 	// MaxDownstreamConnections over all listeners; 0: no limit. It should be less
 	// than half of the file descriptors that Envoy may open.
 	MaxDownstreamConnections int64
+	// MaxHeapBytes is the heap above which Envoy sheds load; 0: no limit. See [HeapLimit].
+	MaxHeapBytes int64
 }
 
 // Bootstrap is what an Envoy starts with when the rest comes over ADS, as JSON. It
@@ -118,17 +118,10 @@ func (o BootstrapOptions) common() (*bootstrapv3.Bootstrap, error) {
 		}
 		boot.Admin = &bootstrapv3.Admin{Address: socketAddress(host, port)}
 	}
-	if o.MaxDownstreamConnections > 0 {
-		b := &builder{}
-		boot.OverloadManager = &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
-			Name: "envoy.resource_monitors.global_downstream_max_connections",
-			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: b.pack(&downstreamv3.DownstreamConnectionsConfig{
-				MaxActiveDownstreamConnections: o.MaxDownstreamConnections,
-			})},
-		}}}
-		if b.err != nil {
-			return nil, fmt.Errorf("bootstrap %q: %w", o.NodeID, b.err)
-		}
+	b := &builder{}
+	o.overload(boot, b)
+	if b.err != nil {
+		return nil, fmt.Errorf("bootstrap %q: %w", o.NodeID, b.err)
 	}
 	return boot, nil
 }

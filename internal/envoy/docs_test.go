@@ -82,7 +82,7 @@ func places(t *testing.T) map[string][]setting {
 	exposed := of("exposed.txtar")
 	http, tcp, server := of("http_caller.txtar"), of("tcp_caller.txtar"), of("tcp_callee.txtar")
 	grpc := of("grpc_caller.txtar")
-	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000})
+	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000, MaxHeapBytes: envoy.HeapLimit(128 << 20)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,6 +133,10 @@ func leavesOf(t *testing.T, raw []byte) []setting {
 			if name, ok := v["description"].(string); ok {
 				walk(path+"."+name, v["int_value"])
 				return
+			}
+			// As is an action of the overload manager, by the end of its name.
+			if name, ok := v["name"].(string); ok && v["triggers"] != nil {
+				path += name[strings.LastIndexByte(name, '.'):]
 			}
 			for key, child := range v {
 				walk(path+"."+key, child)

@@ -176,7 +176,7 @@ func TestValidate(t *testing.T) {
 		bootstraps[name] = b
 	}
 	for name, o := range map[string]envoy.BootstrapOptions{
-		"sidecar bootstrap": {NodeID: "storefront-1-sidecar-proxy", NodeName: "n1", Service: "storefront", Datacenter: "dc1", XDSSocket: "/tmp/xds.sock", AdminSocket: "/tmp/admin.sock", MaxDownstreamConnections: 1000},
+		"sidecar bootstrap": {NodeID: "storefront-1-sidecar-proxy", NodeName: "n1", Service: "storefront", Datacenter: "dc1", XDSSocket: "/tmp/xds.sock", AdminSocket: "/tmp/admin.sock", MaxDownstreamConnections: 1000, MaxHeapBytes: envoy.HeapLimit(128 << 20)},
 		"direct bootstrap":  {NodeID: "storefront-1-sidecar-proxy", Service: "storefront", XDSAddress: "localhost:8502", AdminAddress: "127.0.0.1:19000"},
 	} {
 		b, err := envoy.Bootstrap(o)

@@ -23,7 +23,7 @@ func families() []statFamily {
 			"upstream_cx_active", "upstream_cx_total", "upstream_cx_rx_bytes_total", "upstream_cx_tx_bytes_total",
 			"upstream_cx_connect_fail", "upstream_cx_connect_timeout", "upstream_cx_overflow", "upstream_cx_none_healthy",
 			"upstream_cx_destroy_local_with_active_rq", "upstream_cx_destroy_remote_with_active_rq", "upstream_cx_protocol_error",
-			"upstream_rq_active", "upstream_rq_total", "upstream_rq_timeout", "upstream_rq_pending_overflow", "upstream_rq_rx_reset",
+			"upstream_rq_active", "upstream_rq_total", "upstream_rq_timeout", "upstream_rq_pending_overflow", "upstream_rq_active_overflow", "upstream_rq_rx_reset",
 			"upstream_rq_retry", "upstream_rq_retry_success", "upstream_rq_retry_overflow", "upstream_rq_retry_limit_exceeded",
 			"membership_total", "membership_healthy", "outlier_detection.ejections_active", "outlier_detection.ejections_enforced_total",
 			tls + "handshake", tls + "session_reused", tls + "connection_error", tls + "fail_verify_san", tls + "fail_verify_error",
@@ -35,7 +35,7 @@ func families() []statFamily {
 			"downstream_rq_active", "downstream_rq_total", "downstream_rq_time",
 			"downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx", "downstream_rq_4xx", "downstream_rq_5xx",
 			"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_timeout", "downstream_rq_idle_timeout",
-			"downstream_rq_header_timeout", "downstream_rq_too_large", "rbac.allowed", "rbac.denied",
+			"downstream_rq_header_timeout", "downstream_rq_too_large", "downstream_rq_overload_close", "rbac.allowed", "rbac.denied",
 		}},
 		{`http\..+\.rds\..+\.`, []string{"update_success", "update_rejected"}},
 		{`tcp\.(?:public_listener|upstream\..+)\.`, []string{
@@ -58,6 +58,10 @@ func families() []statFamily {
 		}},
 		{`control_plane\.`, []string{"connected_state", "rate_limit_enforced", "pending_requests"}},
 		{`runtime\.`, []string{"load_success", "load_error", "num_keys"}},
+		{`overload\.envoy\.`, []string{
+			"resource_monitors.fixed_heap.pressure", "resource_monitors.global_downstream_max_connections.pressure",
+			"overload_actions.disable_http_keepalive.active", "overload_actions.stop_accepting_requests.active", "overload_actions.reject_incoming_connections.active",
+		}},
 		{`server\.`, []string{"live", "state", "uptime", "concurrency", "memory_allocated", "memory_heap_size", "total_connections", "envoy_bug_failures", "days_until_first_cert_expiring"}},
 	}
 }
