@@ -30,6 +30,7 @@ type mesh struct {
 	allowHatches bool
 	minter       *minter // for bare Envoys; nil outside development mode
 	log          *slog.Logger
+	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
 	xds          *xds.Server
 
 	wake chan struct{} // capacity 1
@@ -76,7 +77,7 @@ type endpoints struct {
 
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
-		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log,
+		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
 		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: map[string]*endpoints{},
 		known: map[string]struct{}{},
@@ -245,12 +246,8 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 // build makes all that one sidecar needs. When that fails, the sidecar keeps what it has.
 func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
 	in, _ := snap.Proxy(n.id, n.name)
-	p, problems := proxy.Build(proxy.Input{
-		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
-		Known: func(service string) bool { _, ok := m.known[service]; return ok },
-	})
-	own, unread, err := encode(p)
-	problems = append(problems, unread...)
+	made, err := m.make(in, entries)
+	p, problems := made.proxy, made.problems
 	for _, pr := range problems {
 		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())
 	}
@@ -265,7 +262,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
 		return
 	}
-	next := &sidecar{service: in.Service, reads: map[config.Key]struct{}{}, own: own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
+	next := &sidecar{service: in.Service, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
 			next.unknown[u.Target.Service] = struct{}{}
@@ -331,13 +328,12 @@ func (m *mesh) release(services []string, update xds.Update) {
 
 // refresh builds a service's endpoints, and puts them into the update if they differ.
 func (m *mesh) refresh(service string, e *endpoints, snap *catalog.Snapshot, update xds.Update) {
-	made := proxy.BuildEndpoints(snap, m.trustDomain, service)
-	for _, p := range made.Problems {
+	res, problems, err := m.makeEndpoints(snap, service)
+	for _, p := range problems {
 		m.log.Warn("instance left out of the mesh", "problem", p.String())
 	}
-	res, err := xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 	if err != nil {
-		m.log.Error("endpoints can't be encoded, the last ones stay in force", "service", service, "reason", err)
+		m.log.Error("endpoints can't be built, the last ones stay in force", "service", service, "reason", err)
 		return
 	}
 	if e.resource != nil && e.resource.Version == res.Version {
