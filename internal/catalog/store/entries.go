@@ -47,6 +47,10 @@ func (w *Writer) PutEntry(e config.Entry) error {
 // DeleteEntry removes an entry. One that is not there is no error.
 func (w *Writer) DeleteEntry(k config.Key) error {
 	e := w.Entry(k)
+	if id := key(string(k.Kind), k.Name); e == nil && w.store.unread[string(id)] {
+		w.change(change{tableEntries, id, nil})
+		return nil
+	}
 	if e == nil {
 		return nil
 	}

@@ -51,6 +51,7 @@ type Store struct {
 	closed  chan struct{}
 
 	expiry *expiry
+	unread map[string]bool // keys of entries on disk that this version cannot read
 
 	closing sync.Once
 
@@ -73,7 +74,7 @@ func Open(options Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: schema: %w", err)
 	}
-	s := &Store{options: options, mem: mem, closed: make(chan struct{}), tables: map[string]*table{}}
+	s := &Store{options: options, mem: mem, closed: make(chan struct{}), tables: map[string]*table{}, unread: map[string]bool{}}
 	s.expiry = newExpiry(s.expire)
 	for _, t := range tables() {
 		s.tables[t.name] = t
@@ -127,6 +128,7 @@ func (s *Store) load() error {
 		row, err := t.decode(value)
 		if err != nil && t.name == tableEntries {
 			// Kept on disk: an entry that this version cannot read harms nobody else.
+			s.unread[string(key)] = true
 			s.options.Log.Error("configuration entry ignored: it cannot be read", "entry", printable(key), "err", err)
 			return nil
 		}
