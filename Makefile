@@ -77,6 +77,10 @@ bench-datapath: build $(ENVOY) ## CPU per request beside hand-written Envoy pair
 bench-intentions: build $(ENVOY) ## CPU per request with 1 and with 5,001 allowed callers
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) PATHS=crossfade,intentions ROUNDS=$(or $(ROUNDS),9) $(GO) run ./bench/datapath
 
+.PHONY: bench-slopes
+bench-slopes: build $(ENVOY) ## memory, time to ready and scrape of one sidecar with 1, 50, 200 and 1,000 upstreams
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/slopes
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf bin .tools
