@@ -4,6 +4,7 @@ import (
 	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	downstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	heapv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/fixed_heap/v3"
@@ -27,6 +28,10 @@ const (
 	hurriedMin = 10 * time.Second
 )
 
+// HeapLimitKey is the runtime key that changes [BootstrapOptions].MaxHeapBytes of a
+// running Envoy.
+const HeapLimitKey = "crossfade.heap_limit"
+
 // HeapLimit is the heap of an Envoy that may use so much memory in all: what is left
 // beside its code, its stacks and what the allocator wastes.
 func HeapLimit(memory int64) int64 {
@@ -47,8 +52,10 @@ func (o BootstrapOptions) overload(boot *bootstrapv3.Bootstrap, b *builder) {
 	}
 	if o.MaxHeapBytes > 0 {
 		m.ResourceMonitors = append(m.ResourceMonitors, &overloadv3.ResourceMonitor{
-			Name:       heapMonitor,
-			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: b.pack(&heapv3.FixedHeapConfig{MaxHeapSizeBytes: uint64(o.MaxHeapBytes)})},
+			Name: heapMonitor,
+			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: b.pack(&heapv3.FixedHeapConfig{MaxHeapSizeBytesRuntime: &corev3.RuntimeUInt64{
+				DefaultValue: uint64(o.MaxHeapBytes), RuntimeKey: HeapLimitKey,
+			}})},
 		})
 		m.RefreshInterval = duration(250 * time.Millisecond)
 		hurry := action("reduce_timeouts", scaled(hurryFrom, hurryTo))

@@ -179,6 +179,13 @@ func TestShedsRatherThanGrows(t *testing.T) {
 	} else {
 		t.Logf("limited: at most %d MiB allocated, %d of %d connections refused", limited.most>>20, n, batch*batches)
 	}
+	if err := limited.answers(); err == nil {
+		t.Error("it takes requests at its limit")
+	}
+	// More memory, and it takes more, at once.
+	limited.envoy.Post(fmt.Sprintf("/runtime_modify?%s=%d", envoy.HeapLimitKey, 2*limit))
+	meshtest.Eventually(t, "answers with a higher limit", limited.answers)
+	limited.envoy.Post(fmt.Sprintf("/runtime_modify?%s=%d", envoy.HeapLimitKey, limit))
 	limited.close()
 	meshtest.Eventually(t, "answers as before", limited.answers)
 

@@ -111,6 +111,19 @@ func (e *Envoy) Admin(path string) string {
 	return body
 }
 
+// Post changes something by an admin path.
+func (e *Envoy) Post(path string) {
+	e.t.Helper()
+	resp, err := e.admin.Post("http://admin"+path, "", nil)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		e.t.Fatalf("admin %s: %s", path, resp.Status)
+	}
+}
+
 // Stat is a counter or gauge, 0 when Envoy does not have it.
 func (e *Envoy) Stat(name string) int {
 	e.t.Helper()
