@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"syscall"
@@ -26,6 +27,7 @@ type exitState struct {
 	code   int            // as a shell has it: 128+n for signal n
 	signal syscall.Signal // 0 unless killed by one
 	err    error          // the wait itself failed
+	peak   int64          // most memory it had, in bytes; 0: unknown
 }
 
 // String is "exit status 1" or "signal: killed".
@@ -42,11 +44,24 @@ func (e exitState) String() string {
 
 // startProcess starts argv. stdout and stderr may be one writer.
 func startProcess(argv, env []string, stdout, stderr io.Writer) (*process, error) {
+	return startProcessIn(nil, argv, env, stdout, stderr)
+}
+
+// startProcessIn is startProcess in a cgroup, unless that is nil.
+func startProcessIn(group *cgroup, argv, env []string, stdout, stderr io.Writer) (*process, error) {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 2 * time.Second // grandchildren may hold the output open
+	if group != nil {
+		folder, err := os.Open(group.path)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup %q: %w", group.path, cause(err))
+		}
+		defer folder.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(folder.Fd())
+	}
 
 	p := &process{done: make(chan struct{})}
 	started := make(chan error, 1)
@@ -75,10 +90,14 @@ func stateOf(cmd *exec.Cmd, err error) exitState {
 	if cmd.ProcessState == nil {
 		return exitState{code: 1, err: err}
 	}
-	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return exitState{code: 128 + int(ws.Signal()), signal: ws.Signal()}
+	var peak int64
+	if used, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		peak = used.Maxrss << 10
 	}
-	return exitState{code: cmd.ProcessState.ExitCode()}
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return exitState{code: 128 + int(ws.Signal()), signal: ws.Signal(), peak: peak}
+	}
+	return exitState{code: cmd.ProcessState.ExitCode(), peak: peak}
 }
 
 // hurriedStop is how long a child may take to end when there is no time.
