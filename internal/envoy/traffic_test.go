@@ -153,9 +153,9 @@ func checkHealth(ctx context.Context, t *testing.T, addr string) error {
 	return err
 }
 
-// tlsServer accepts with id's certificate and sends what a request would get.
-func (m *mesh) tlsServer(id identity.SPIFFE) int {
-	s := httptest.NewUnstartedServer(http.HandlerFunc(catalogApp))
+// tlsServer is an app that is its own sidecar: it accepts with id's certificate.
+func (m *mesh) tlsServer(id identity.SPIFFE, app http.HandlerFunc) int {
+	s := httptest.NewUnstartedServer(app)
 	s.TLS = m.ca.Client(id)
 	s.EnableHTTP2 = true
 	s.Config.ErrorLog = log.New(io.Discard, "", 0) // callers refuse it, that is the point
@@ -258,7 +258,7 @@ func startShop(t *testing.T) *shop {
 	app := httptest.NewServer(http.HandlerFunc(catalogApp))
 	t.Cleanup(app.Close)
 	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
-	imposter := m.tlsServer(spiffe("reports"))
+	imposter := m.tlsServer(spiffe("reports"), catalogApp)
 	free := meshtest.FreePorts(t, 15)
 	catalogSide, closed, paymentsSide, downApp, downSide, storefrontSide, assignmentsSide := free[0], free[1], free[2], free[3], free[4], free[5], free[6]
 	up := free[7:]

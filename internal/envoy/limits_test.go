@@ -1,0 +1,268 @@
+package envoy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/crossfade-mesh/crossfade/internal/demo/load"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+)
+
+// sidecars lists instances of a service at those ports, as definitions.
+func sidecars(service string, ports ...int) string {
+	var b strings.Builder
+	for i, port := range ports {
+		fmt.Fprintf(&b, "services { name = %q id = \"%s-%d\" port = 1 connect { sidecar_service { port = %d } } }\n", service, service, i+1, port)
+	}
+	return b.String()
+}
+
+// startCaller runs the sidecar of storefront. Its upstreams are written in HCL with
+// a %d for each local port; callees are definitions.
+func startCaller(t *testing.T, m *mesh, callees, upstreams string) (e *meshtest.Envoy, at []string) {
+	t.Helper()
+	free := meshtest.FreePorts(t, 1+strings.Count(upstreams, "%d"))
+	var ports []any
+	for _, port := range free[1:] {
+		ports, at = append(ports, port), append(at, fmt.Sprintf("127.0.0.1:%d", port))
+	}
+	m.scenario = meshtest.Parse(t, txtar.Parse(fmt.Appendf(nil, `
+-- services/callees.hcl --
+%s
+-- services/storefront.hcl --
+service { name = "storefront" port = 1 connect { sidecar_service { port = %d proxy { upstreams = [ %s ] } } } }
+-- config/global.hcl --
+Kind = "proxy-defaults"
+Name = "global"
+Config { protocol = "http" }
+`, callees, free[0], fmt.Sprintf(upstreams, ports...))).Files)
+	return m.start("storefront-sidecar-proxy"), at
+}
+
+func clusterStat(service, stat string) string {
+	return "cluster." + spiffe(service).SNI() + "." + stat
+}
+
+// A limit refuses what is beyond it, at once, and another upstream does not notice.
+func TestUpstreamLimits(t *testing.T) {
+	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
+	release, inside := make(chan struct{}), make(chan struct{}, 100)
+	stuck := m.tlsServer(spiffe("catalog"), func(w http.ResponseWriter, r *http.Request) {
+		inside <- struct{}{}
+		<-release
+	})
+	fine := m.tlsServer(spiffe("payments"), catalogApp)
+	e, at := startCaller(t, m, sidecars("catalog", stuck)+sidecars("payments", fine), `
+		{ destination_name = "catalog" local_bind_port = %d config { limits { max_concurrent_requests = 3 } } },
+		{ destination_name = "payments" local_bind_port = %d }`)
+
+	const calls = 10
+	statuses := make(chan string, calls)
+	call := func() {
+		resp, err := http.Get("http://" + at[0] + "/")
+		if err != nil {
+			statuses <- err.Error()
+			return
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		statuses <- fmt.Sprintf("%d %s", resp.StatusCode, body)
+	}
+	for range 3 {
+		go call()
+	}
+	for range 3 {
+		<-inside
+	}
+	for range calls - 3 {
+		go call()
+	}
+	for range calls - 3 {
+		if got, want := <-statuses, "503 crossfade: upstream \"catalog\": too many connections or requests at once (UO)\n"; got != want {
+			t.Errorf("beyond the limit: %q, want %q", got, want)
+		}
+	}
+	for range 20 {
+		if status, _, body := get(t, at[1]); status != 200 {
+			t.Errorf("the other upstream: %d %q", status, body)
+		}
+	}
+	close(release)
+	for range 3 {
+		if got := <-statuses; got != "200 " {
+			t.Errorf("within the limit: %q", got)
+		}
+	}
+	if n := e.Stat(clusterStat("catalog", "upstream_rq_active_overflow")); n != calls-3 {
+		t.Errorf("overflow counted %d times, want %d", n, calls-3)
+	}
+	if n := e.Stat(clusterStat("payments", "upstream_rq_active_overflow")); n != 0 {
+		t.Errorf("overflow of the other upstream counted %d times", n)
+	}
+}
+
+// Each setting of an upstream's own does what it says.
+func TestUpstreamSettings(t *testing.T) {
+	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
+	failing := func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusInternalServerError) }
+	silent, stop := silentPort(t)
+	defer stop()
+	e, at := startCaller(t, m, sidecars("search", m.tlsServer(spiffe("search"), failing), m.tlsServer(spiffe("search"), catalogApp))+
+		sidecars("ads", silent)+sidecars("queue", m.tlsServer(spiffe("queue"), catalogApp)), `
+		{ destination_name = "search" local_bind_port = %d config { passive_health_check { max_failures = 2 max_ejection_percent = 50 } } },
+		{ destination_name = "ads" local_bind_port = %d config { connect_timeout_ms = 100 } },
+		{ destination_name = "queue" local_bind_port = %d config { protocol = "tcp" limits { max_connections = 1 } balance_outbound_connections = "exact_balance" } }`)
+
+	meshtest.Eventually(t, "the instance that answers 500 goes out", func() error {
+		get(t, at[0])
+		if e.Stat(clusterStat("search", "outlier_detection.ejections_active")) != 1 {
+			return errors.New("it is in")
+		}
+		return nil
+	})
+	for range 20 {
+		if status, _, _ := get(t, at[0]); status != 200 {
+			t.Errorf("%d when it is out, want 200", status)
+		}
+	}
+
+	begin := time.Now()
+	if status, _, body := get(t, at[1]); status != 503 || !strings.Contains(body, "(UF)") {
+		t.Errorf("a silent instance: %d %q", status, body)
+	}
+	if took := time.Since(begin); took < 100*time.Millisecond || took > 900*time.Millisecond {
+		t.Errorf("giving up on a silent instance took %v, want 0.1 s a try", took)
+	}
+	if n := e.Stat(clusterStat("ads", "upstream_cx_connect_timeout")); n == 0 {
+		t.Error("no connect timeout is counted")
+	}
+
+	held := dial(t, at[2])
+	meshtest.Eventually(t, "the one connection is open", func() error {
+		if n := e.Stat(clusterStat("queue", "upstream_cx_active")); n != 1 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	if n, err := dial(t, at[2]).Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a second connection: %d, %v, want it closed", n, err)
+	}
+	fmt.Fprint(held, "nonsense\r\n\r\n") // by HTTP it would be answered here
+	if line, _ := io.ReadAll(held); !strings.Contains(string(line), "400 Bad Request") || strings.Contains(string(line), "crossfade") {
+		t.Errorf("tcp: the app itself answered %q", line)
+	}
+}
+
+// silentPort accepts no connection: its queue is full, and SYNs get no answer.
+func silentPort(t *testing.T) (port int, stop func()) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port = name.(*syscall.SockaddrInet4).Port
+	ctx, cancel := context.WithCancel(t.Context())
+	for { // until one is not taken any more
+		d := net.Dialer{Timeout: 300 * time.Millisecond}
+		c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			break
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	return port, func() { cancel(); syscall.Close(fd) }
+}
+
+// offer calls addr at a constant rate for d, and counts who answered.
+func offer(t *testing.T, addr string, rate int, d time.Duration) *load.Recorder {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
+	t.Cleanup(c.CloseIdleConnections)
+	rec := load.NewRecorder()
+	g := load.Generator{Rate: rate, Timeout: 5 * time.Second, Outstanding: 1000, Record: rec, Call: func(_ uint64, deadline time.Time) (load.Answer, error) {
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, "GET", "http://"+addr+"/", nil)
+		if err != nil {
+			return load.Answer{}, err
+		}
+		resp, err := c.Do(req)
+		if err != nil {
+			return load.Answer{}, err
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			return load.Answer{}, err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return load.Answer{}, errors.New(resp.Status)
+		}
+		return load.Answer{}, nil
+	}}
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	g.Run(ctx)
+	return rec
+}
+
+// Of three instances one fails every request: it goes out, and stays out.
+func TestFailingInstanceIsLeftOut(t *testing.T) {
+	t.Parallel()
+	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
+	broken := func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
+	id := spiffe("catalog")
+	_, at := startCaller(t, m, sidecars("catalog", m.tlsServer(id, broken), m.tlsServer(id, catalogApp), m.tlsServer(id, catalogApp)),
+		`{ destination_name = "catalog" local_bind_port = %d }`)
+	first := offer(t, at[0], 100, 10*time.Second).Totals()
+	then := offer(t, at[0], 100, 10*time.Second).Totals() // it is let back once, and fails again
+	t.Logf("first 10 s: %d of %d failed; next 10 s: %d of %d", first.Failed, first.Requests, then.Failed, then.Requests)
+	if then.Requests < 800 || then.Failed*100 >= then.Requests || first.Failed == 0 {
+		t.Errorf("%d of %d failed in the first 10 s, %d of %d in the next 10: want some, then less than 1%%", first.Failed, first.Requests, then.Failed, then.Requests)
+	}
+}
+
+// Of three instances one is slow: it gets less than its third.
+func TestSlowInstanceGetsLess(t *testing.T) {
+	t.Parallel()
+	m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
+	var slowly, total atomic.Int64
+	app := func(slow bool) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			total.Add(1)
+			if slow {
+				slowly.Add(1)
+				late := time.NewTimer(300 * time.Millisecond)
+				defer late.Stop()
+				<-late.C
+			}
+		}
+	}
+	id := spiffe("catalog")
+	_, at := startCaller(t, m, sidecars("catalog", m.tlsServer(id, app(true)), m.tlsServer(id, app(false)), m.tlsServer(id, app(false))),
+		`{ destination_name = "catalog" local_bind_port = %d }`)
+	rec := offer(t, at[0], 200, 5*time.Second)
+	share := float64(slowly.Load()) / float64(total.Load())
+	h := rec.Latency()
+	t.Logf("the slow one answered %.1f%% of %d, p50 %v, p90 %v, p99 %v", 100*share, total.Load(), h.Quantile(0.5), h.Quantile(0.9), h.Quantile(0.99))
+	if rec.Totals().Failed > 0 || share > 0.22 {
+		t.Errorf("%d failed, the slow one answered %.1f%%: want 0 and well below 33.3%%", rec.Totals().Failed, 100*share)
+	}
+}
