@@ -78,6 +78,8 @@ func (a *httpApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		a.canceled <- struct{}{}
+	case "/slow":
+		<-time.After(50 * time.Millisecond)
 	case "/close":
 		w.Header().Set("Connection", "close")
 		fmt.Fprint(w, "bye")
@@ -335,12 +337,15 @@ func (m *mesh) testByHand(t *testing.T) {
 		"HTTP/1.0 with a body":  {"POST /x HTTP/1.0\r\nHost: shop\r\nContent-Length: 1\r\n\r\na", "200 POST shop /x 1 c1d04330 closed"},
 		"HTTP/1.1 without host": {"GET /x HTTP/1.1\r\n\r\n", "400"},
 		"absolute form":         {"GET http://other/x?y HTTP/1.1\r\nHost: shop\r\n\r\n", "200 GET other /x?y " + empty},
-		"connection: close":     {"GET /x HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n", "200 GET shop /x " + empty + " closed"},
-		"options *":             {"OPTIONS * HTTP/1.1\r\nHost: shop\r\n\r\n", "404"},
-		"connect":               {"CONNECT other:80 HTTP/1.1\r\nHost: other:80\r\n\r\n", "404"},
-		"empty lines before":    {"\r\n\r\nGET /x HTTP/1.1\r\nHost: shop\r\n\r\n", "200 GET shop /x " + empty},
-		"chunk extension":       {"POST /x HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n1;a=b\r\na\r\n0\r\n\r\n", "200 POST shop /x 1 c1d04330"},
-		"unknown upgrade":       {"GET /x HTTP/1.1\r\nHost: shop\r\nConnection: upgrade\r\nUpgrade: spdy/3\r\n\r\n", "403"},
+		// Two that HTTP/1.1 knows and HTTP/2, to the callee, does not.
+		"host with a user":   {"GET /x HTTP/1.1\r\nHost: user@shop\r\n\r\n", "502"},
+		"empty host":         {"GET /x HTTP/1.1\r\nHost:\r\n\r\n", "502"},
+		"connection: close":  {"GET /x HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n", "200 GET shop /x " + empty + " closed"},
+		"options *":          {"OPTIONS * HTTP/1.1\r\nHost: shop\r\n\r\n", "404"},
+		"connect":            {"CONNECT other:80 HTTP/1.1\r\nHost: other:80\r\n\r\n", "404"},
+		"empty lines before": {"\r\n\r\nGET /x HTTP/1.1\r\nHost: shop\r\n\r\n", "200 GET shop /x " + empty},
+		"chunk extension":    {"POST /x HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n1;a=b\r\na\r\n0\r\n\r\n", "200 POST shop /x 1 c1d04330"},
+		"unknown upgrade":    {"GET /x HTTP/1.1\r\nHost: shop\r\nConnection: upgrade\r\nUpgrade: spdy/3\r\n\r\n", "403"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
