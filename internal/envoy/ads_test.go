@@ -17,6 +17,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"golang.org/x/tools/txtar"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -44,10 +45,10 @@ type live struct {
 	refused []string
 }
 
-func startLive(t *testing.T, scenario string) *live {
+func startLive(t *testing.T, scenario string, ca *meshtest.Authority) *live {
 	t.Helper()
 	s := meshtest.Parse(t, txtar.Parse([]byte(scenario)).Files)
-	l := &live{t: t, input: input(s), mesh: &mesh{t: t, ca: meshtest.NewAuthority(t), scenario: s}, acked: map[xds.Key]string{}}
+	l := &live{t: t, input: input(s), mesh: &mesh{t: t, ca: ca, scenario: s}, acked: map[xds.Key]string{}}
 	l.server = xds.NewServer(xds.Options{
 		Open: func(_ context.Context, n *corev3.Node) (string, error) { return n.GetId(), nil },
 		Settled: func(_ string, t xds.Type, o xds.Outcome) {
@@ -103,8 +104,12 @@ func (l *live) push() {
 	}
 	view := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}}
 	l.sent = nil
-	for _, m := range append(messages(resources(l.t, p)), l.secrets...) {
-		typ, name := xds.Type("type.googleapis.com/"+string(m.ProtoReflect().Descriptor().FullName())), m.(interface{ GetName() string }).GetName()
+	all := append(messages(resources(l.t, p)), l.secrets...)
+	for _, ref := range p.Endpoints() {
+		all = append(all, envoy.Endpoints(proxy.BuildEndpoints(l.mesh.scenario.Snapshot, meshtest.TrustDomain, ref.Service)))
+	}
+	for _, m := range all {
+		typ, name := xds.Type("type.googleapis.com/"+string(m.ProtoReflect().Descriptor().FullName())), nameOf(m)
 		res, err := xds.NewResource(typ, name, m)
 		if err != nil {
 			l.t.Fatal(err)
@@ -116,6 +121,14 @@ func (l *live) push() {
 		l.sent = append(l.sent, res)
 	}
 	l.server.Update(xds.Update{Views: map[string]*xds.View{l.input.Instance.Service.ID: view}})
+}
+
+// nameOf is the name of a resource.
+func nameOf(m proto.Message) string {
+	if e, ok := m.(*endpointv3.ClusterLoadAssignment); ok {
+		return e.ClusterName
+	}
+	return m.(interface{ GetName() string }).GetName()
 }
 
 func (l *live) settle() {
@@ -158,7 +171,7 @@ service {
   port = %d
   connect { sidecar_service { port = %d } }
 }
-`, bannerApp(t), port))
+`, bannerApp(t), port), meshtest.NewAuthority(t))
 
 	held, banner := l.greet(port)
 	if banner != "payments ready\n" {
@@ -208,7 +221,7 @@ service {
 Kind = "service-defaults"
 Name = "catalog"
 Protocol = "http"
-`, app.Listener.Addr().(*net.TCPAddr).Port, port))
+`, app.Listener.Addr().(*net.TCPAddr).Port, port), meshtest.NewAuthority(t))
 
 	c := l.mesh.client(l.mesh.ca.Client(spiffe("storefront")))
 	call := func() int {

@@ -2,6 +2,7 @@ package envoy_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,9 @@ import (
 
 	"golang.org/x/tools/txtar"
 
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/demo/load"
+	"github.com/crossfade-mesh/crossfade/internal/identity"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
@@ -264,5 +267,101 @@ func TestSlowInstanceGetsLess(t *testing.T) {
 	t.Logf("the slow one answered %.1f%% of %d, p50 %v, p90 %v, p99 %v", 100*share, total.Load(), h.Quantile(0.5), h.Quantile(0.9), h.Quantile(0.99))
 	if rec.Totals().Failed > 0 || share > 0.22 {
 		t.Errorf("%d failed, the slow one answered %.1f%%: want 0 and well below 33.3%%", rec.Totals().Failed, 100*share)
+	}
+}
+
+// What bounds an upstream changes while it is in use: open connections and requests
+// go on, and the next ones meet the new bound.
+func TestLimitsChangeUnderUse(t *testing.T) {
+	ca := meshtest.NewAuthority(t)
+	m := &mesh{t: t, ca: ca}
+	release, inside := make(chan struct{}), make(chan struct{}, 10)
+	app := m.tlsServer(spiffe("catalog"), func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			inside <- struct{}{}
+			<-release
+		}
+		fmt.Fprint(w, "done")
+	})
+	free := meshtest.FreePorts(t, 3)
+	l := startLive(t, fmt.Sprintf(`
+-- services/storefront.hcl --
+service { name = "storefront" port = 1 connect { sidecar_service { port = %d proxy { upstreams = [
+  { destination_name = "catalog" local_bind_port = %d }, { destination_name = "payments" local_bind_port = %d } ] } } } }
+-- services/callees.hcl --
+%s
+-- config/catalog.hcl --
+Kind = "service-defaults"
+Name = "catalog"
+Protocol = "http"
+`, free[0], free[1], free[2], sidecars("catalog", app)+sidecars("payments", m.tlsEcho(spiffe("payments")))), ca)
+	toCatalog, toPayments := fmt.Sprintf("127.0.0.1:%d", free[1]), fmt.Sprintf("127.0.0.1:%d", free[2])
+
+	held := dial(t, toPayments)
+	echo(t, held)
+	waiting := make(chan string, 1)
+	go func() {
+		resp, err := http.Get("http://" + toCatalog + "/wait")
+		if err != nil {
+			waiting <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		waiting <- fmt.Sprintf("%d %s", resp.StatusCode, body)
+	}()
+	<-inside
+
+	one, none := 1, 0
+	l.write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "storefront", UpstreamConfig: &config.UpstreamConfiguration{Overrides: []config.UpstreamSettings{
+		{Name: "payments", ConnectTimeoutMs: 2000, Limits: &config.UpstreamLimits{MaxConnections: &one}},
+		{Name: "catalog", Limits: &config.UpstreamLimits{MaxConcurrentRequests: &none}},
+	}}})
+	if status, _, body := get(t, toCatalog); status != 503 || !strings.Contains(body, "(UO)") {
+		t.Errorf("beyond the new bound: %d %q", status, body)
+	}
+	second := dial(t, toPayments)
+	echo(t, second)
+	if n, err := dial(t, toPayments).Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a connection beyond the new bound: %d, %v, want it closed", n, err)
+	}
+	echo(t, held)
+	close(release)
+	if got := <-waiting; got != "200 done" {
+		t.Errorf("the request under way: %q", got)
+	}
+	l.untouched()
+}
+
+// tlsEcho is a TCP app that is its own sidecar, and sends back what it gets.
+func (m *mesh) tlsEcho(id identity.SPIFFE) int {
+	m.t.Helper()
+	lis, err := tls.Listen("tcp", "127.0.0.1:0", m.ca.Client(id))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { lis.Close() })
+	go func() {
+		for {
+			c, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+	return lis.Addr().(*net.TCPAddr).Port
+}
+
+func echo(t *testing.T, c net.Conn) {
+	t.Helper()
+	buf := make([]byte, 5)
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Error(err)
+	} else if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
+		t.Errorf("the other end says %q, %v", buf, err)
 	}
 }
