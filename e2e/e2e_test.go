@@ -3,8 +3,10 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -66,7 +68,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await": await, "get": get, "expand": expand, "clear-env": clearEnv,
+			"await": await, "get": get, "expand": expand, "clear-env": clearEnv, "await-file": awaitFile, "no-leaks": noLeaks,
 		},
 	})
 }
@@ -91,7 +93,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	var last string
 	deadline := time.Now().Add(20 * time.Second)
 	for tick := time.NewTicker(20 * time.Millisecond); time.Now().Before(deadline); <-tick.C {
-		code, body, err := fetch(args[0])
+		code, body, err := fetch(ts, args[0])
 		last = fmt.Sprintf("%d %v %.300s", code, err, body)
 		if (err == nil && code == http.StatusOK && strings.Contains(body, want)) != neg {
 			tick.Stop()
@@ -103,21 +105,30 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 
 // get URL prints status and body for stdout checks.
 func get(ts *testscript.TestScript, neg bool, args []string) {
-	code, body, err := fetch(args[0])
+	code, body, err := fetch(ts, args[0])
 	if (err == nil) == neg {
 		ts.Fatalf("get %s: %v", args[0], err)
 	}
 	fmt.Fprintf(ts.Stdout(), "%d\n%s", code, body)
 }
 
-func fetch(url string) (int, string, error) {
+// fetch asks https URLs as the user of $CROSSFADE_HTTP_TOKEN_FILE does, if there is one.
+func fetch(ts *testscript.TestScript, url string) (int, string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err
 	}
-	tr := &http.Transport{DisableKeepAlives: true}
+	// Whether the server is the right one is for crossfade's own verbs to check.
+	tr := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	if file := ts.Getenv("CROSSFADE_HTTP_TOKEN_FILE"); file != "" && req.URL.Scheme == "https" {
+		token, err := os.ReadFile(ts.MkAbs(file))
+		if err != nil {
+			return 0, "", err
+		}
+		req.Header.Set("X-Consul-Token", strings.TrimSpace(string(token)))
+	}
 	resp, err := tr.RoundTrip(req)
 	if err != nil {
 		return 0, "", err
@@ -134,6 +145,58 @@ func expand(ts *testscript.TestScript, neg bool, args []string) {
 		b, err := os.ReadFile(path)
 		ts.Check(err)
 		ts.Check(os.WriteFile(path, []byte(os.Expand(string(b), ts.Getenv)), 0o600))
+	}
+}
+
+// await-file FILE TEXT [DURATION] waits until the file has the text, by default for 20 s.
+func awaitFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: await-file FILE TEXT [DURATION]")
+	}
+	limit, err := time.ParseDuration(append(args, "20s")[2])
+	ts.Check(err)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	var b []byte
+	for began := time.Now(); time.Since(began) < limit; <-tick.C {
+		if b, err = os.ReadFile(ts.MkAbs(args[0])); err == nil && strings.Contains(string(b), args[1]) {
+			ts.Logf("%s has %q after %s", args[0], args[1], time.Since(began).Round(time.Millisecond))
+			return
+		}
+	}
+	ts.Fatalf("await-file %v: not within %s: %v: %.2000s", args, limit, err, b)
+}
+
+// no-leaks TOKEN-FILE... looks for the secrets in every other file below the working
+// folder, and in the arguments and the environment of every process.
+func noLeaks(ts *testscript.TestScript, neg bool, args []string) {
+	var places []string
+	ts.Check(filepath.WalkDir(ts.MkAbs("."), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && !strings.HasSuffix(path, ".token") {
+			places = append(places, path)
+		}
+		return nil
+	}))
+	for _, of := range []string{"cmdline", "environ"} {
+		more, err := filepath.Glob("/proc/[0-9]*/" + of)
+		ts.Check(err)
+		places = append(places, more...)
+	}
+	found := false
+	for _, file := range args {
+		secret := strings.TrimSpace(ts.ReadFile(file))
+		if len(secret) < 20 {
+			ts.Fatalf("%s holds no secret", file)
+		}
+		for _, place := range places {
+			if b, err := os.ReadFile(place); err == nil && strings.Contains(string(b), secret) {
+				found = true
+				ts.Logf("%s is in %s", file, place)
+			}
+		}
+	}
+	if found != neg {
+		ts.Fatalf("no-leaks %v: looked into %d places, found: %v", args, len(places), found)
 	}
 }
 

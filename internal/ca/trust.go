@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -60,8 +61,7 @@ func (c *CA) Verify(chain []*x509.Certificate, now time.Time) (Peer, error) {
 }
 
 // Trust is which servers a client believes: those with a certificate of a known root,
-// or, while none is known, of the root with a known fingerprint, which from then on
-// is known. A service's own leaf never passes for a server's. Safe for concurrent use.
+// or of the root with a known fingerprint, which a server shows and from then on is known. A service's own leaf never passes for a server's. Safe for concurrent use.
 type Trust struct {
 	pin []byte // SHA-256; nil without
 
@@ -69,7 +69,7 @@ type Trust struct {
 	roots []*x509.Certificate // guarded by mu
 }
 
-// NewTrust takes roots in PEM, a fingerprint ([CA.Fingerprint]), or both; roots count first.
+// NewTrust takes roots in PEM, a fingerprint ([CA.Fingerprint]), or both.
 func NewTrust(roots []byte, fingerprint string) (*Trust, error) {
 	t := &Trust{}
 	if fingerprint != "" {
@@ -159,15 +159,13 @@ func (t *Trust) verify(cs tls.ConnectionState, now time.Time) error {
 	defer t.mu.Unlock()
 	leaf := cs.PeerCertificates[0]
 	roots := t.roots
+	for _, cert := range cs.PeerCertificates {
+		if sum := sha256.Sum256(cert.Raw); t.pin != nil && string(sum[:]) == string(t.pin) && !slices.ContainsFunc(roots, cert.Equal) {
+			roots = append(slices.Clip(roots), cert)
+		}
+	}
 	if len(roots) == 0 {
-		for _, cert := range cs.PeerCertificates {
-			if sum := sha256.Sum256(cert.Raw); string(sum[:]) == string(t.pin) {
-				roots = []*x509.Certificate{cert}
-			}
-		}
-		if len(roots) == 0 {
-			return errors.New("server certificate: its chain has no CA with the given fingerprint: compare --ca-fingerprint with what the server printed")
-		}
+		return errors.New("server certificate: its chain has no CA with the given fingerprint: compare --ca-fingerprint with what the server printed")
 	}
 	pool, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, r := range roots {

@@ -97,7 +97,7 @@ to do; a sidecar runs Envoy beside one service instance. Start here:
 	root.AddCommand(
 		newServer(s), newSidecar(s), newDemo(s), newDemoApp(s),
 		newServices(s), newCatalog(s), newConfig(s), newConnect(s),
-		newRender(s), newXDS(s), newVersion(s),
+		newToken(s), newAudit(s), newRender(s), newXDS(s), newVersion(s),
 	)
 	return root
 }

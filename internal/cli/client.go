@@ -24,11 +24,13 @@ const defaultHTTPAddr = "127.0.0.1:8500"
 type target struct {
 	addr string // as given by the flag
 	s    streams
+	*anchors
+	*credential
 }
 
-// addTarget gives a verb its --http-addr flag.
+// addTarget gives a verb the flags that say which server it talks to, and as whom.
 func addTarget(cmd *cobra.Command, s streams) *target {
-	t := &target{s: s}
+	t := &target{s: s, anchors: addAnchors(cmd, s), credential: addCredential(cmd, s)}
 	cmd.Flags().StringVar(&t.addr, "http-addr", "", "server's HTTP address (default $CROSSFADE_HTTP_ADDR, then $CONSUL_HTTP_ADDR, then "+defaultHTTPAddr+")")
 	return t
 }
@@ -41,7 +43,11 @@ func (t *target) httpAddr() string {
 func (t *target) baseURL() (string, error) {
 	raw := t.httpAddr()
 	if !strings.Contains(raw, "://") {
-		raw = "http://" + raw
+		scheme := "http://"
+		if t.given() {
+			scheme = "https://"
+		}
+		raw = scheme + raw
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -79,7 +85,14 @@ func (t *target) call(ctx context.Context, method, path string, in []byte, out a
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client, token, err := t.client()
+	if err != nil {
+		return err
+	}
+	if token != "" {
+		req.Header.Set(tokenHeader, token)
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		var ue *url.Error
 		if errors.As(err, &ue) {
@@ -88,6 +101,11 @@ func (t *target) call(ctx context.Context, method, path string, in []byte, out a
 		return fmt.Errorf("server %s: %w: is it running? set --http-addr or CROSSFADE_HTTP_ADDR", t.httpAddr(), err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusBadRequest && resp.Header.Get(versionHeader) == "" && req.URL.Scheme == "http" {
+		if b, _ := io.ReadAll(io.LimitReader(resp.Body, 200)); strings.Contains(string(b), "HTTPS server") {
+			return fmt.Errorf("server %s: it speaks TLS: set --ca-file or CROSSFADE_CACERT to the CA's certificate, or --ca-fingerprint", t.httpAddr())
+		}
+	}
 	if resp.Header.Get(versionHeader) == "" {
 		fmt.Fprintf(t.s.err, "note: %s answers as a plain Consul agent, not as a crossfade server\n", t.httpAddr())
 	}

@@ -59,12 +59,15 @@ them, which is what "crossfade sidecar" is for.`,
 		if err != nil {
 			return err
 		}
-		addr, err := grpcAddress(ctx, t, grpcAddr)
-		if err != nil {
-			return err
-		}
 		var self agentSelf
 		if err := t.call(ctx, http.MethodGet, "/v1/agent/self", nil, &self); err != nil {
+			return err
+		}
+		if self.XDS != nil && self.XDS.Ports.Plaintext <= 0 {
+			return fmt.Errorf("server %s: serves bare Envoys only with --dev, since only there it makes keys: run crossfade sidecar, which makes its own", t.httpAddr())
+		}
+		addr, err := grpcAddress(ctx, t, grpcAddr)
+		if err != nil {
 			return err
 		}
 		boot, err := envoy.Bootstrap(envoy.BootstrapOptions{

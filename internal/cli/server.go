@@ -17,10 +17,14 @@ func newServer(s streams) *cobra.Command {
 		Use:   "server",
 		Short: "Run a control-plane server",
 		Long: `Run a control-plane server: the embedded registry with Consul's HTTP API, the
-certificate authority, and xDS for sidecars. With --dev everything is kept in memory
-and every client is served; otherwise --data-dir keeps it.`,
+certificate authority, and xDS for sidecars.
+
+With --dev everything is kept in memory, in plaintext, and every client is served.
+Otherwise --data-dir keeps it, and both ports speak TLS to callers that show a token,
+or, as sidecars do, their own certificate. The first start makes an operator's token
+and the CA, and prints where they are and the CA's fingerprint.`,
 		Example: `  crossfade server --dev
-  crossfade server --data-dir /var/lib/crossfade --default-intention-policy deny`,
+  crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny`,
 		Args: exactly(),
 	}
 	f := cmd.Flags()
@@ -28,7 +32,8 @@ and every client is served; otherwise --data-dir keeps it.`,
 	f.StringVar(&o.DataDir, "data-dir", "", "folder for the registry and the certificate authority")
 	f.StringVar(&o.Datacenter, "datacenter", "dc1", "name of the datacenter")
 	f.StringVar(&o.NodeName, "node", "", "name of this node (default the host's name)")
-	f.StringVar(&o.BindAddr, "bind", "127.0.0.1", "loopback address to listen on")
+	f.StringVar(&o.BindAddr, "bind", "127.0.0.1", "address to listen on; with --dev a loopback one")
+	f.StringVar(&o.Advertise, "advertise", "", "address at which others find this server (default that of --bind, or the host's first)")
 	f.IntVar(&o.HTTPPort, "http-port", 0, "port of the HTTP API, 0 for a free one (default 8500, with --consul 8510)")
 	f.IntVar(&o.GRPCPort, "grpc-port", 0, "port of xDS and the certificate authority, 0 for a free one (default 8502, with --consul 8512)")
 	f.IntVar(&o.DNSPort, "dns-port", 8600, "port of the DNS interface, 0 for a free one, -1 for none; with --consul there is none")
@@ -36,6 +41,7 @@ and every client is served; otherwise --data-dir keeps it.`,
 	f.StringVar(&policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
+	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	logger := addLog(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
@@ -77,15 +83,26 @@ and every client is served; otherwise --data-dir keeps it.`,
 		if o.Consul != "" {
 			source = "Consul at " + o.Consul
 		}
+		security := "TLS, CA " + srv.Fingerprint()
+		if o.Dev {
+			security = "none: plaintext, open to everybody on this host"
+		}
 		fmt.Fprintf(s.err, `crossfade %s server, %s
-  HTTP API         http://%s
-  xDS and CA       %s (gRPC, plaintext, loopback only)
+  HTTP API         %s
+  xDS and CA       %s (gRPC)
   DNS              %s
+  security         %s
   catalog          %s
   datacenter       %s
   trust domain     %s
   intentions       %s by default
-`, Version, mode, srv.HTTPAddr(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), source, o.Datacenter, srv.TrustDomain(), policy)
+`, Version, mode, srv.URL(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), security, source, o.Datacenter, srv.TrustDomain(), policy)
+		if file := srv.CAFile(); file != "" {
+			fmt.Fprintf(s.err, "  CA certificate   %s\n", file)
+		}
+		if file := srv.OperatorFile(); file != "" {
+			fmt.Fprintf(s.err, "  operator token   in %s: keep it safe, it may do everything\n", file)
+		}
 		return srv.Run(cmd.Context())
 	}
 	return cmd

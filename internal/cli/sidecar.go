@@ -30,13 +30,19 @@ SIGTERM stops it without losing a request: it deregisters, waits until callers h
 learnt of it, drains, stops the app and then Envoy; a second SIGTERM hurries.
 SIGHUP renews the certificate.
 
+A server outside development mode is trusted by its CA (--ca-file or --ca-fingerprint),
+and wants a join token for the first certificate. From then on the sidecar shows its own.
+
 With no server to be reached it starts from the last configuration that worked.`,
-		Example: `  crossfade sidecar --service web.yaml -- ./web --listen 127.0.0.1:8080`,
+		Example: `  crossfade sidecar --service web.yaml -- ./web --listen 127.0.0.1:8080
+  crossfade sidecar --service web.yaml --http-addr 10.0.0.1:8500 --ca-file ca.pem --join-token-file web.token`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&file, "service", "", "file that defines the service (required)")
 	f.StringVar(&httpAddrs, "http-addr", "", "servers' HTTP addresses, separated by commas (default $CROSSFADE_HTTP_ADDR, then $CONSUL_HTTP_ADDR, then "+defaultHTTPAddr+")")
 	f.StringVar(&grpcAddrs, "grpc-addr", "", "servers' gRPC addresses, separated by commas (default: as the servers say)")
+	trust := addAnchors(cmd, s)
+	f.StringVar(&o.JoinTokenFile, "join-token-file", "", "file of mode 0600 that holds a join token for the service (crossfade token create); used while there is no valid certificate")
 	f.StringVar(&o.Node, "node", "", "name of this node (default the host's name)")
 	f.StringVar(&o.NodeAddress, "node-address", "", "address of this node (default 127.0.0.1)")
 	f.StringVar(&o.StateDir, "state-dir", "", "folder for the key, the certificate and the last good configuration (default $XDG_STATE_HOME/crossfade/<service ID>)")
@@ -68,6 +74,10 @@ With no server to be reached it starts from the last configuration that worked.`
 		o.App = args
 		o.HTTPAddrs = list(firstSet(httpAddrs, s.env("CROSSFADE_HTTP_ADDR"), s.env("CONSUL_HTTP_ADDR"), defaultHTTPAddr))
 		o.GRPCAddrs = list(grpcAddrs)
+		if o.CARoots, err = trust.roots(); err != nil {
+			return err
+		}
+		o.CAFingerprint = trust.pin()
 		if o.StateDir == "" {
 			if o.StateDir, err = stateDir(s, o.Definition.Service.ID); err != nil {
 				return err

@@ -10,12 +10,12 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
@@ -65,7 +65,12 @@ resource that it is told. It takes part in nothing: the sidecar itself is not to
 		if err != nil {
 			return err
 		}
-		told, err := observe(ctx, addr, args[0], node)
+		conn, err := t.dial(addr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		told, err := observe(ctx, conn, args[0], node)
 		if err != nil {
 			return fmt.Errorf("sidecar %q: %w", args[0], err)
 		}
@@ -113,28 +118,30 @@ func grpcAddress(ctx context.Context, t *target, flag string) (string, error) {
 	if err := t.call(ctx, http.MethodGet, "/v1/agent/self", nil, &self); err != nil {
 		return "", err
 	}
-	if self.XDS == nil || self.XDS.Ports.Plaintext <= 0 {
-		return "", fmt.Errorf("server %s: offers no plaintext gRPC port: set --grpc-addr", t.httpAddr())
-	}
 	base, err := t.baseURL()
 	if err != nil {
 		return "", err
+	}
+	port := 0
+	if self.XDS != nil {
+		port = self.XDS.Ports.Plaintext
+		if strings.HasPrefix(base, "https://") {
+			port = self.XDS.Ports.TLS
+		}
+	}
+	if port <= 0 {
+		return "", fmt.Errorf("server %s: says of no gRPC port that goes with it: set --grpc-addr", t.httpAddr())
 	}
 	u, err := url.Parse(base)
 	if err != nil {
 		return "", err
 	}
-	return net.JoinHostPort(u.Hostname(), strconv.Itoa(self.XDS.Ports.Plaintext)), nil
+	return net.JoinHostPort(u.Hostname(), strconv.Itoa(port)), nil
 }
 
 // observe subscribes as an Envoy would and collects resources until all that they
 // refer to by name has come.
-func observe(ctx context.Context, addr, id, node string) ([]*xds.Resource, error) {
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
+func observe(ctx context.Context, conn *grpc.ClientConn, id, node string) ([]*xds.Resource, error) {
 	meta, err := structpb.NewStruct(map[string]any{"node_name": node, "crossfade_relay": true})
 	if err != nil {
 		return nil, err

@@ -9,14 +9,23 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
 )
 
 // api is the server's HTTP API, which is Consul's.
-type api struct{ base string }
+type api struct {
+	base   string
+	server string // the server's data directory: its CA's certificate and the operator's token are there
+	client *http.Client
+	token  string
+}
 
 const apiTimeout = 5 * time.Second
 
@@ -36,7 +45,11 @@ func (a *api) call(ctx context.Context, method, path string, in, out any) error 
 	if err != nil {
 		return err
 	}
-	b, err := read(http.DefaultClient.Do(req))
+	if err := a.open(); err != nil {
+		return err
+	}
+	req.Header.Set("X-Consul-Token", a.token)
+	b, err := read(a.client.Do(req))
 	if err == nil && out != nil {
 		err = json.Unmarshal(b, out)
 	}
@@ -44,6 +57,40 @@ func (a *api) call(ctx context.Context, method, path string, in, out any) error 
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	return nil
+}
+
+func (a *api) caFile() string { return filepath.Join(a.server, "ca.pem") }
+
+// open takes what the server wrote at its first start.
+func (a *api) open() error {
+	if a.client != nil {
+		return nil
+	}
+	roots, err := os.ReadFile(a.caFile())
+	if err != nil {
+		return err
+	}
+	token, err := os.ReadFile(filepath.Join(a.server, "operator.token"))
+	if err != nil {
+		return err
+	}
+	trust, err := ca.NewTrust(roots, "")
+	if err != nil {
+		return err
+	}
+	a.token = strings.TrimSpace(string(token))
+	a.client = &http.Client{Transport: &http.Transport{TLSClientConfig: trust.TLS(nil)}}
+	return nil
+}
+
+// joinToken puts a token into the file with which an instance of the service joins.
+func (a *api) joinToken(service, file string) error {
+	var made struct{ Secret string }
+	in := map[string]any{"role": "join", "services": []string{service}}
+	if err := a.call(context.Background(), "PUT", "/v1/crossfade/tokens", in, &made); err != nil {
+		return err
+	}
+	return os.WriteFile(file, []byte(made.Secret+"\n"), 0o600)
 }
 
 // read is the body of an answer, which has to be 200.

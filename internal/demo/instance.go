@@ -115,9 +115,16 @@ func (m *mesh) startInstance(in *instance) error {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
-	var err error
+	token := filepath.Join(in.dir, "join.token")
+	_, err := os.Stat(token)
+	if os.IsNotExist(err) {
+		err = m.api.joinToken(in.service, token)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: join token: %w", in.id, err)
+	}
 	in.child, err = m.starter.start("sidecar of "+in.id, filepath.Join(in.dir, "log"), m.env, m.o.Executable,
-		"sidecar", "--service", file, "--http-addr", m.api.base, "--node", nodeName, "--state-dir", in.stateDir(),
+		"sidecar", "--service", file, "--http-addr", m.api.base, "--ca-file", m.api.caFile(), "--join-token-file", token, "--node", nodeName, "--state-dir", in.stateDir(),
 		"--envoy", m.o.Envoy, "--concurrency", "1", "--drain-time", drainTime.String(), "--",
 		m.o.Executable, "demo-app", in.service, "--instance", in.id, "--listen", fmt.Sprintf("127.0.0.1:%d", in.appPort))
 	return err

@@ -72,7 +72,7 @@ func newMesh(o Options) (*mesh, error) {
 		return port
 	}
 	m.httpPort, m.grpcPort = take(), take()
-	m.api = &api{base: "http://127.0.0.1:" + strconv.Itoa(m.httpPort)}
+	m.api = &api{base: "https://127.0.0.1:" + strconv.Itoa(m.httpPort), server: filepath.Join(dir, "server")}
 	m.storefrontPort = take()
 	m.add(&instance{service: "storefront", id: "storefront-1", protocol: "http", appPort: m.storefrontPort,
 		upstreams: []upstream{{"catalog", take()}, {"payments", take()}}})
@@ -110,7 +110,7 @@ func (m *mesh) running() []*instance {
 func (m *mesh) startServer(ctx context.Context) error {
 	var err error
 	m.server, err = m.starter.start("server", filepath.Join(m.dir, "server.log"), m.env, m.o.Executable,
-		"server", "--data-dir", filepath.Join(m.dir, "server"), "--http-port", strconv.Itoa(m.httpPort), "--grpc-port", strconv.Itoa(m.grpcPort), "--dns-port", "-1")
+		"server", "--data-dir", m.api.server, "--http-port", strconv.Itoa(m.httpPort), "--grpc-port", strconv.Itoa(m.grpcPort), "--dns-port", "-1")
 	if err != nil {
 		return err
 	}

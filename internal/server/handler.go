@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -37,10 +38,14 @@ func (s *Server) handler() http.Handler {
 			mux.HandleFunc(below, s.askConsul)
 		}
 	}
-	mux.HandleFunc("GET /v1/crossfade/sidecars", s.sidecars)
-	mux.HandleFunc("GET /v1/crossfade/proxies", s.proxies)
+	mux.HandleFunc("GET /v1/crossfade/sidecars", s.readable(s.sidecars))
+	mux.HandleFunc("GET /v1/crossfade/proxies", s.readable(s.proxies))
+	mux.HandleFunc("PUT /v1/crossfade/tokens", s.createToken)
+	mux.HandleFunc("GET /v1/crossfade/tokens", s.listTokens)
+	mux.HandleFunc("DELETE /v1/crossfade/tokens/{accessor}", s.revokeToken)
+	mux.HandleFunc("GET /v1/crossfade/audit", s.audit)
 	// A page in somebody's browser must not write to a server on the same machine.
-	same := http.NewCrossOriginProtection().Handler(mux)
+	same := http.NewCrossOriginProtection().Handler(s.door.entrance(mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(versionHeader, s.opts.Version)
 		same.ServeHTTP(w, r)
@@ -51,6 +56,15 @@ func (s *Server) handler() http.Handler {
 // the mesh, and reading it here would find nothing.
 func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, fmt.Sprintf("%s %s: not served here: this server reads catalog and health from the Consul at %s, ask that", r.Method, r.URL.Path, s.opts.Consul), http.StatusNotImplemented)
+}
+
+// readable is an endpoint for everybody who may read.
+func (s *Server) readable(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if s.allowed(w, r, access.Need{Kind: access.Read}) {
+			h(w, r)
+		}
+	}
 }
 
 // deregister is Consul's, and with ?wait=10s answers only when every connected

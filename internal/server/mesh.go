@@ -10,8 +10,11 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
@@ -28,7 +31,7 @@ type mesh struct {
 	trustDomain  string
 	defaultAllow bool
 	allowHatches bool
-	minter       *minter // for bare Envoys; nil outside development mode
+	minter       *minter // for bare Envoys; nil outside development mode, where nobody is served who is not known
 	log          *slog.Logger
 	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
 	xds          *xds.Server
@@ -37,6 +40,7 @@ type mesh struct {
 
 	mu        sync.Mutex // guards the following
 	catalog   *catalog.Snapshot
+	newer     chan struct{} // closed when catalog is replaced
 	entries   *config.Set
 	connected map[string]node // with an open stream
 	applied   uint64          // index of the snapshot that streams are told of
@@ -55,7 +59,10 @@ type mesh struct {
 type node struct {
 	id, name string
 	relayed  bool // has its own keys; a bare Envoy hasn't
-	streams  int
+	// service is that of the instance which opened the stream, and the only one that
+	// it is told about; empty for people, and in development mode.
+	service string
+	streams int
 }
 
 // sidecar is what was made for one connected node.
@@ -78,7 +85,7 @@ type endpoints struct {
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
-		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}),
+		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: map[string]*endpoints{},
 		known: map[string]struct{}{},
 	}
@@ -98,6 +105,8 @@ func (m *mesh) poke() {
 func (m *mesh) setCatalog(s *catalog.Snapshot) {
 	m.mu.Lock()
 	m.catalog = s
+	close(m.newer)
+	m.newer = make(chan struct{})
 	m.mu.Unlock()
 	m.poke()
 }
@@ -119,17 +128,37 @@ func (m *mesh) setEntries(s *config.Set) {
 	m.poke()
 }
 
+// registrationWait is how long a stream may be ahead of the catalog that its
+// registration is in.
+const registrationWait = 2 * time.Second
+
 // opened admits a stream by its node: id is a connect-proxy's service ID,
 // metadata.node_name its catalog node (only needed where two nodes share the ID).
-func (m *mesh) opened(_ context.Context, n *corev3.Node) (string, error) {
+// Outside development mode an instance may only be a proxy of its own service.
+func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 	if n.GetId() == "" {
 		return "", errors.New("the node has no id: it must be the service ID of a registered connect-proxy")
 	}
 	meta := n.GetMetadata().GetFields()
 	in := node{id: n.GetId(), name: meta["node_name"].GetStringValue(), relayed: meta["crossfade_relay"].GetBoolValue()}
 	key := in.name + "/" + in.id
-	if !in.relayed {
+	switch caller := callerOf(ctx); {
+	case m.minter != nil && !in.relayed:
 		key += " (bare)" // has secrets in its view, which no relay is to see
+	case m.minter != nil:
+	case !in.relayed:
+		return "", status.Errorf(codes.PermissionDenied, "sidecar %q: a bare Envoy has no key, and only a server with --dev makes one for it: run crossfade sidecar", in.id)
+	case caller.Role == access.Service || caller.Role == access.Join:
+		in.service = caller.Services[0]
+		if err := m.awaitOwn(ctx, in); err != nil {
+			return "", err
+		}
+		key += " of " + in.service // so that an id which becomes another's has another view
+	default:
+		if err := access.Decide(caller, access.Need{Kind: access.Read}); err != nil {
+			return "", status.Error(codes.PermissionDenied, err.Error())
+		}
+		key += " (observer)"
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -142,6 +171,36 @@ func (m *mesh) opened(_ context.Context, n *corev3.Node) (string, error) {
 	m.connected[key] = in
 	m.poke()
 	return key, nil
+}
+
+// awaitOwn waits until the node is registered, and refuses one that stands for
+// another service than the caller's.
+func (m *mesh) awaitOwn(ctx context.Context, n node) error {
+	ctx, cancel := context.WithTimeout(ctx, registrationWait)
+	defer cancel()
+	for {
+		m.mu.Lock()
+		snap, newer := m.catalog, m.newer
+		m.mu.Unlock()
+		if snap != nil {
+			if in, ok := snap.Proxy(n.id, n.name); ok {
+				return n.mayBe(in)
+			}
+		}
+		select {
+		case <-newer:
+		case <-ctx.Done():
+			return status.Errorf(codes.Unavailable, "sidecar %q on node %q: not registered, or not yet: it is served as soon as it is", n.id, n.name)
+		}
+	}
+}
+
+// mayBe refuses a proxy that stands for another service than the node's caller.
+func (n node) mayBe(in catalog.Instance) error {
+	if of := in.Service.Proxy.DestinationServiceName; n.service != "" && n.service != of {
+		return status.Errorf(codes.PermissionDenied, "sidecar %q: stands for service %q, and the caller is an instance of %q", n.id, of, n.service)
+	}
+	return nil
 }
 
 func (m *mesh) closed(key string) {
@@ -190,6 +249,10 @@ func (m *mesh) step(now time.Time) {
 		}
 	}
 	for key, n := range connected {
+		if in, ok := snap.Proxy(n.id, n.name); ok && n.mayBe(in) != nil {
+			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
+			continue
+		}
 		if m.stale(m.sidecars[key], n, snap, changedEntries, appeared, now) {
 			m.build(key, n, snap, entries, now, update)
 		}

@@ -1,7 +1,8 @@
 // Package server wires one control-plane process together and runs it.
 //
 // In: [Options]. Out: Consul's HTTP API, and over gRPC delta ADS and Consul's
-// ConnectCAService, until the context ends. The parts are the embedded registry or
+// ConnectCAService, until the context ends; outside development mode over TLS, to
+// callers that show a token or their own certificate. The parts are the embedded registry or
 // a real Consul as the source, the CA, the checks, and mesh, which turns what
 // changed into resources.
 //
@@ -19,13 +20,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/crossfade-mesh/crossfade/internal/access/tokens"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
@@ -47,8 +48,13 @@ type Options struct {
 	DataDir    string
 	Datacenter string // default "dc1"
 	NodeName   string // default: the host's name
-	// BindAddr is the loopback address to listen on; default 127.0.0.1.
+	// BindAddr is the address to listen on; default 127.0.0.1. With Dev a loopback one.
 	BindAddr string
+	// Advertise is the address at which others find this server; default: BindAddr,
+	// or where that is "any" the host's first one.
+	Advertise string
+	// NewOperatorToken makes another operator's token, for whoever has lost theirs.
+	NewOperatorToken bool
 	// HTTPPort and GRPCPort; 0 picks a free one.
 	HTTPPort, GRPCPort int
 	// DNSPort, likewise, or negative for no DNS; there is none with Consul, which has
@@ -72,17 +78,22 @@ type Options struct {
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].
 type Server struct {
-	opts     Options
-	store    *store.Store
-	ca       *ca.CA
-	source   catalog.Source
-	agent    *consulapi.Agent
-	api      http.Handler
-	mesh     *mesh
-	httpLis  net.Listener
-	grpcLis  net.Listener
-	dns      *dns.Server    // nil for none
-	shutdown []func() error // in reverse order of opening
+	opts   Options
+	store  *store.Store
+	ca     *ca.CA
+	source catalog.Source
+	agent  *consulapi.Agent
+	api    http.Handler
+	mesh   *mesh
+	door   *door
+	tokens *tokens.Tokens
+	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
+
+	operatorFile string
+	httpLis      net.Listener
+	grpcLis      net.Listener
+	dns          *dns.Server    // nil for none
+	shutdown     []func() error // in reverse order of opening
 }
 
 // New opens all that the server needs and starts to listen, but serves nothing yet.
@@ -96,18 +107,27 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.BindAddr, Log: o.Log}); err != nil {
+	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Log: o.Log}); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
+	s.door = newDoor(o.Dev, o.Log)
+	if s.tokens, err = tokens.Open(tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}); err != nil {
+		return nil, err
+	}
+	s.shutdown = append(s.shutdown, s.tokens.Close)
 	caDir := ""
 	if o.DataDir != "" {
 		caDir = filepath.Join(o.DataDir, "ca")
 	}
-	if s.ca, err = ca.Open(ca.Options{Dir: caDir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: ca.Anyone, Log: o.Log}); err != nil {
+	if s.ca, err = ca.Open(ca.Options{Dir: caDir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, func() error { s.ca.Close(); return nil })
+	s.door.ca, s.door.tokens = s.ca, s.tokens
+	if err := s.openSecurity(); err != nil {
+		return nil, err
+	}
 	s.source = s.store
 	if o.Consul != "" {
 		if s.source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
@@ -136,11 +156,17 @@ func New(o Options) (_ *Server, err error) {
 	if o.DefaultAllow {
 		policy = config.Allow
 	}
-	s.api = consulapi.New(consulapi.Options{
-		Store: s.store, Agent: s.agent, DefaultIntention: policy, HTTPAddr: s.HTTPAddr(), GRPCAddr: s.GRPCAddr(),
+	api := consulapi.Options{
+		Store: s.store, Agent: s.agent, DefaultIntention: policy, Authorize: authorize,
 		Roots:   func() (any, <-chan struct{}) { return s.ca.Watch() },
 		Version: o.Version, EnvoyVersions: []string{envoybin.Floor}, Log: o.Log,
-	})
+	}
+	if s.leaf != nil {
+		api.HTTPSAddr, api.GRPCTLSAddr = s.HTTPAddr(), s.GRPCAddr()
+	} else {
+		api.HTTPAddr, api.GRPCAddr = s.HTTPAddr(), s.GRPCAddr()
+	}
+	s.api = consulapi.New(api)
 	return s, nil
 }
 
@@ -172,9 +198,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	o.Datacenter = cmp.Or(o.Datacenter, "dc1")
 	o.BindAddr = cmp.Or(o.BindAddr, "127.0.0.1")
-	if ip := net.ParseIP(o.BindAddr); ip == nil || !ip.IsLoopback() {
-		return o, fmt.Errorf("bind address %q: this version serves loopback addresses only, since its API has no TLS and no tokens yet", o.BindAddr)
-	}
 	if o.NodeName == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -188,15 +211,7 @@ func (o Options) withDefaults() (Options, error) {
 	case !o.Dev && o.DataDir == "":
 		return o, errors.New("data directory: not given: set --data-dir DIR, or --dev to keep everything in memory")
 	}
-	return o, nil
-}
-
-func listen(what, addr string, port int, flag string) (net.Listener, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
-	if err != nil {
-		return nil, fmt.Errorf("%s port %d: %w: stop what listens there or choose another with %s", what, port, err, flag)
-	}
-	return l, nil
+	return o.addresses()
 }
 
 // HTTPAddr and GRPCAddr are where the server listens, host:port.
@@ -226,20 +241,28 @@ func (s *Server) Run(ctx context.Context) error {
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })
 
-	g := grpc.NewServer(
+	g := grpc.NewServer(append(s.grpcSecurity(),
 		grpc.ForceServerCodecV2(xds.Codec()),
+		grpc.ConnectionTimeout(10*time.Second), // of a handshake
+		grpc.MaxHeaderListSize(64<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}),
-	)
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: 5 * time.Minute}),
+	)...)
 	s.mesh.xds.Register(g)
 	s.ca.Register(g)
 	part("gRPC", func() error { return g.Serve(s.grpcLis) })
 
 	h := &http.Server{
-		Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: s.handler(), ErrorLog: slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }, // ends blocking queries
 	}
-	part("HTTP", func() error { return h.Serve(s.httpLis) })
+	part("HTTP", func() error {
+		if s.leaf == nil {
+			return h.Serve(s.httpLis)
+		}
+		h.TLSConfig = tlsConfig(s.leaf)
+		return h.ServeTLS(s.httpLis, "", "")
+	})
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)

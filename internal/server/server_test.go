@@ -197,7 +197,14 @@ func TestOnlyDevelopmentModeMintsKeys(t *testing.T) {
 
 	durable := servertest.Start(t, server.Options{DefaultAllow: true, DataDir: t.TempDir()})
 	durable.Register("web.yaml", web)
-	refused(t, durable.Stream("web-sidecar-proxy", false), leaf)
+	refused(t, durable.Stream("web-sidecar-proxy", true), leaf)
+	bareRefused := durable.Stream("web-sidecar-proxy", false)
+	if err := bareRefused.Send(xds.Request{Type: xds.ClusterType}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bareRefused.Recv(); err == nil || !strings.Contains(err.Error(), "run crossfade sidecar") {
+		t.Errorf("a bare Envoy outside development mode: %v, want it refused with what to do", err)
+	}
 }
 
 // refused asks for a resource and wants to hear that there is none.

@@ -37,16 +37,19 @@ type agent struct {
 	node   string
 	addr   string // the node's
 	client *http.Client
+	cred   *credential
 
 	mu      sync.Mutex
 	current int
 }
 
-func newAgent(o Options) *agent {
-	return &agent{addrs: o.HTTPAddrs, node: o.Node, addr: o.NodeAddress, client: &http.Client{
-		// Deregistration waits for callers; every call has a deadline of its own.
-		Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute},
-	}}
+func newAgent(o Options, cred *credential) *agent {
+	// Deregistration waits for callers; every call has a deadline of its own.
+	t := &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute}
+	if cred.secure() {
+		t.TLSClientConfig = cred.trust.TLS(cred.certificate)
+	}
+	return &agent{addrs: o.HTTPAddrs, node: o.Node, addr: o.NodeAddress, cred: cred, client: &http.Client{Transport: t}}
 }
 
 func (a *agent) close() { a.client.CloseIdleConnections() }
@@ -108,6 +111,13 @@ func (a *agent) callAt(ctx context.Context, timeout time.Duration, addr, method,
 	if err != nil {
 		return answer{}, fmt.Errorf("server %s: %w", addr, err)
 	}
+	if a.cred.secure() && a.cred.certificate() == nil {
+		token, err := a.cred.token()
+		if err != nil {
+			return answer{}, err
+		}
+		req.Header.Set(tokenHeader, token)
+	}
 	resp, err := a.client.Do(req)
 	if err != nil {
 		if ue, ok := errors.AsType[*url.Error](err); ok {
@@ -128,7 +138,7 @@ func (a *agent) nodeQuery() url.Values { return url.Values{"node": {a.node}} }
 // serverSelf is what one server says of itself.
 type serverSelf struct {
 	datacenter string
-	grpcAddr   string // plaintext gRPC, on the host that answered
+	grpcAddr   string // gRPC, on the host that answered
 }
 
 // self asks one server.
@@ -138,7 +148,11 @@ func (a *agent) self(ctx context.Context, addr string) (serverSelf, error) {
 		return serverSelf{}, err
 	}
 	if res.status != http.StatusOK {
-		return serverSelf{}, refused(addr, http.MethodGet, "/v1/agent/self", res)
+		err := refused(addr, http.MethodGet, "/v1/agent/self", res)
+		if res.status == http.StatusForbidden {
+			err = fmt.Errorf("%w by %w", errRefused, err)
+		}
+		return serverSelf{}, err
 	}
 	var self struct {
 		Config struct{ Datacenter string }
@@ -150,9 +164,12 @@ func (a *agent) self(ctx context.Context, addr string) (serverSelf, error) {
 	if err := json.Unmarshal(res.body, &self); err != nil || self.Config.Datacenter == "" {
 		return serverSelf{}, fmt.Errorf("server %s: /v1/agent/self: neither Consul's nor crossfade's answer: is it the HTTP port?", addr)
 	}
-	port := self.XDS.Ports.Plaintext
+	port, how := self.XDS.Ports.Plaintext, "plaintext gRPC"
+	if a.cred.secure() {
+		port, how = self.XDS.Ports.TLS, "gRPC over TLS"
+	}
 	if port <= 0 {
-		return serverSelf{}, fmt.Errorf("server %s: it serves no plaintext gRPC: set --grpc-addr to where it serves xDS", addr)
+		return serverSelf{}, fmt.Errorf("server %s: it serves no %s: set --grpc-addr to where it serves xDS", addr, how)
 	}
 	u, err := url.Parse(addr)
 	if err != nil {
@@ -251,7 +268,7 @@ func (a *agent) createProtocol(ctx context.Context, service, protocol string) er
 func hosts(addrs []string) string {
 	out := slices.Clone(addrs)
 	for i := range out {
-		out[i] = strings.TrimPrefix(out[i], "http://")
+		out[i] = strings.TrimPrefix(strings.TrimPrefix(out[i], "http://"), "https://")
 	}
 	return strings.Join(out, ", ")
 }

@@ -14,7 +14,7 @@ const appPoll = 50 * time.Millisecond
 
 // startApp starts the app with the addresses of its upstreams in its environment.
 func startApp(o Options, upstreams []localUpstream) (*process, error) {
-	p, err := startProcess(o.App, append(os.Environ(), upstreamEnv(upstreams)...), o.Stdout, o.Stderr)
+	p, err := startProcess(o.App, append(appEnv(os.Environ()), upstreamEnv(upstreams)...), o.Stdout, o.Stderr)
 	if err != nil {
 		return nil, fmt.Errorf("app %q: cannot be started: %w", o.App[0], err)
 	}

@@ -73,6 +73,10 @@ func parseLeaf(key, chain []byte, issued time.Time) (*leaf, error) {
 type certificates struct {
 	dir        *stateDir
 	client     *ca.Client
+	cred       *credential
+	joiner     func() (client *ca.Client, done func(), err error)
+	redial     func() // so that servers see the first leaf
+	idle       func() // lets go of connections that nobody uses
 	service    string
 	datacenter func() string // empty while unknown
 	// give hands leaf and roots to Envoy's relay.
@@ -116,9 +120,15 @@ func (c *certificates) load(now time.Time) error {
 			return fmt.Errorf("certificate %q: belongs to service %q, this sidecar is for %q: give it its own --state-dir", c.dir.file(name), l.id.Service, c.service)
 		case now.After(l.cert.NotAfter):
 			c.log.Warn("the certificate on disk has expired, a new one is needed", "file", c.dir.file(name), "expired", l.cert.NotAfter.UTC())
+			if err := c.cred.hold(l); err != nil { // which says why a token is wanted
+				return fmt.Errorf("certificate %q: %w", c.dir.file(name), err)
+			}
 		default:
 			c.held = l
 			c.due = renewAt(l.issued, l.cert.NotAfter, rand.Float64())
+			if err := c.cred.hold(l); err != nil {
+				return fmt.Errorf("certificate %q: %w", c.dir.file(name), err)
+			}
 		}
 		if c.held != nil {
 			break
@@ -214,6 +224,9 @@ func (c *certificates) takeRoots(r ca.Roots) {
 	bundle := r.PEM()
 	changed := !bytes.Equal(bundle, c.roots)
 	c.roots, c.trust = bundle, r.TrustDomain
+	if err := c.cred.setRoots(bundle); err != nil {
+		c.log.Error("the CA's roots cannot be used to know servers by", "error", err)
+	}
 	if changed {
 		if err := c.dir.write(rootsFile, bundle); err != nil {
 			c.log.Error("the CA's roots cannot be kept, a start without a server may fail", "error", cause(err))
@@ -274,11 +287,46 @@ func (c *certificates) try(ctx context.Context) {
 		}
 		return
 	}
+	c.take(l)
+	c.log.Info("new certificate", "uri", l.id.URI(), "serial", l.status().Serial, "not_after", l.cert.NotAfter.UTC())
+}
+
+// take puts a new leaf in use.
+func (c *certificates) take(l *leaf) {
+	stranger := c.cred.certificate() == nil
+	if err := c.cred.hold(l); err != nil {
+		c.log.Error("the new certificate cannot be shown to servers", "error", err)
+	}
+	if c.cred.secure() && stranger {
+		c.redial()
+	} else if c.cred.secure() {
+		c.idle()
+	}
 	c.fails = 0
 	c.held = l
 	c.due = renewAt(l.issued, l.cert.NotAfter, rand.Float64())
 	c.hand()
-	c.log.Info("new certificate", "uri", l.id.URI(), "serial", l.status().Serial, "not_after", l.cert.NotAfter.UTC())
+}
+
+// join gets the first leaf, with the join token. It returns an error that
+// [refusedToJoin] knows when a server won't give one.
+func (c *certificates) join(ctx context.Context) error {
+	if c.trust = c.cred.trust.TrustDomain(); c.trust == "" {
+		return errors.New("no server has shown its certificate yet")
+	}
+	if c.roots == nil {
+		c.roots = c.cred.trust.Roots()
+		if err := c.dir.write(rootsFile, c.roots); err != nil {
+			return fmt.Errorf("the CA's roots cannot be kept: %w", cause(err))
+		}
+	}
+	l, err := c.issue(ctx)
+	if err != nil {
+		return err
+	}
+	c.take(l)
+	c.log.Info("joined the mesh", "uri", l.id.URI(), "serial", l.status().Serial, "not_after", l.cert.NotAfter.UTC())
+	return nil
 }
 
 // issue gets a leaf for a new key. One that cannot be kept on disk is used all the same.
@@ -293,7 +341,15 @@ func (c *certificates) issue(ctx context.Context) (*leaf, error) {
 	if err != nil {
 		return nil, err
 	}
-	chain, err := c.client.Sign(ctx, csr)
+	client := c.client
+	if c.cred.secure() && c.cred.certificate() == nil {
+		var done func()
+		if client, done, err = c.joiner(); err != nil {
+			return nil, err
+		}
+		defer done()
+	}
+	chain, err := client.Sign(ctx, csr)
 	if err != nil {
 		return nil, err
 	}

@@ -60,7 +60,8 @@ type given struct {
 func newCertificates(dir *stateDir, conn *grpc.ClientConn, log io.Writer) (*certificates, given) {
 	g := given{make(chan *CertificateStatus, 10), make(chan string, 10)}
 	return &certificates{
-		dir: dir, client: ca.NewClient(conn), service: "catalog", datacenter: func() string { return "dc1" },
+		cred: &credential{},
+		dir:  dir, client: ca.NewClient(conn), service: "catalog", datacenter: func() string { return "dc1" },
 		give:   func(_, roots *xds.Resource) { g.roots <- roots.Version },
 		report: func(c *CertificateStatus) { g.certs <- c },
 		log:    slog.New(slog.NewTextHandler(log, nil)),

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -12,10 +13,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
 )
 
 // firstContact bounds the wait for servers at a start that can do without them.
@@ -35,11 +37,15 @@ type contact struct {
 	found chan struct{}
 	// asked is closed when every server was asked once.
 	asked chan struct{}
+	// refused is told that a server won't have this instance.
+	refused func(error)
 
 	mu     sync.Mutex
 	known  servers
 	server string // dialled last with success
-	once   bool   // found is closed
+	wire   net.Conn
+	taken  bool // a server has answered us in this life
+	once   bool // found is closed
 }
 
 // newContact starts from what the state directory remembers. Nothing is dialled
@@ -61,7 +67,7 @@ func newContact(o Options, a *agent, dir *stateDir) (*contact, error) {
 	var d net.Dialer
 	conn, err := grpc.NewClient("crossfade:///servers",
 		grpc.WithResolvers(c.resolver),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(a.cred.transport()),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -72,7 +78,7 @@ func newContact(o Options, a *agent, dir *stateDir) (*contact, error) {
 			conn, err := d.DialContext(ctx, "tcp", addr)
 			if err == nil {
 				c.mu.Lock()
-				c.server = addr
+				c.server, c.wire = addr, conn
 				c.mu.Unlock()
 			}
 			return conn, err
@@ -133,6 +139,38 @@ func (c *contact) connectedTo() string {
 	return c.server
 }
 
+// accepted reports whether a server has answered us since the start.
+func (c *contact) accepted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.taken
+}
+
+// redial gives up the present connection, so that the next one shows the present leaf.
+func (c *contact) redial() {
+	c.agent.close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wire != nil {
+		_ = c.wire.Close()
+	}
+}
+
+// joiner is a CA client for one who has no leaf yet.
+func (c *contact) joiner() (client *ca.Client, done func(), err error) {
+	c.mu.Lock()
+	addrs := c.addresses()
+	c.mu.Unlock()
+	if len(addrs) == 0 {
+		return nil, nil, errors.New("no server has told its gRPC address yet")
+	}
+	conn, err := c.agent.cred.joiner(addrs[rand.IntN(len(addrs))])
+	if err != nil {
+		return nil, nil, err
+	}
+	return ca.NewClient(conn), func() { _ = conn.Close() }, nil
+}
+
 // run asks each server for its gRPC address until it has told it, or ctx ends.
 func (c *contact) run(ctx context.Context) {
 	var all, first sync.WaitGroup
@@ -141,8 +179,17 @@ func (c *contact) run(ctx context.Context) {
 		all.Go(func() {
 			for attempt := 0; ; attempt++ {
 				self, err := c.agent.self(ctx, addr)
-				if err == nil {
+				alone := !c.accepted()
+				if errors.Is(err, errRefused) && alone && c.agent.cred.fallBack() {
+					c.log.Warn("the certificate is refused, joining again with the token", "error", err)
+					c.agent.close()
+					self, err = c.agent.self(ctx, addr)
+				}
+				switch {
+				case err == nil:
 					c.learn(addr, self)
+				case errors.Is(err, errRefused) && alone:
+					c.refused(err)
 				}
 				if attempt == 0 {
 					first.Done()
@@ -167,6 +214,7 @@ func (c *contact) run(ctx context.Context) {
 func (c *contact) learn(httpAddr string, self serverSelf) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.taken = true
 	if c.known.Datacenter != "" && c.known.Datacenter != self.datacenter {
 		c.log.Warn("the server is of another datacenter than the one known before", "server", httpAddr,
 			"datacenter", self.datacenter, "before", c.known.Datacenter)

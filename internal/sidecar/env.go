@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 )
@@ -72,6 +74,15 @@ func upstreamEnv(upstreams []localUpstream) []string {
 		}
 	}
 	return env
+}
+
+// appEnv leaves out the tokens of those who started the sidecar: they are not the app's.
+func appEnv(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		ours := strings.HasPrefix(name, "CONSUL_") || strings.HasPrefix(name, "CROSSFADE_")
+		return ours && (strings.Contains(name, "TOKEN") || name == "CONSUL_HTTP_AUTH")
+	})
 }
 
 // cleanName replaces each byte that Nomad would replace in a variable's name by an

@@ -134,16 +134,28 @@ func (s *sidecar) openPort(ctx context.Context) error {
 // openParts makes what speaks to the servers.
 func (s *sidecar) openParts() (err error) {
 	o, d := s.opts, &s.opts.Definition
-	s.agent = newAgent(o)
+	roots, err := s.dir.read(rootsFile)
+	if err != nil {
+		return fmt.Errorf("roots %q: cannot be read: %w", s.dir.file(rootsFile), cause(err))
+	}
+	cred, err := newCredential(o, roots)
+	if err != nil {
+		return err
+	}
+	s.agent = newAgent(o, cred)
 	if s.contact, err = newContact(o, s.agent, s.dir); err != nil {
 		return err
 	}
+	s.contact.refused = func(err error) { s.stop(fmt.Errorf("service %q: cannot join the mesh: %w", d.Service.Name, err)) }
 	s.certs = &certificates{
-		dir: s.dir, client: ca.NewClient(s.contact.conn), service: d.Service.Name, datacenter: s.contact.datacenter, log: s.log,
+		dir: s.dir, client: ca.NewClient(s.contact.conn), cred: cred, joiner: s.contact.joiner, redial: s.contact.redial, idle: s.agent.close, service: d.Service.Name, datacenter: s.contact.datacenter, log: s.log,
 		give:   func(leaf, roots *xds.Resource) { s.relay.SetSecrets(leaf, roots) },
 		report: func(c *CertificateStatus) { s.board.set(func(st *Status) { st.Certificate = c }) },
 	}
 	if err := s.certs.load(time.Now()); err != nil {
+		return err
+	}
+	if err := cred.check(); err != nil {
 		return err
 	}
 	s.relay, err = relay.New(relay.Options{

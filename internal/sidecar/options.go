@@ -31,6 +31,14 @@ type Options struct {
 	// /v1/agent/self says, remembered for starts at which none answers.
 	GRPCAddrs []string
 
+	// CARoots, in PEM, or CAFingerprint say which servers to trust. With either, an
+	// address without a scheme is one of https; without, servers are spoken to in plaintext.
+	CARoots       []byte
+	CAFingerprint string
+	// JoinTokenFile holds a join token, mode 0600. It is read only while there is no
+	// valid certificate.
+	JoinTokenFile string
+
 	Node        string // default: the host's name
 	NodeAddress string // default 127.0.0.1
 
@@ -107,8 +115,11 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	addrs := make([]string, len(o.HTTPAddrs))
 	for i, a := range o.HTTPAddrs {
-		if addrs[i], err = baseURL(a); err != nil {
+		if addrs[i], err = baseURL(a, o.CARoots != nil || o.CAFingerprint != ""); err != nil {
 			return o, err
+		}
+		if addrs[i][:5] != addrs[0][:5] {
+			return o, fmt.Errorf("HTTP addresses %s and %s: want all with https, or none", addrs[0], addrs[i])
 		}
 	}
 	o.HTTPAddrs = addrs
@@ -150,15 +161,18 @@ func instance(d config.Definition) (config.Definition, error) {
 	return d, nil
 }
 
-// baseURL is an address as a user writes it, as "http://host:port".
-func baseURL(addr string) (string, error) {
+// baseURL is an address as a user writes it, as "http://host:port" or, with secure
+// or when it says so, with https.
+func baseURL(addr string, secure bool) (string, error) {
 	raw := addr
 	if !strings.Contains(raw, "://") {
-		raw = "http://" + raw
+		if raw = "http://" + addr; secure {
+			raw = "https://" + addr
+		}
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return "", fmt.Errorf("HTTP address %q: want host:port or http://host:port", addr)
+		return "", fmt.Errorf("HTTP address %q: want host:port, http://host:port or https://host:port", addr)
 	}
 	return u.Scheme + "://" + u.Host, nil
 }

@@ -133,7 +133,7 @@ func newRegistration(t *testing.T, f *fakeAgent, log io.Writer, addrs ...string)
 		t.Fatal(err)
 	}
 	h := newHealth(&def, "catalog-1-sidecar-proxy")
-	a := newAgent(Options{HTTPAddrs: append(addrs, srv.URL), Node: "host-1", NodeAddress: "127.0.0.1"})
+	a := newAgent(Options{HTTPAddrs: append(addrs, srv.URL), Node: "host-1", NodeAddress: "127.0.0.1"}, &credential{})
 	t.Cleanup(a.close)
 	return &registration{
 		agent: a, health: h, def: def, proxyID: "catalog-1-sidecar-proxy", log: slog.New(slog.NewTextHandler(log, nil)),
@@ -259,7 +259,7 @@ func TestAgentSelf(t *testing.T) {
 	body := `{"Config":{"Datacenter":"dc1"},"xDS":{"Ports":{"Plaintext":8502,"TLS":8503}}}`
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) }))
 	t.Cleanup(srv.Close)
-	a := newAgent(Options{HTTPAddrs: []string{srv.URL}})
+	a := newAgent(Options{HTTPAddrs: []string{srv.URL}}, &credential{})
 	got, err := a.self(t.Context(), srv.URL)
 	if want := (serverSelf{"dc1", "127.0.0.1:8502"}); err != nil || got != want {
 		t.Errorf("self = %+v, %v; want %+v", got, err, want)

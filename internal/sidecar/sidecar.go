@@ -16,6 +16,8 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"syscall"
 	"time"
@@ -92,9 +94,14 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	alone := s.relay.Status().FromLastGood && s.certs.complete()
 
 	s.serving.run(s.contact.run)
-	if alone {
+	if alone && s.agent.cred.secure() {
+		waitFor(ctx, firstContact, s.contact.asked) // a server may refuse what we have
+	} else if alone {
 		waitFor(ctx, firstContact, s.contact.found, s.contact.asked)
 	} else if !s.await(ctx, s.contact.found, "a control-plane server, there is no last good configuration with a valid certificate to start from", "servers", hosts(s.opts.HTTPAddrs)) {
+		return false
+	}
+	if !s.join(ctx) {
 		return false
 	}
 	if err := s.registration.checkID(ctx); err != nil {
@@ -134,6 +141,26 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// join gets the instance its first certificate, where servers want to see one. It is
+// false when that was refused, or ctx ended first.
+func (s *sidecar) join(ctx context.Context) bool {
+	cred := s.agent.cred
+	for attempt := 0; cred.secure() && cred.certificate() == nil && isClosed(s.contact.found); attempt++ {
+		err := s.certs.join(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case refusedToJoin(err):
+			s.stop(fmt.Errorf("service %q: cannot join the mesh: %w", s.opts.Definition.Service.Name, err))
+		default:
+			s.log.Warn("no certificate yet", "service", s.opts.Definition.Service.Name, "error", err)
+		}
+		if err != nil && !sleep(ctx, backOff(attempt, 250*time.Millisecond, 5*time.Second, rand.Float64())) {
+			return false
+		}
+	}
+	return ctx.Err() == nil
 }
 
 // startApp starts app and checks, once Envoy can take the app's calls.

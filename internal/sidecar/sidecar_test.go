@@ -22,6 +22,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/server"
+	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 )
 
 // lateCalls is how often the played app calls its upstream after SIGTERM.
@@ -104,10 +105,13 @@ type world struct {
 	grpc int
 	log  *logBuffer
 	stop func()
+
+	server *servertest.Server
+	tokens map[string]string // files of join tokens, by service
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), http: freePort(t), grpc: freePort(t), log: &logBuffer{}, stop: func() {}}
+	w := &world{t: t, dir: t.TempDir(), http: freePort(t), grpc: freePort(t), log: &logBuffer{}, stop: func() {}, tokens: map[string]string{}}
 	if err := os.Chmod(w.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -123,19 +127,21 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) start() {
 	w.t.Helper()
-	s, err := server.New(server.Options{DataDir: w.dir, NodeName: "host", HTTPPort: w.http, GRPCPort: w.grpc, DefaultAllow: true, Version: "test"})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	w.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Errorf("server: %v", err)
+	w.server = servertest.Start(w.t, server.Options{DataDir: w.dir, NodeName: "host", HTTPPort: w.http, GRPCPort: w.grpc, DefaultAllow: true})
+	w.stop = w.server.Stop
+}
+
+// join makes a join token for the service, once, and returns the file that it is in.
+func (w *world) join(service string) string {
+	w.t.Helper()
+	if w.tokens[service] == "" {
+		_, secret := w.server.Token(`{"role":"join","services":["` + service + `"]}`)
+		w.tokens[service] = filepath.Join(w.t.TempDir(), service+".token")
+		if err := os.WriteFile(w.tokens[service], []byte(secret+"\n"), 0o600); err != nil {
+			w.t.Fatal(err)
 		}
-	})
+	}
+	return w.tokens[service]
 }
 
 // running is a sidecar that runs in this process.
@@ -159,12 +165,17 @@ func (w *world) run(state, yaml string, app ...string) *running {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	roots, err := os.ReadFile(w.server.CAFile())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	token := w.join(defs[0].Service.Name)
 	r := &running{t: w.t, state: state, signals: make(chan os.Signal, 4), done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		defer close(r.done)
 		r.err = Run(ctx, Options{
-			Definition: defs[0], HTTPAddrs: []string{fmt.Sprintf("127.0.0.1:%d", w.http)}, Node: "host", StateDir: state, Concurrency: 1,
+			Definition: defs[0], HTTPAddrs: []string{fmt.Sprintf("127.0.0.1:%d", w.http)}, CARoots: roots, JoinTokenFile: token, Node: "host", StateDir: state, Concurrency: 1,
 			DrainTime: 5 * time.Second, App: append([]string{exe}, app...), Stdout: w.log, Stderr: w.log, Signals: r.signals,
 			Log: slog.New(slog.NewTextHandler(w.log, nil)).With("id", defs[0].Service.ID),
 		})
@@ -292,8 +303,8 @@ func TestLife(t *testing.T) {
 	if got, _ := os.ReadFile(late); string(got) != fmt.Sprint(lateCalls) {
 		t.Errorf("of %d calls while it ended, %s were answered", lateCalls, got)
 	}
-	if body, code, err := fetch(fmt.Sprintf("http://127.0.0.1:%d/v1/catalog/service/web", w.http)); err != nil || code != http.StatusOK || strings.TrimSpace(body) != "[]" {
-		t.Errorf("the registry after it: %d %s %v", code, body, err)
+	if _, body := w.server.Call(http.MethodGet, "/v1/catalog/service/web", nil); strings.TrimSpace(string(body)) != "[]" {
+		t.Errorf("the registry after it: %s", body)
 	}
 
 	// An app that ends takes its sidecar along, with its exit code.
@@ -308,6 +319,7 @@ func TestLife(t *testing.T) {
 func TestFirstStartWithoutServer(t *testing.T) {
 	t.Setenv(fakeEnv, "app")
 	w := newWorld(t)
+	w.join("lonely")
 	w.stop()
 	port := freePort(t)
 	r := w.run(filepath.Join(t.TempDir(), "state"), fmt.Sprintf("service: lonely\nport: %d\n", port), fmt.Sprintf("127.0.0.1:%d", port))

@@ -68,10 +68,11 @@ func (c *Client) Send(r Request) error {
 // error is the server's refusal. Servers of this package say so at once, others with
 // their first response.
 func (c *Client) Admitted() error {
-	if _, err := c.stream.Header(); err != nil {
-		return err
+	header, err := c.stream.Header()
+	if err == nil && header == nil { // it has ended without a word of its own
+		err = c.stream.RecvMsg(&rawResponse{})
 	}
-	return nil
+	return err
 }
 
 // Recv waits for the next response.

@@ -1,0 +1,251 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/crossfade-mesh/crossfade/internal/access"
+	"github.com/crossfade-mesh/crossfade/internal/access/tokens"
+	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/identity"
+)
+
+// tokenHeader is Consul's, for HTTP and as gRPC metadata.
+const tokenHeader = "X-Consul-Token"
+
+// door finds out who a caller is, by a token or by its own certificate, and puts
+// out those who may stay no longer. A token that was shown decides alone: a wrong one
+// is refused, whatever else the caller has.
+type door struct {
+	open   bool // development mode: everybody is an operator
+	ca     *ca.CA
+	tokens *tokens.Tokens
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	inside map[*guest]struct{} // open gRPC streams; guarded by mu
+}
+
+// guest is an open stream.
+type guest struct {
+	accessor string
+	leave    context.CancelCauseFunc
+}
+
+func newDoor(open bool, log *slog.Logger) *door {
+	return &door{open: open, log: log, inside: map[*guest]struct{}{}}
+}
+
+// who is the caller, and until when what it has shown counts (zero: for ever).
+func (d *door) who(token string, conn *tls.ConnectionState) (access.Principal, time.Time, error) {
+	switch {
+	case d.open:
+		return access.Principal{Role: access.Operator}, time.Time{}, nil
+	case token != "":
+		return d.tokens.Bearer(token)
+	case conn == nil || len(conn.PeerCertificates) == 0:
+		return access.Principal{}, time.Time{}, nil
+	}
+	leaf, err := d.ca.Verify(conn.PeerCertificates, time.Now())
+	if err != nil {
+		return access.Principal{}, time.Time{}, err
+	}
+	p, err := d.tokens.Instance(leaf.ID.Service, leaf.Through)
+	return p, leaf.NotAfter, err
+}
+
+// bearer is the token of an HTTP request, in either of Consul's headers.
+func bearer(h http.Header) string {
+	if t := h.Get(tokenHeader); t != "" {
+		return t
+	}
+	scheme, t, _ := strings.Cut(h.Get("Authorization"), " ")
+	if strings.EqualFold(scheme, "Bearer") {
+		return strings.TrimSpace(t)
+	}
+	return ""
+}
+
+// rpcCaller is who makes a gRPC call. Nobody is anonymous there.
+func (d *door) rpcCaller(ctx context.Context) (access.Principal, time.Time, error) {
+	token := ""
+	if md, ok := metadata.FromIncomingContext(ctx); ok {
+		token = strings.Join(md.Get(tokenHeader), "")
+	}
+	var conn *tls.ConnectionState
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			conn = &info.State
+		}
+	}
+	p, until, err := d.who(token, conn)
+	if err == nil && p.Role == access.Anonymous {
+		err = errors.New("caller unknown: show a join token or this service's own certificate")
+	}
+	if err != nil {
+		return p, until, status.Error(codes.Unauthenticated, err.Error())
+	}
+	return p, until, nil
+}
+
+type callerKey struct{}
+
+// callerOf is who [door.unary] or [door.stream] have let in.
+func callerOf(ctx context.Context) access.Principal {
+	p, _ := ctx.Value(callerKey{}).(access.Principal)
+	return p
+}
+
+// unary lets a gRPC call in, and enters it into the trail.
+func (d *door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	p, _, err := d.rpcCaller(ctx)
+	if err != nil {
+		d.log.Warn("call refused", "call", info.FullMethod, "from", fromOf(ctx), "reason", status.Convert(err).Message())
+		return nil, err
+	}
+	return handle(context.WithValue(ctx, callerKey{}, p), req)
+}
+
+// stream lets a gRPC stream in for as long as its caller may stay.
+func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	ctx, leave := context.WithCancelCause(ss.Context())
+	defer leave(nil)
+	p, until, err := d.rpcCaller(ctx)
+	if err == nil {
+		g := d.enter(p, leave)
+		defer d.left(g)
+		_, _, err = d.rpcCaller(ctx) // what was revoked before enter
+	}
+	if err != nil {
+		d.log.Warn("stream refused", "call", info.FullMethod, "from", fromOf(ctx), "reason", status.Convert(err).Message())
+		return err
+	}
+	if !until.IsZero() {
+		end := time.AfterFunc(time.Until(until), func() {
+			leave(status.Error(codes.Unauthenticated, "what this stream was opened with has expired: connect again"))
+		})
+		defer end.Stop()
+	}
+	err = handle(srv, &letIn{ss, context.WithValue(ctx, callerKey{}, p)})
+	if cause := context.Cause(ctx); cause != nil && ss.Context().Err() == nil {
+		return cause
+	}
+	return err
+}
+
+// letIn is a stream whose context ends when its caller may stay no longer.
+type letIn struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements [grpc.ServerStream].
+func (l *letIn) Context() context.Context { return l.ctx }
+
+func (d *door) enter(p access.Principal, leave context.CancelCauseFunc) *guest {
+	g := &guest{p.Accessor, leave}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inside[g] = struct{}{}
+	return g
+}
+
+func (d *door) left(g *guest) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.inside, g)
+}
+
+// revoked ends every stream that was opened with the token, or with a leaf that came
+// through it.
+func (d *door) revoked(t tokens.Token) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for g := range d.inside {
+		if g.accessor == t.Accessor {
+			g.leave(status.Errorf(codes.Unauthenticated, "token %s: revoked at %s", t.Accessor, t.Revoked.Format(time.RFC3339)))
+		}
+	}
+}
+
+// mayHave decides about a leaf: an instance gets its own service's, through the
+// token that it has joined with.
+func (d *door) mayHave(ctx context.Context, id identity.SPIFFE) (through string, err error) {
+	if d.open {
+		return "", nil
+	}
+	p := callerOf(ctx)
+	e := tokens.Entry{
+		Who: p.String(), Role: string(p.Role), Accessor: p.Accessor, From: fromOf(ctx), Action: "sign a certificate", Target: id.URI(), Outcome: "done",
+	}
+	if !p.IsInstance(id.Service) {
+		err = fmt.Errorf("%s may not have it: want a join token for service %q, or a certificate of it", p, id.Service)
+		e.Outcome = "refused"
+	}
+	d.note(e)
+	return p.Accessor, err
+}
+
+// note enters a write into trail and log.
+func (d *door) note(e tokens.Entry) {
+	d.tokens.Record(e)
+	d.log.Info("audit", "who", e.Who, "from", e.From, "action", e.Action, "target", e.Target, "outcome", e.Outcome)
+}
+
+func fromOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return ""
+}
+
+// passing are transport credentials whose connections end with the certificate that
+// the client has shown, so that it comes back with its new one.
+type passing struct {
+	credentials.TransportCredentials
+}
+
+// ServerHandshake implements [credentials.TransportCredentials].
+func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return conn, info, err
+	}
+	if t, ok := info.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
+		if left := time.Until(t.State.PeerCertificates[0].NotAfter); left > 0 {
+			conn = &bounded{conn, time.AfterFunc(left, func() { raw.Close() })}
+		}
+	}
+	return conn, info, nil
+}
+
+// Clone implements [credentials.TransportCredentials].
+func (c passing) Clone() credentials.TransportCredentials {
+	return passing{c.TransportCredentials.Clone()}
+}
+
+type bounded struct {
+	net.Conn
+	end *time.Timer
+}
+
+// Close implements [net.Conn].
+func (b *bounded) Close() error {
+	b.end.Stop()
+	return b.Conn.Close()
+}
