@@ -7,6 +7,9 @@ BIN       := bin/crossfade
 ENVOY_BIN := .tools/envoy
 ENVOY     := .tools/envoy.stamp
 CONSUL    := bin/consul
+# Programs that users point at a Consul, and here at us.
+TEMPLATE   := bin/consul-template
+PROMETHEUS := bin/prometheus
 LINT      := bin/golangci-lint
 
 # The race detector needs a C compiler; everything else is built without one.
@@ -46,12 +49,20 @@ test: vet build race $(ENVOY) ## everything that needs only Envoy
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 1 -timeout 12m $(HEAVY)
 
 .PHONY: test-peers
-test-peers: build $(ENVOY) $(CONSUL) ## against a real Consul
-	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -p 1 -timeout 10m ./internal/catalog/consul ./internal/consulapi
+test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real Consul, consul-template and Prometheus
+	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) CROSSFADE_CONSUL_TEMPLATE=$(CURDIR)/$(TEMPLATE) CROSSFADE_PROMETHEUS=$(CURDIR)/$(PROMETHEUS) \
+		$(GO) test -tags peers -p 1 -timeout 10m ./internal/catalog/consul ./internal/consulapi ./internal/dns
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 10m ./e2e
 
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul
+
+$(TEMPLATE): tools/consul-template/go.mod tools/consul-template/go.sum
+	cd tools/consul-template && GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(TEMPLATE) github.com/hashicorp/consul-template
+
+# With no discovery but Consul's: the others need the libraries of every cloud.
+$(PROMETHEUS): tools/prometheus/go.mod tools/prometheus/go.sum
+	cd tools/prometheus && GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -tags remove_all_sd,enable_consul_sd -o ../../$(PROMETHEUS) github.com/prometheus/prometheus/cmd/prometheus
 
 .PHONY: vet
 vet: ## go vet and gofmt
@@ -80,6 +91,10 @@ bench-intentions: build $(ENVOY) ## CPU per request with 1 and with 5,001 allowe
 .PHONY: bench-slopes
 bench-slopes: build $(ENVOY) ## memory, time to ready and scrape of one sidecar with 1, 50, 200 and 1,000 upstreams
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/slopes
+
+.PHONY: bench-control
+bench-control: ## Go benchmarks of the control plane's parts
+	$(GO) test -run xxx -bench . -benchmem ./bench/control
 
 .PHONY: clean
 clean: ## remove what the other targets made
