@@ -103,6 +103,7 @@ func places(t *testing.T) map[string][]setting {
 		"inbound route":          leaves(t, http.Routes[1]),
 		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
 		"bootstrap":              leavesOf(t, boot),
+		"runtime":                leaves(t, http.Runtimes[0]),
 	}
 }
 

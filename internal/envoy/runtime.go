@@ -11,7 +11,10 @@ const RuntimeName = "crossfade"
 
 // runtime holds what may change at any time without touching a connection.
 func (b *builder) runtime() *runtimev3.Runtime {
-	fields := map[string]*structpb.Value{}
+	fields := map[string]*structpb.Value{
+		// A chunk that is longer than it says is refused, not cut.
+		"envoy.reloadable_features.strict_chunk_parsing": structpb.NewBoolValue(true),
+	}
 	if in := b.proxy.Inbound; in != nil && in.MaxConnections > 0 {
 		fields["envoy.resource_limits.listener."+in.ListenerName+".connection_limit"] = structpb.NewNumberValue(float64(in.MaxConnections))
 	}
