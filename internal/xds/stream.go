@@ -97,8 +97,11 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 		return err
 	}
 	key, err := s.opts.Open(gs.Context(), first.GetNode())
+	if _, worded := status.FromError(err); err != nil && !worded {
+		err = status.Error(codes.PermissionDenied, err.Error())
+	}
 	if err != nil {
-		return status.Error(codes.PermissionDenied, err.Error())
+		return err
 	}
 	if err := gs.SendHeader(metadata.MD{}); err != nil { // see Client.Admitted
 		return err
