@@ -21,22 +21,30 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-func consulBinary(t *testing.T) string {
+func consulBinary(t *testing.T) string { return binary(t, "consul", "CROSSFADE_CONSUL") }
+
+// binary is where a real program is: as a variable says, or in bin.
+func binary(t *testing.T, name, variable string) string {
 	t.Helper()
-	path, err := filepath.Abs(cmp.Or(os.Getenv("CROSSFADE_CONSUL"), "../../bin/consul"))
+	path, err := filepath.Abs(cmp.Or(os.Getenv(variable), "../../bin/"+name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("a real Consul is needed: build it as tools/consul says, or set CROSSFADE_CONSUL: %v", err)
+		t.Fatalf("a real %s is needed: build it with make bin/%s, or set %s: %v", name, name, variable, err)
 	}
 	return path
+}
+
+// loopback is an address that nobody else is likely to listen on.
+func loopback() string {
+	return fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(254))
 }
 
 // startConsul runs a Consul whose node is called self, on a loopback address of its own.
 func startConsul(t *testing.T) string {
 	t.Helper()
-	ip := fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(254))
+	ip := loopback()
 	cmd := exec.Command(consulBinary(t), "agent", "-dev", "-node", "self", "-bind", ip, "-client", ip, "-dns-port", "-1", "-grpc-tls-port", "-1",
 		"-http-port", "18500", "-grpc-port", "18502", "-server-port", "18300", "-serf-lan-port", "18301", "-serf-wan-port", "18302", "-log-level", "err")
 	if err := cmd.Start(); err != nil {

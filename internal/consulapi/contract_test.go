@@ -156,13 +156,18 @@ func must(t *testing.T, err error) {
 // eventually waits for what an agent does in the background.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	again, deadline := time.NewTicker(20*time.Millisecond), time.After(15*time.Second)
+	within(t, 15*time.Second, what, holds)
+}
+
+func within(t *testing.T, limit time.Duration, what string, holds func() bool) {
+	t.Helper()
+	again, deadline := time.NewTicker(20*time.Millisecond), time.After(limit)
 	defer again.Stop()
 	for !holds() {
 		select {
 		case <-again.C:
 		case <-deadline:
-			t.Fatalf("not within 15s: %s", what)
+			t.Fatalf("not within %v: %s", limit, what)
 		}
 	}
 }
