@@ -67,7 +67,7 @@ func (s *ServerLeaf) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	cert, err := s.ca.issueServer(s.names, s.ips, now)
 	switch {
 	case err == nil:
-		s.cert, s.due = cert, now.Add(serverTTL/2)
+		s.cert, s.due = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
 	case s.cert == nil || now.After(s.cert.Leaf.NotAfter):
 		return nil, err
 	default:
