@@ -114,6 +114,19 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 
 // fetch asks https URLs as the user of $CROSSFADE_HTTP_TOKEN_FILE does, if there is one.
 func fetch(ts *testscript.TestScript, url string) (int, string, error) {
+	var token string
+	if file := ts.Getenv("CROSSFADE_HTTP_TOKEN_FILE"); file != "" && strings.HasPrefix(url, "https:") {
+		b, err := os.ReadFile(ts.MkAbs(file))
+		if err != nil {
+			return 0, "", err
+		}
+		token = strings.TrimSpace(string(b))
+	}
+	return ask(url, token)
+}
+
+// ask asks for url once, on a connection of its own, with a token unless it is empty.
+func ask(url, token string) (int, string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -122,12 +135,8 @@ func fetch(ts *testscript.TestScript, url string) (int, string, error) {
 	}
 	// Whether the server is the right one is for crossfade's own verbs to check.
 	tr := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	if file := ts.Getenv("CROSSFADE_HTTP_TOKEN_FILE"); file != "" && req.URL.Scheme == "https" {
-		token, err := os.ReadFile(ts.MkAbs(file))
-		if err != nil {
-			return 0, "", err
-		}
-		req.Header.Set("X-Consul-Token", strings.TrimSpace(string(token)))
+	if token != "" {
+		req.Header.Set("X-Consul-Token", token)
 	}
 	resp, err := tr.RoundTrip(req)
 	if err != nil {

@@ -107,7 +107,7 @@ func TestPeersConsulAsSource(t *testing.T) {
 	run(t, nil, consul, "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "n1", "-http-port", p(0), "-grpc-port", "-1",
 		"-grpc-tls-port", "-1", "-dns-port", "-1", "-server-port", p(3), "-serf-lan-port", p(4), "-serf-wan-port", p(5))
 	meshtest.Eventually(t, "consul has a leader", func() error {
-		_, body, err := fetch("http://" + consulAddr + "/v1/status/leader")
+		_, body, err := ask("http://"+consulAddr+"/v1/status/leader", "")
 		if err == nil && len(body) < 5 {
 			err = fmt.Errorf("no leader yet: %q", body)
 		}
@@ -115,7 +115,7 @@ func TestPeersConsulAsSource(t *testing.T) {
 	})
 	run(t, nil, bin, "server", "--dev", "--consul", "http://"+consulAddr, "--http-port", p(1), "--grpc-port", p(2))
 	answers(t, "http://"+httpAddr+"/v1/status/leader", "")
-	if code, body, err := fetch("http://" + httpAddr + "/v1/catalog/services"); err != nil || code != http.StatusNotImplemented || !strings.Contains(body, consulAddr) {
+	if code, body, err := ask("http://"+httpAddr+"/v1/catalog/services", ""); err != nil || code != http.StatusNotImplemented || !strings.Contains(body, consulAddr) {
 		t.Errorf("our own catalog API answers %d %q, %v; want 501 and where to ask", code, body, err)
 	}
 
@@ -147,7 +147,7 @@ services {
 	}
 	for i, service := range []string{"catalog", "web"} {
 		meshtest.Eventually(t, service+" is known to our server", func() error {
-			_, body, err := fetch("http://" + httpAddr + "/v1/crossfade/proxies?sidecar-for=" + service)
+			_, body, err := ask("http://"+httpAddr+"/v1/crossfade/proxies?sidecar-for="+service, "")
 			if err == nil && !strings.Contains(body, service+"-sidecar-proxy") {
 				err = fmt.Errorf("%.200s", body)
 			}
@@ -161,7 +161,7 @@ services {
 	// Consul says that it is down: it leaves the mesh.
 	put(t, "http://"+consulAddr+"/v1/agent/check/fail/up")
 	meshtest.Eventually(t, "a critical instance leaves the mesh", func() error {
-		code, body, err := fetch(upstream)
+		code, body, err := ask(upstream, "")
 		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "no healthy instance")) {
 			err = fmt.Errorf("%d %.200s", code, body)
 		}
@@ -209,7 +209,7 @@ func write(t *testing.T, dir, name, text string) string {
 func answers(t *testing.T, url, text string) {
 	t.Helper()
 	meshtest.Eventually(t, url, func() error {
-		code, body, err := fetch(url)
+		code, body, err := ask(url, "")
 		if err == nil && (code != http.StatusOK || !strings.Contains(body, text)) {
 			err = fmt.Errorf("%d %.200s", code, body)
 		}
