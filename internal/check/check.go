@@ -1,4 +1,4 @@
-// Package check runs health checks: HTTP, TCP, gRPC, TTL and alias.
+// Package check runs health checks: HTTP, TCP, UDP, gRPC, HTTP/2 ping, TTL and alias.
 //
 // In: check definitions by node and check ID, and pulses for TTL checks. Out:
 // calls of [Options.Report] when a check's status or output changed, and of
@@ -164,7 +164,7 @@ func (r *Runner) Pulse(node, checkID string, status catalog.Status, output strin
 	if t.def.TTL <= 0 {
 		return fmt.Errorf("check %q on node %q: it has no TTL, so it cannot be set from outside", checkID, node)
 	}
-	p := pulse{Result{status, clip(output)}, make(chan struct{})}
+	p := pulse{Result{status, clip(output, t.def.OutputMaxSize)}, make(chan struct{})}
 	select {
 	case t.pulses <- p:
 	case <-t.done:

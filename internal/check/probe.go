@@ -8,8 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -30,10 +33,14 @@ func newProbe(def config.CheckDefinition) (probeFunc, error) {
 		return httpProbe(def)
 	case def.TCP != "":
 		return tcpProbe(def)
+	case def.UDP != "":
+		return udpProbe(def)
+	case def.H2PING != "":
+		return h2Probe(def)
 	case def.GRPC != "":
 		return grpcProbe(def)
 	}
-	return nil, errors.New("one of HTTP, TCP, GRPC, TTL and AliasService must be set")
+	return nil, errors.New("one of HTTP, TCP, UDP, GRPC, H2PING, TTL and AliasService must be set")
 }
 
 func httpProbe(def config.CheckDefinition) (probeFunc, error) {
@@ -48,8 +55,11 @@ func httpProbe(def config.CheckDefinition) (probeFunc, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives:      true,
 		MaxResponseHeaderBytes: 64 << 10,
-		TLSClientConfig:        &tls.Config{InsecureSkipVerify: def.TLSSkipVerify},
+		TLSClientConfig:        tlsConfig(def),
 	}}
+	if def.DisableRedirects {
+		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	}
 	return func(ctx context.Context) Result {
 		req, err := http.NewRequestWithContext(ctx, method, def.HTTP, strings.NewReader(def.Body))
 		if err != nil {
@@ -99,8 +109,91 @@ func tcpProbe(def config.CheckDefinition) (probeFunc, error) {
 		if err != nil {
 			return Result{catalog.Critical, err.Error()}
 		}
-		conn.Close()
+		defer conn.Close()
+		if def.TCPUseTLS {
+			if _, err := secure(ctx, conn, def.TCP, tlsConfig(def)); err != nil {
+				return Result{catalog.Critical, fmt.Sprintf("TLS handshake with %s: %v", def.TCP, err)}
+			}
+		}
 		return Result{catalog.Passing, fmt.Sprintf("TCP connect %s: Success", def.TCP)}
+	}, nil
+}
+
+// tlsConfig is how a check of that definition speaks TLS.
+func tlsConfig(def config.CheckDefinition) *tls.Config {
+	return &tls.Config{InsecureSkipVerify: def.TLSSkipVerify, ServerName: def.TLSServerName}
+}
+
+// secure is conn with TLS, to whom addr names unless c says otherwise.
+func secure(ctx context.Context, conn net.Conn, addr string, c *tls.Config) (*tls.Conn, error) {
+	if c.ServerName == "" {
+		c.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	over := tls.Client(conn, c)
+	return over, over.HandshakeContext(ctx)
+}
+
+// udpSilence is how long a UDP service may say nothing and count as well: most
+// answer only what they understand, and a host without it refuses at once.
+const udpSilence = time.Second
+
+func udpProbe(def config.CheckDefinition) (probeFunc, error) {
+	if _, _, err := net.SplitHostPort(def.UDP); err != nil {
+		return nil, fmt.Errorf("UDP %q: want host:port: %w", def.UDP, err)
+	}
+	return func(ctx context.Context) Result {
+		conn, err := new(net.Dialer).DialContext(ctx, "udp", def.UDP)
+		if err != nil {
+			return Result{catalog.Critical, err.Error()}
+		}
+		defer conn.Close()
+		until := time.Now().Add(udpSilence)
+		if end, ok := ctx.Deadline(); ok && end.Before(until) {
+			until = end
+		}
+		if err := conn.SetDeadline(until); err != nil {
+			return Result{catalog.Critical, err.Error()}
+		}
+		if _, err = conn.Write(nil); err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return Result{catalog.Critical, err.Error()}
+		}
+		return Result{catalog.Passing, fmt.Sprintf("UDP connect %s: Success", def.UDP)}
+	}, nil
+}
+
+func h2Probe(def config.CheckDefinition) (probeFunc, error) {
+	if _, _, err := net.SplitHostPort(def.H2PING); err != nil {
+		return nil, fmt.Errorf("H2PING %q: want host:port: %w", def.H2PING, err)
+	}
+	fail := func(err error) Result {
+		return Result{catalog.Critical, fmt.Sprintf("HTTP/2 ping %s: %v", def.H2PING, err)}
+	}
+	return func(ctx context.Context) Result {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", def.H2PING)
+		if err != nil {
+			return fail(err)
+		}
+		defer conn.Close()
+		stop := context.AfterFunc(ctx, func() { conn.Close() }) // the first frames heed no context
+		defer stop()
+		if def.H2PingUseTLS == nil || *def.H2PingUseTLS {
+			c := tlsConfig(def)
+			c.NextProtos = []string{http2.NextProtoTLS}
+			if conn, err = secure(ctx, conn, def.H2PING, c); err != nil {
+				return fail(err)
+			}
+		}
+		over, err := new(http2.Transport).NewClientConn(conn)
+		if err != nil {
+			return fail(err)
+		}
+		if err := over.Ping(ctx); err != nil {
+			return fail(err)
+		}
+		return Result{catalog.Passing, fmt.Sprintf("HTTP/2 ping %s: success", def.H2PING)}
 	}, nil
 }
 
@@ -111,7 +204,7 @@ func grpcProbe(def config.CheckDefinition) (probeFunc, error) {
 	}
 	creds := insecure.NewCredentials()
 	if def.GRPCUseTLS {
-		creds = credentials.NewTLS(&tls.Config{InsecureSkipVerify: def.TLSSkipVerify})
+		creds = credentials.NewTLS(tlsConfig(def))
 	}
 	return func(ctx context.Context) Result {
 		conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(),
@@ -131,10 +224,13 @@ func grpcProbe(def config.CheckDefinition) (probeFunc, error) {
 	}, nil
 }
 
-// clip cuts output to MaxOutput and makes it valid UTF-8.
-func clip(s string) string {
-	if len(s) > MaxOutput {
-		s = s[:MaxOutput]
+// clip cuts output to most bytes, 0 or too many being MaxOutput, and makes it valid UTF-8.
+func clip(s string, most int) string {
+	if most <= 0 || most > MaxOutput {
+		most = MaxOutput
+	}
+	if len(s) > most {
+		s = s[:most]
 	}
 	return strings.ToValidUTF8(s, "?")
 }

@@ -31,7 +31,7 @@ func look(t *testing.T, def config.CheckDefinition, timeout time.Duration) Resul
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	r := probe(ctx)
-	r.Output = clip(r.Output)
+	r.Output = clip(r.Output, def.OutputMaxSize)
 	return r
 }
 
@@ -85,8 +85,10 @@ func TestHTTP(t *testing.T) {
 		{"request", config.CheckDefinition{HTTP: plain.URL + "/echo", Method: "PUT", Body: "hi", Header: map[string][]string{"X-A": {"1", "2"}, "Host": {"web.example"}}},
 			catalog.Passing, "PUT host=web.example x=[1 2] agent=crossfade health check close=true body=hi"},
 		{"redirect", config.CheckDefinition{HTTP: plain.URL + "/moved"}, catalog.Passing, "said 200"},
+		{"redirect, not followed", config.CheckDefinition{HTTP: plain.URL + "/moved", DisableRedirects: true}, catalog.Critical, "302 Found"},
 		{"redirect loop", config.CheckDefinition{HTTP: plain.URL + "/loop"}, catalog.Critical, "10 redirects"},
 		{"tls, unknown root", config.CheckDefinition{HTTP: secure.URL + "/code/200"}, catalog.Critical, "certificate"},
+		{"tls, other name", config.CheckDefinition{HTTP: secure.URL + "/code/200", TLSServerName: "nobody.test"}, catalog.Critical, "certificate"},
 		{"tls, not verified", config.CheckDefinition{HTTP: secure.URL + "/code/200", TLSSkipVerify: true}, catalog.Passing, "said 200"},
 		{"refused", config.CheckDefinition{HTTP: "http://" + closed.Addr().String()}, catalog.Critical, "connection refused"},
 		{"timeout", config.CheckDefinition{HTTP: plain.URL + "/hang"}, catalog.Critical, "deadline exceeded"},
@@ -104,6 +106,68 @@ func TestHTTP(t *testing.T) {
 	}
 	if r := look(t, config.CheckDefinition{HTTP: plain.URL + "/long"}, 10*time.Second); r.Status != catalog.Passing || len(r.Output) > MaxOutput || !strings.HasSuffix(r.Output, "?") {
 		t.Errorf("long body: %s with %d bytes of output, want passing with at most %d, valid UTF-8", r.Status, len(r.Output), MaxOutput)
+	}
+}
+
+func TestOutputMaxSize(t *testing.T) {
+	for size, want := range map[int]int{0: MaxOutput, 5: 5, MaxOutput * 2: MaxOutput} {
+		if got := len(clip(strings.Repeat("x", MaxOutput*2), size)); got != want {
+			t.Errorf("%d: %d bytes, want %d", size, got, want)
+		}
+	}
+}
+
+// The connection checks besides plain TCP.
+func TestConnections(t *testing.T) {
+	h2 := httptest.NewUnstartedServer(http.NotFoundHandler())
+	h2.EnableHTTP2 = true
+	h2.StartTLS()
+	plain := httptest.NewUnstartedServer(http.NotFoundHandler())
+	plain.Config.Protocols = new(http.Protocols)
+	plain.Config.Protocols.SetUnencryptedHTTP2(true)
+	plain.Start()
+	old := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(func() { h2.Close(); plain.Close(); old.Close() })
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { udp.Close() })
+	gone, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	silent := listen(t) // accepts, and says nothing
+	at := func(s *httptest.Server) string { return s.Listener.Addr().String() }
+	off := new(bool)
+
+	for _, tt := range []struct {
+		name   string
+		def    config.CheckDefinition
+		status catalog.Status
+		output string
+	}{
+		{"tls", config.CheckDefinition{TCP: at(h2), TCPUseTLS: true, TLSSkipVerify: true}, catalog.Passing, "Success"},
+		{"tls, unknown root", config.CheckDefinition{TCP: at(h2), TCPUseTLS: true}, catalog.Critical, "certificate"},
+		{"no tls there", config.CheckDefinition{TCP: at(old), TCPUseTLS: true}, catalog.Critical, "TLS handshake"},
+		{"udp, silent", config.CheckDefinition{UDP: udp.LocalAddr().String()}, catalog.Passing, "Success"},
+		{"udp, nobody", config.CheckDefinition{UDP: gone.LocalAddr().String()}, catalog.Critical, "refused"},
+		{"h2 over tls", config.CheckDefinition{H2PING: at(h2), TLSSkipVerify: true}, catalog.Passing, "success"},
+		{"h2 over tls, unknown root", config.CheckDefinition{H2PING: at(h2)}, catalog.Critical, "certificate"},
+		{"h2", config.CheckDefinition{H2PING: at(plain), H2PingUseTLS: off}, catalog.Passing, "success"},
+		{"no h2 there", config.CheckDefinition{H2PING: at(old), H2PingUseTLS: off}, catalog.Critical, "HTTP/2 ping"},
+		{"h2, silent", config.CheckDefinition{H2PING: silent.Addr().String(), H2PingUseTLS: off}, catalog.Critical, "HTTP/2 ping"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			timeout := 10 * time.Second
+			if strings.Contains(tt.name, "silent") {
+				timeout = 200 * time.Millisecond
+			}
+			if r := look(t, tt.def, timeout); r.Status != tt.status || !strings.Contains(r.Output, tt.output) {
+				t.Errorf("got %s %q, want %s with %q", r.Status, r.Output, tt.status, tt.output)
+			}
+		})
 	}
 }
 

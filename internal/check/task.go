@@ -163,7 +163,7 @@ func (t *task) step() {
 	case t.probe == nil:
 		status, why := t.runner.opts.Alias(t.aliased())
 		t.due.Reset(aliasInterval)
-		t.offer(Result{status, clip(why)})
+		t.offer(Result{status, clip(why, t.def.OutputMaxSize)})
 	default:
 		result, ok := t.probeOnce()
 		if !ok {
@@ -186,7 +186,7 @@ func expired(last string) string {
 	if last == "" {
 		return "TTL expired"
 	}
-	return clip("TTL expired (last output before timeout follows): " + last)
+	return clip("TTL expired (last output before timeout follows): "+last, 0)
 }
 
 // probeOnce waits for a slot, then probes. It is false when the check ended meanwhile.
@@ -204,7 +204,7 @@ func (t *task) probeOnce() (Result, bool) {
 	ctx, cancel := context.WithTimeout(t.ctx, timeout)
 	defer cancel()
 	result := t.probe(ctx)
-	result.Output = clip(result.Output)
+	result.Output = clip(result.Output, t.def.OutputMaxSize)
 	return result, t.ctx.Err() == nil
 }
 

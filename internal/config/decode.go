@@ -286,9 +286,10 @@ func distance(a, b string) int {
 // snake spells LocalBindPort local_bind_port, and DestinationServiceID destination_service_id.
 func snake(name string) string {
 	upper := func(i int) bool { return i < len(name) && name[i] >= 'A' && name[i] <= 'Z' }
+	joined := func(i int) bool { return name[i] == '.' || name[i] >= '0' && name[i] <= '9' } // H2PING is h2ping
 	var b strings.Builder
 	for i := range len(name) {
-		if upper(i) && i > 0 && name[i-1] != '.' && (!upper(i-1) || (!upper(i+1) && i+1 < len(name))) {
+		if upper(i) && i > 0 && !joined(i-1) && (!upper(i-1) || (!upper(i+1) && i+1 < len(name))) {
 			b.WriteByte('_')
 		}
 		b.WriteByte(name[i])

@@ -24,34 +24,68 @@ type Definition struct {
 	Checks []CheckDefinition
 }
 
-// CheckDefinition says how to check an instance. Exactly one of HTTP, TCP, GRPC,
-// TTL and the alias fields is set.
+// CheckDefinition says how to check an instance. Exactly one of HTTP, TCP, UDP, GRPC,
+// H2PING, TTL and the alias fields is set.
 type CheckDefinition struct {
 	ID     string         `json:"CheckID,omitempty"` // default "service:<service id>", with ":<n>" when there are several
 	Name   string         `json:"Name,omitempty"`    // default "Service '<name>' check"
 	Notes  string         `json:"Notes,omitempty"`
 	Status catalog.Status `json:"Status,omitempty"` // before the first result; default critical
 
-	HTTP          string              `json:"HTTP,omitempty"`   // URL
-	Method        string              `json:"Method,omitempty"` // empty: GET
-	Header        map[string][]string `json:"Header,omitempty"`
-	Body          string              `json:"Body,omitempty"`
-	TLSSkipVerify bool                `json:"TLSSkipVerify,omitempty"`
-	TCP           string              `json:"TCP,omitempty"`  // host:port
-	GRPC          string              `json:"GRPC,omitempty"` // host:port[/service]
-	GRPCUseTLS    bool                `json:"GRPCUseTLS,omitempty"`
-	TTL           Duration            `json:"TTL,omitempty"`
-	AliasNode     string              `json:"AliasNode,omitempty"`
-	AliasService  string              `json:"AliasService,omitempty"` // service ID on the same node
+	HTTP   string              `json:"HTTP,omitempty"`   // URL
+	Method string              `json:"Method,omitempty"` // empty: GET
+	Header map[string][]string `json:"Header,omitempty"`
+	Body   string              `json:"Body,omitempty"`
+	// DisableRedirects takes the answer of the URL itself.
+	DisableRedirects bool `json:"DisableRedirects,omitempty"`
+	// TLSServerName and TLSSkipVerify are for whichever check uses TLS.
+	TLSServerName string   `json:"TLSServerName,omitempty"`
+	TLSSkipVerify bool     `json:"TLSSkipVerify,omitempty"`
+	TCP           string   `json:"TCP,omitempty"` // host:port
+	TCPUseTLS     bool     `json:"TCPUseTLS,omitempty"`
+	UDP           string   `json:"UDP,omitempty"`          // host:port
+	H2PING        string   `json:"H2PING,omitempty"`       // host:port
+	H2PingUseTLS  *bool    `json:"H2PingUseTLS,omitempty"` // nil: true
+	GRPC          string   `json:"GRPC,omitempty"`         // host:port[/service]
+	GRPCUseTLS    bool     `json:"GRPCUseTLS,omitempty"`
+	TTL           Duration `json:"TTL,omitempty"`
+	AliasNode     string   `json:"AliasNode,omitempty"`
+	AliasService  string   `json:"AliasService,omitempty"` // service ID on the same node
 
 	Interval Duration `json:"Interval,omitempty"` // required for HTTP, TCP, GRPC
 	Timeout  Duration `json:"Timeout,omitempty"`  // 0: 10s
+
+	// OutputMaxSize in bytes of what is kept of an output; 0: 4096, and never more.
+	OutputMaxSize int `json:"OutputMaxSize,omitempty"`
 
 	SuccessBeforePassing           int      `json:"SuccessBeforePassing,omitempty"`
 	FailuresBeforeWarning          int      `json:"FailuresBeforeWarning,omitempty"` // 0: as FailuresBeforeCritical
 	FailuresBeforeCritical         int      `json:"FailuresBeforeCritical,omitempty"`
 	DeregisterCriticalServiceAfter Duration `json:"DeregisterCriticalServiceAfter,omitempty"` // 0: never
 }
+
+// Type is Consul's word for the kind of check.
+func (c CheckDefinition) Type() string {
+	switch {
+	case c.HTTP != "":
+		return "http"
+	case c.TCP != "":
+		return "tcp"
+	case c.UDP != "":
+		return "udp"
+	case c.GRPC != "":
+		return "grpc"
+	case c.H2PING != "":
+		return "h2ping"
+	case c.TTL != 0:
+		return "ttl"
+	default:
+		return "alias"
+	}
+}
+
+// Probes reports whether somebody has to look, at every Interval.
+func (c CheckDefinition) Probes() bool { return c.Type() != "ttl" && c.Type() != "alias" }
 
 // SidecarService is the proxy that Sidecar asks for, with Consul's defaults filled
 // in from the service: the value to register. Port stays 0 when none is set. It is

@@ -280,7 +280,7 @@ func (c *CheckDefinition) check(r *report, path string, field func(string) strin
 		name string
 		set  bool
 	}{
-		{"http", c.HTTP != ""}, {"tcp", c.TCP != ""}, {"grpc", c.GRPC != ""},
+		{"http", c.HTTP != ""}, {"tcp", c.TCP != ""}, {"udp", c.UDP != ""}, {"grpc", c.GRPC != ""}, {"h2ping", c.H2PING != ""},
 		{"ttl", c.TTL != 0}, {"alias_service", c.AliasService != "" || c.AliasNode != ""},
 	} {
 		if k.set {
@@ -289,7 +289,7 @@ func (c *CheckDefinition) check(r *report, path string, field func(string) strin
 	}
 	switch {
 	case len(kinds) == 0:
-		r.addf(path, "want one of http, tcp, grpc, ttl and alias_service")
+		r.addf(path, "want one of http, tcp, udp, grpc, h2ping, ttl and alias_service")
 		return
 	case len(kinds) > 1:
 		r.addf(path, "%s exclude each other", strings.Join(kinds, " and "))
@@ -303,11 +303,15 @@ func (c *CheckDefinition) check(r *report, path string, field func(string) strin
 		}
 	case "tcp":
 		r.hostPort(at("TCP"), c.TCP)
+	case "udp":
+		r.hostPort(at("UDP"), c.UDP)
+	case "h2ping":
+		r.hostPort(at("H2PING"), c.H2PING)
 	case "grpc":
 		address, _, _ := strings.Cut(c.GRPC, "/")
 		r.hostPort(at("GRPC"), address)
 	}
-	runs := kinds[0] == "http" || kinds[0] == "tcp" || kinds[0] == "grpc"
+	runs := c.Probes()
 	switch {
 	case runs && c.Interval <= 0:
 		r.addf(at("Interval"), "a %s check needs an interval above 0", kinds[0])
@@ -317,6 +321,8 @@ func (c *CheckDefinition) check(r *report, path string, field func(string) strin
 	r.notNegative(at("TTL"), c.TTL)
 	r.notNegative(at("Timeout"), c.Timeout)
 	r.notNegative(at("DeregisterCriticalServiceAfter"), c.DeregisterCriticalServiceAfter)
+	r.count(at("OutputMaxSize"), c.OutputMaxSize)
+	r.host(at("TLSServerName"), c.TLSServerName)
 	r.count(at("SuccessBeforePassing"), c.SuccessBeforePassing)
 	r.count(at("FailuresBeforeWarning"), c.FailuresBeforeWarning)
 	r.count(at("FailuresBeforeCritical"), c.FailuresBeforeCritical)

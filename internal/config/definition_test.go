@@ -203,6 +203,10 @@ func definition() *rapid.Generator[Definition] {
 			c := rapid.SampledFrom([]CheckDefinition{
 				{HTTP: "http://127.0.0.1:80/a?b=<c>", Method: "PUT", Header: map[string][]string{"A": {"b", ""}}, Body: "\x01é", Interval: 5},
 				{TCP: "[::1]:80", Interval: Duration(time.Hour), Timeout: 3, FailuresBeforeCritical: 2, FailuresBeforeWarning: 1},
+				{UDP: "10.0.0.1:53", Interval: 1, OutputMaxSize: 100},
+				{H2PING: "a.b:1", H2PingUseTLS: new(bool), TLSServerName: "c.d", Interval: 1},
+				{TCP: "[::1]:80", TCPUseTLS: true, Interval: 1},
+				{HTTP: "https://127.0.0.1:80/", DisableRedirects: true, Interval: 1},
 				{GRPC: "a.b:1/svc", GRPCUseTLS: true, TLSSkipVerify: true, Interval: 1, DeregisterCriticalServiceAfter: 1},
 				{TTL: Duration(1500 * time.Millisecond), Status: catalog.Passing, Notes: "n", Name: "mine"},
 				{AliasNode: "n", AliasService: "s", SuccessBeforePassing: 4},

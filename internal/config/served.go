@@ -133,14 +133,7 @@ func rulesFor(t reflect.Type) rules {
 			unserved{name: "Script", why: scriptChecks},
 			unserved{name: "DockerContainerID", why: scriptChecks},
 			unserved{name: "Shell", why: scriptChecks},
-			unserved{name: "UDP"},
-			unserved{name: "H2PING"},
-			unserved{name: "H2PingUseTLS"},
 			unserved{name: "OSService"},
-			unserved{name: "TCPUseTLS"},
-			unserved{name: "TLSServerName"},
-			unserved{name: "DisableRedirects"},
-			unserved{name: "OutputMaxSize"},
 			unserved{name: "ServiceID"},
 			unserved{name: "Token"},
 		)}
@@ -148,7 +141,7 @@ func rulesFor(t reflect.Type) rules {
 	return rules{}
 }
 
-const scriptChecks = "checks that run a command are not served: use http, tcp, grpc, or a ttl check that your command updates"
+const scriptChecks = "checks that run a command are not served: use http, tcp, udp, grpc, h2ping, or a ttl check that your command updates"
 
 // unservedKinds are kinds of Consul's that have no meaning here yet.
 func unservedKinds() []Kind {

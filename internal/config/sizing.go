@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"reflect"
 	"strconv"
@@ -99,6 +100,31 @@ func (b Bytes) String() string {
 // MarshalJSON writes "128MiB".
 func (b Bytes) MarshalJSON() ([]byte, error) { return json.Marshal(b.String()) }
 
+// UnmarshalJSON reads what MarshalJSON writes.
+func (b *Bytes) UnmarshalJSON(raw []byte) error {
+	var text string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return err
+	}
+	amount, ok := parseBytes(text)
+	if !ok {
+		return fmt.Errorf("%q is no amount of memory", text)
+	}
+	*b = amount
+	return nil
+}
+
+func parseBytes(text string) (Bytes, bool) {
+	for _, u := range units {
+		digits, ok := strings.CutSuffix(text, u.name)
+		f, err := strconv.ParseFloat(strings.TrimSpace(digits), 64)
+		if ok && err == nil && f >= 0 && f*float64(u.bytes) <= 1<<53 {
+			return Bytes(f * float64(u.bytes)), true
+		}
+	}
+	return 0, false
+}
+
 // bytes decodes an amount of memory.
 func (d *decoder) bytes(n *node, v reflect.Value, path string) {
 	if n.kind == numberNode {
@@ -106,13 +132,9 @@ func (d *decoder) bytes(n *node, v reflect.Value, path string) {
 		return
 	}
 	if n.kind == textNode {
-		for _, u := range units {
-			digits, ok := strings.CutSuffix(n.text, u.name)
-			f, err := strconv.ParseFloat(strings.TrimSpace(digits), 64)
-			if ok && err == nil && f >= 0 && f*float64(u.bytes) <= 1<<53 {
-				v.SetInt(int64(f * float64(u.bytes)))
-				return
-			}
+		if amount, ok := parseBytes(n.text); ok {
+			v.SetInt(int64(amount))
+			return
 		}
 	}
 	d.r.at(n.line, path, `want an amount of memory such as "128MiB", got %s`, n.describe())

@@ -303,7 +303,7 @@ func putChecks(w *store.Writer, node, serviceID string, checks []config.CheckDef
 func putCheck(w *store.Writer, node, serviceID string, d config.CheckDefinition) error {
 	c := catalog.Check{
 		Node: node, CheckID: d.ID, ServiceID: serviceID, Name: d.Name, Notes: d.Notes,
-		Status: cmp.Or(d.Status, catalog.Critical), Type: checkType(d),
+		Status: cmp.Or(d.Status, catalog.Critical), Type: d.Type(),
 	}
 	if d.Interval > 0 {
 		c.Interval = d.Interval.String()
@@ -315,21 +315,6 @@ func putCheck(w *store.Writer, node, serviceID string, d config.CheckDefinition)
 		c.Status, c.Output = old.Status, old.Output
 	}
 	return w.PutCheck(c, &d)
-}
-
-func checkType(d config.CheckDefinition) string {
-	switch {
-	case d.HTTP != "":
-		return "http"
-	case d.TCP != "":
-		return "tcp"
-	case d.GRPC != "":
-		return "grpc"
-	case d.TTL > 0:
-		return "ttl"
-	default:
-		return "alias"
-	}
 }
 
 // Deregister removes a service, its own sidecar and their checks. It reports whether

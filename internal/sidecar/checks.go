@@ -63,7 +63,7 @@ func newHealth(d *config.Definition, proxyID string) *health {
 					c.ID = fmt.Sprintf("%s:%d", c.ID, i+1)
 				}
 			}
-			if c.HTTP != "" || c.TCP != "" || c.GRPC != "" {
+			if c.Probes() {
 				h.own = append(h.own, ownCheck{serviceID, *c})
 				h.results[c.ID] = checkState{cmp.Or(c.Status, catalog.Critical), "not checked yet"}
 			}
