@@ -215,3 +215,7 @@ func TestConsulCLI(t *testing.T) {
 		})
 	}
 }
+
+func TestCompatibilityConsul(t *testing.T) {
+	testDifferences(t, startConsul(t), func(d difference) string { return d.consul })
+}

@@ -275,6 +275,9 @@ func (c *call) removeIntention(source, destination string) error {
 // matchIntentions lists those that bear on a service, in the order they are judged.
 func matchIntentions(c *call) (any, error) {
 	by := c.query.Get("by")
+	if by == "" {
+		return nil, internal("required query parameter 'by' not set")
+	}
 	if by != "source" && by != "destination" {
 		return nil, internal("'by' parameter must be one of 'source' or 'destination'")
 	}
@@ -306,6 +309,9 @@ func checkIntention(c *call) (any, error) {
 	source, destination, err := c.pair()
 	if err != nil {
 		return nil, err
+	}
+	if t := c.query.Get("source-type"); t != "" && t != "consul" {
+		return nil, internal("unsupported SourceType: %q", t)
 	}
 	action := c.api.DefaultIntention
 	c.api.store.Read(context.WithoutCancel(c.r.Context()), 0, func(r *store.Reader) {

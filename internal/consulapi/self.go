@@ -1,7 +1,10 @@
 package consulapi
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -133,15 +136,39 @@ func caRoots(c *call) (any, error) {
 		// An index from the future is left over from another server, see store.Read.
 		if w.index == 0 || index > w.index || w.index > max(index, floor) {
 			c.meta(index)
-			return roots, nil
+			return c.showRoots(roots)
 		}
 		select {
 		case <-outdated:
 		case <-ctx.Done():
 			c.meta(index)
-			return roots, nil
+			return c.showRoots(roots)
 		}
 	}
+}
+
+// showRoots answers the roots, with pem=true only their certificates.
+func (c *call) showRoots(roots any) (any, error) {
+	wanted, err := strconv.ParseBool(cmp.Or(c.query.Get("pem"), "false"))
+	if err != nil {
+		return nil, badRequest("The 'pem' query parameter must be a boolean value")
+	}
+	if !wanted {
+		return roots, nil
+	}
+	raw, err := json.Marshal(roots)
+	if err != nil {
+		return nil, err
+	}
+	var list struct{ Roots []struct{ RootCert string } }
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, err
+	}
+	c.w.Header().Set("Content-Type", "application/pem-certificate-chain")
+	for _, r := range list.Roots {
+		io.WriteString(c.w, r.RootCert)
+	}
+	return done{}, nil
 }
 
 func nodeMaintenance(c *call) (any, error) {
