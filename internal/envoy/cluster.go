@@ -38,37 +38,53 @@ func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 		ConnectTimeout:                duration(c.ConnectTimeout),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
-		LbConfig:                      &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{ChoiceCount: number(3)}},
-		CommonLbConfig:                &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{}, UpdateMergeWindow: seconds(0)},
+		LbConfig:                      once(b, "least request", leastRequest),
+		CommonLbConfig:                once(b, "common lb", commonLB),
 		IgnoreHealthOnHostRemoval:     true,
-		CircuitBreakers:               breakers(c.Limits),
-		OutlierDetection:              outlier(c.Outlier),
+		CircuitBreakers:               once(b, c.Limits, func() *clusterv3.CircuitBreakers { return breakers(c.Limits) }),
+		OutlierDetection:              once(b, c.Outlier, func() *clusterv3.OutlierDetection { return outlier(c.Outlier) }),
 		TransportSocket:               b.upstreamTLS(c),
-		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
-			KeepaliveTime: number(keepaliveIdle), KeepaliveInterval: number(keepaliveInterval), KeepaliveProbes: number(keepaliveProbes),
-		}},
+		UpstreamConnectionOptions:     once(b, "tcp keepalive", upstreamKeepalive),
 	}
 	if c.Unreachable == "" {
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
-		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()}
+		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: once(b, "ads", ads)}
 	} else {
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		out.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.Name}
 	}
 	if c.Multiplexed {
-		h2 := http2Options()
-		h2.MaxConcurrentStreams = number(upstreamStreams)
-		h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(5)}
-		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
-			CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-				IdleTimeout:          seconds(600),
-				MaxHeadersCount:      number(maxHeaders + headroom),
-				MaxResponseHeadersKb: number(maxHeadersKB + headroomKB),
-			},
-			UpstreamProtocolOptions: explicitHTTP2(h2),
-		})
+		out.TypedExtensionProtocolOptions = once(b, "http of upstreams", b.upstreamHTTP)
 	}
 	return out
+}
+
+func leastRequest() *clusterv3.Cluster_LeastRequestLbConfig_ {
+	return &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{ChoiceCount: number(3)}}
+}
+
+func commonLB() *clusterv3.Cluster_CommonLbConfig {
+	return &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{}, UpdateMergeWindow: seconds(0)}
+}
+
+func upstreamKeepalive() *clusterv3.UpstreamConnectionOptions {
+	return &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
+		KeepaliveTime: number(keepaliveIdle), KeepaliveInterval: number(keepaliveInterval), KeepaliveProbes: number(keepaliveProbes),
+	}}
+}
+
+func (b *builder) upstreamHTTP() map[string]*anypb.Any {
+	h2 := http2Options()
+	h2.MaxConcurrentStreams = number(upstreamStreams)
+	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(5)}
+	return b.httpOptions(&httpv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			IdleTimeout:          seconds(600),
+			MaxHeadersCount:      number(maxHeaders + headroom),
+			MaxResponseHeadersKb: number(maxHeadersKB + headroomKB),
+		},
+		UpstreamProtocolOptions: explicitHTTP2(h2),
+	})
 }
 
 // http2Options are those of every HTTP/2 hop between sidecars.

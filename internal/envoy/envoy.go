@@ -64,6 +64,21 @@ type builder struct {
 	proxy    *proxy.Proxy
 	problems []proxy.Problem
 	err      error
+	parts    map[any]any // by once
+}
+
+// once makes a part that many resources have alike when it is first asked for under
+// its key. They share it: what comes from here is not to be changed.
+func once[T any](b *builder, key any, part func() T) T {
+	if made, ok := b.parts[key]; ok {
+		return made.(T)
+	}
+	if b.parts == nil {
+		b.parts = map[any]any{}
+	}
+	made := part()
+	b.parts[key] = made
+	return made
 }
 
 // resources relies on the order in which proxy sorts: the names that are made

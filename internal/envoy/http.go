@@ -38,7 +38,7 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	m.PathWithEscapedSlashesAction = escapedSlashes(b.proxy.Normalization.EscapedSlashesAction)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
-	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, in.Protocol)
+	m.LocalReplyConfig = b.inboundReplies(b.proxy.Identity.Service, in.Protocol)
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
 	m.CommonHttpProtocolOptions.MaxHeadersCount = number(maxHeaders + headroom)
 	m.MaxRequestHeadersKb = number(maxHeadersKB + headroomKB)
@@ -51,7 +51,7 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 // outboundHTTP receives requests from the app for one upstream.
 func (b *builder) outboundHTTP(u proxy.Upstream) *hcmv3.HttpConnectionManager {
 	m := b.connectionManager(u.StatPrefix(), u.Name, u.Protocol)
-	m.LocalReplyConfig = outboundReplies(u.Name, u.Protocol)
+	m.LocalReplyConfig = b.outboundReplies(u.Name, u.Protocol)
 	acceptHTTP10(m, u.Target.Service)
 	return m
 }
@@ -78,19 +78,14 @@ func (b *builder) withoutEnvoysHeaders() *corev3.TypedExtensionConfig {
 
 // connectionManager is what both directions have in common.
 func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.HttpConnectionManager {
-	h2 := http2Options()
-	h2.MaxConcurrentStreams = number(maxStreams)
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix: statPrefix,
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			ConfigSource:    ads(),
+			ConfigSource:    once(b, "ads", ads),
 			RouteConfigName: routes,
 		}},
-		HttpFilters: []*hcmv3.HttpFilter{b.httpFilter("envoy.filters.http.router", &routerv3.Router{
-			DynamicStats:         truth(false),
-			SuppressEnvoyHeaders: true,
-		})},
+		HttpFilters: []*hcmv3.HttpFilter{once(b, "router", b.router)},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout:     seconds(3600),
 			MaxHeadersCount: number(maxHeaders),
@@ -99,7 +94,7 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 			HeadersWithUnderscoresAction: underscores(b.proxy.Normalization.Underscores(protocol)),
 		},
 		HttpProtocolOptions:        &corev3.Http1ProtocolOptions{EnableTrailers: true},
-		Http2ProtocolOptions:       h2,
+		Http2ProtocolOptions:       once(b, "http2 of listeners", http2OfListeners),
 		Proxy_100Continue:          true,
 		MaxRequestHeadersKb:        number(maxHeadersKB),
 		RequestHeadersTimeout:      seconds(10),
@@ -110,6 +105,16 @@ func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.
 		SkipXffAppend:              true,
 		UpgradeConfigs:             []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}
+}
+
+func http2OfListeners() *corev3.Http2ProtocolOptions {
+	h2 := http2Options()
+	h2.MaxConcurrentStreams = number(maxStreams)
+	return h2
+}
+
+func (b *builder) router() *hcmv3.HttpFilter {
+	return b.httpFilter("envoy.filters.http.router", &routerv3.Router{DynamicStats: truth(false), SuppressEnvoyHeaders: true})
 }
 
 // streamIdle is, in seconds, how long a request may stand still. A gRPC stream

@@ -61,7 +61,7 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 // manager drops by default, a caller's word on its own certificate, stays dropped.
 func (b *builder) exposedListener(e proxy.Exposed) *listenerv3.Listener {
 	m := b.connectionManager(e.StatPrefix, "", e.App.Protocol)
-	m.LocalReplyConfig = inboundReplies(b.proxy.Identity.Service, e.App.Protocol)
+	m.LocalReplyConfig = b.inboundReplies(b.proxy.Identity.Service, e.App.Protocol)
 	m.UpgradeConfigs = nil
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
 	acceptHTTP10(m, b.proxy.Identity.Service)

@@ -45,15 +45,15 @@ var (
 	}
 )
 
-func outboundReplies(upstream, protocol string) *hcmv3.LocalReplyConfig {
-	return replies(fmt.Sprintf("upstream %q", upstream), protocol, outbound)
+func (b *builder) outboundReplies(upstream, protocol string) *hcmv3.LocalReplyConfig {
+	return b.replies(fmt.Sprintf("upstream %q", upstream), protocol, outbound)
 }
 
-func inboundReplies(service, protocol string) *hcmv3.LocalReplyConfig {
-	return replies(fmt.Sprintf("service %q", service), protocol, inbound)
+func (b *builder) inboundReplies(service, protocol string) *hcmv3.LocalReplyConfig {
+	return b.replies(fmt.Sprintf("service %q", service), protocol, inbound)
 }
 
-func replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
+func (b *builder) replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
 	subject = strings.ReplaceAll(subject, "%", "%%")
 	out := &hcmv3.LocalReplyConfig{}
 	add := func(filter *accesslogv3.AccessLogFilter, text string) {
@@ -65,12 +65,15 @@ func replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
 		})
 	}
 	for _, r := range table {
-		add(flagFilter(r.flag), r.text+" ("+r.flag+")")
+		add(once(b, filterKey(r.flag), func() *accesslogv3.AccessLogFilter { return flagFilter(r.flag) }), r.text+" ("+r.flag+")")
 	}
 	// What the codec or path normalization refuses has no flag.
-	add(statusFilter(400), "the request is refused: %RESPONSE_CODE_DETAILS%")
+	add(once(b, filterKey("400"), func() *accesslogv3.AccessLogFilter { return statusFilter(400) }), "the request is refused: %RESPONSE_CODE_DETAILS%")
 	return out
 }
+
+// filterKey is that of a filter among the parts made once.
+type filterKey string
 
 // flagFilter selects local replies by Envoy's response flag.
 func flagFilter(flag string) *accesslogv3.AccessLogFilter {

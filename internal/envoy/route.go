@@ -36,19 +36,8 @@ func (b *builder) outboundRoute(r proxy.Route, route routing.Route) *routev3.Rou
 		}
 	}
 	action := &routev3.RouteAction{
-		Timeout: seconds(0),
-		RetryPolicy: &routev3.RetryPolicy{
-			RetryOn:    retryOn,
-			NumRetries: number(2),
-			RetryBackOff: &routev3.RetryPolicy_RetryBackOff{
-				BaseInterval: duration(2 * time.Millisecond), MaxInterval: duration(20 * time.Millisecond),
-			},
-			RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
-				Name:       "envoy.retry_host_predicates.previous_hosts",
-				ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: b.pack(&previoushostsv3.PreviousHostsPredicate{})},
-			}},
-			HostSelectionRetryMaxAttempts: 3,
-		},
+		Timeout:     seconds(0),
+		RetryPolicy: once(b, "retries", b.retries),
 	}
 	if len(route.Legs) == 1 {
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: b.clusterName(route.Legs[0].Target)}
@@ -61,6 +50,21 @@ func (b *builder) outboundRoute(r proxy.Route, route routing.Route) *routev3.Rou
 	}
 	out.Action = &routev3.Route_Route{Route: action}
 	return out
+}
+
+func (b *builder) retries() *routev3.RetryPolicy {
+	return &routev3.RetryPolicy{
+		RetryOn:    retryOn,
+		NumRetries: number(2),
+		RetryBackOff: &routev3.RetryPolicy_RetryBackOff{
+			BaseInterval: duration(2 * time.Millisecond), MaxInterval: duration(20 * time.Millisecond),
+		},
+		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: b.pack(&previoushostsv3.PreviousHostsPredicate{})},
+		}},
+		HostSelectionRetryMaxAttempts: 3,
+	}
 }
 
 // inboundRoutes let callers through to the app as the intentions say.

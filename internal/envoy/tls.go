@@ -13,7 +13,7 @@ import (
 // upstreamTLS proves this sidecar to a target and accepts the target's identity alone.
 func (b *builder) upstreamTLS(c proxy.Cluster) *corev3.TransportSocket {
 	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: c.PeerURI}}
-	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: commonTLS(peer), Sni: c.Name}
+	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: b.commonTLS(peer), Sni: c.Name}
 	if c.Multiplexed {
 		ctx.CommonTlsContext.AlpnProtocols = []string{"h2"}
 	}
@@ -23,29 +23,41 @@ func (b *builder) upstreamTLS(c proxy.Cluster) *corev3.TransportSocket {
 // downstreamTLS asks every caller for a certificate of the own datacenter.
 func (b *builder) downstreamTLS(in *proxy.Inbound) *corev3.TransportSocket {
 	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: in.PeerURIPrefix}}
-	ctx := &tlsv3.DownstreamTlsContext{CommonTlsContext: commonTLS(peer), RequireClientCertificate: truth(true)}
+	ctx := &tlsv3.DownstreamTlsContext{CommonTlsContext: b.commonTLS(peer), RequireClientCertificate: truth(true)}
 	if config.IsHTTP(in.Protocol) {
 		ctx.CommonTlsContext.AlpnProtocols = []string{"h2", "http/1.1"}
 	}
 	return b.tlsSocket(ctx)
 }
 
-func commonTLS(peer *matcherv3.StringMatcher) *tlsv3.CommonTlsContext {
+func (b *builder) commonTLS(peer *matcherv3.StringMatcher) *tlsv3.CommonTlsContext {
 	return &tlsv3.CommonTlsContext{
-		TlsParams: &tlsv3.TlsParameters{
-			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-			EcdhCurves:                []string{"X25519"},
-		},
-		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: LeafSecretName, SdsConfig: ads()}},
+		TlsParams:                      once(b, "tls", tlsParameters),
+		TlsCertificateSdsSecretConfigs: once(b, "leaf", leafSecret),
 		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 			DefaultValidationContext: &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
 				SanType: tlsv3.SubjectAltNameMatcher_URI,
 				Matcher: peer,
 			}}},
-			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: RootsSecretName, SdsConfig: ads()},
+			ValidationContextSdsSecretConfig: once(b, "roots", rootsSecret),
 		}},
 	}
+}
+
+func tlsParameters() *tlsv3.TlsParameters {
+	return &tlsv3.TlsParameters{
+		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+		TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+		EcdhCurves:                []string{"X25519"},
+	}
+}
+
+func leafSecret() []*tlsv3.SdsSecretConfig {
+	return []*tlsv3.SdsSecretConfig{{Name: LeafSecretName, SdsConfig: ads()}}
+}
+
+func rootsSecret() *tlsv3.SdsSecretConfig {
+	return &tlsv3.SdsSecretConfig{Name: RootsSecretName, SdsConfig: ads()}
 }
 
 func (b *builder) tlsSocket(ctx proto.Message) *corev3.TransportSocket {
