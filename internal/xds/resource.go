@@ -78,41 +78,49 @@ const (
 	fieldResponseRemoved   = 6
 )
 
+// versionLength is that of a version: the first 8 bytes of a hash, in hexadecimal.
+const versionLength = 16
+
 // NewResource encodes and hashes body, once.
 func NewResource(t Type, name string, body proto.Message) (*Resource, error) {
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(body)
-	if err != nil {
-		return nil, fmt.Errorf("%s %q: encode: %w", t.Short(), name, err)
-	}
-	return newResource(t, name, value), nil
-}
+	options := proto.MarshalOptions{Deterministic: true}
+	size := options.Size(body)
+	options.UseCachedSize = true
 
-func newResource(t Type, name string, value []byte) *Resource {
-	h := sha256.New()
-	h.Write([]byte(t))
-	h.Write([]byte{0})
-	h.Write(value)
-	version := hex.EncodeToString(h.Sum(nil)[:8])
-
-	anySize := protowire.SizeTag(fieldAnyType) + protowire.SizeBytes(len(t)) + protowire.SizeTag(fieldAnyValue) + protowire.SizeBytes(len(value))
-	size := protowire.SizeTag(fieldResourceVersion) + protowire.SizeBytes(len(version)) +
+	anySize := protowire.SizeTag(fieldAnyType) + protowire.SizeBytes(len(t)) + protowire.SizeTag(fieldAnyValue) + protowire.SizeBytes(size)
+	total := protowire.SizeTag(fieldResourceVersion) + protowire.SizeBytes(versionLength) +
 		protowire.SizeTag(fieldResourceBody) + protowire.SizeBytes(anySize) +
 		protowire.SizeTag(fieldResourceName) + protowire.SizeBytes(len(name))
 
-	b := make([]byte, 0, protowire.SizeTag(fieldResponseResources)+protowire.SizeBytes(size))
+	b := make([]byte, 0, protowire.SizeTag(fieldResponseResources)+protowire.SizeBytes(total))
 	b = protowire.AppendTag(b, fieldResponseResources, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(size))
+	b = protowire.AppendVarint(b, uint64(total))
 	b = protowire.AppendTag(b, fieldResourceVersion, protowire.BytesType)
-	b = protowire.AppendString(b, version)
+	b = protowire.AppendVarint(b, versionLength)
+	at := len(b)
+	b = append(b, make([]byte, versionLength)...) // filled in below, when the body is there to be hashed
 	b = protowire.AppendTag(b, fieldResourceBody, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(anySize))
 	b = protowire.AppendTag(b, fieldAnyType, protowire.BytesType)
 	b = protowire.AppendString(b, string(t))
 	b = protowire.AppendTag(b, fieldAnyValue, protowire.BytesType)
-	b = protowire.AppendBytes(b, value)
+	b = protowire.AppendVarint(b, uint64(size))
+	begin := len(b)
+	b, err := options.MarshalAppend(b, body)
+	if err == nil && len(b)-begin != size {
+		err = fmt.Errorf("it has %d bytes in place of %d: it was changed meanwhile", len(b)-begin, size)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: encode: %w", t.Short(), name, err)
+	}
+	h := sha256.New()
+	h.Write([]byte(t))
+	h.Write([]byte{0})
+	h.Write(b[begin:])
+	hex.Encode(b[at:at+versionLength], h.Sum(nil)[:versionLength/2])
 	b = protowire.AppendTag(b, fieldResourceName, protowire.BytesType)
 	b = protowire.AppendString(b, name)
-	return &Resource{Type: t, Name: name, Version: version, wire: b}
+	return &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength]), wire: b}, nil
 }
 
 var errMalformed = errors.New("malformed protobuf")
