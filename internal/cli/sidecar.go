@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar"
 )
 
@@ -28,7 +29,8 @@ Nomad sets them (NOMAD_UPSTREAM_ADDR_<name>).
 
 SIGTERM stops it without losing a request: it deregisters, waits until callers have
 learnt of it, drains, stops the app and then Envoy; a second SIGTERM hurries.
-SIGHUP renews the certificate.
+SIGHUP renews the certificate and reads the sizes (sidecar: {cpu, memory, …}) again;
+those that need a restart are named in status.json.
 
 A server outside development mode is trusted by its CA (--ca-file or --ca-fingerprint),
 and wants a join token for the first certificate. From then on the sidecar shows its own.
@@ -68,8 +70,15 @@ With no server to be reached it starts from the last configuration that worked.`
 			return fmt.Errorf("%s: defines %d services, a sidecar runs one: give each a file of its own", file, len(defs))
 		}
 		o.Definition = defs[0]
-		if !f.Changed("concurrency") {
-			o.Concurrency = o.Definition.Sizing().Concurrency
+		o.Reread = func() (config.Definition, error) {
+			defs, err := readDefinitions(s, []string{file})
+			if err != nil {
+				return config.Definition{}, err
+			}
+			if len(defs) != 1 {
+				return config.Definition{}, fmt.Errorf("%s: defines %d services, a sidecar runs one", file, len(defs))
+			}
+			return defs[0], nil
 		}
 		o.App = args
 		o.HTTPAddrs = list(firstSet(httpAddrs, s.env("CROSSFADE_HTTP_ADDR"), s.env("CONSUL_HTTP_ADDR"), defaultHTTPAddr))

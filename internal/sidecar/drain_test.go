@@ -24,6 +24,7 @@ type fakeAdmin struct {
 	broken  bool
 	warming int64
 	names   []string // active listeners
+	runtime string   // what /runtime answers
 }
 
 func (f *fakeAdmin) note(what string) {
@@ -51,6 +52,8 @@ func (f *fakeAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			list = append(list, fmt.Sprintf(`{"name":%q}`, n))
 		}
 		fmt.Fprintf(w, `{"listener_statuses":[%s]}`, strings.Join(list, ","))
+	case r.URL.Path == "/runtime":
+		fmt.Fprint(w, f.runtime)
 	case r.URL.Path == "/stats":
 		fmt.Fprintf(w, "listener_manager.total_listeners_warming: %d\n", f.warming)
 		for name, n := range f.gauges {

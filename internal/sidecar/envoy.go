@@ -68,8 +68,13 @@ type envoySupervisor struct {
 	out     *lineWriter
 	// want decides when Envoy is ready.
 	want wantedListeners
-	// configuration names the version of what Envoy last acknowledged.
+	// group is the cgroup that Envoy runs in, or nil.
+	group *cgroup
+	// configuration names the version of what Envoy is told.
 	configuration func() string
+	// crashed completes, keeps and logs the report of an Envoy that ran, from run's
+	// goroutine, before the next one is started.
+	crashed func(*Crash)
 	// changed is told each state, from run's goroutine.
 	changed func(envoyState)
 	log     *slog.Logger
@@ -82,14 +87,14 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		_ = os.Remove(e.sockets.adminSocket())
 		began := time.Now()
-		how := ""
-		p, err := startProcess(e.argv, envoyEnv(os.Environ()), e.out, e.out)
+		var end exitState
+		p, err := startProcessIn(e.group, e.argv, envoyEnv(os.Environ()), e.out, e.out)
 		if err != nil {
-			how = err.Error()
+			end = exitState{code: 1, err: err}
 		} else {
 			st.pid = p.pid
 			e.changed(st)
-			how = e.watch(ctx, hurry, p, &st)
+			end = e.watch(ctx, hurry, p, &st)
 		}
 		st.pid, st.ready = 0, false
 		if ctx.Err() != nil {
@@ -99,10 +104,12 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 			attempt = 0
 		}
 		wait := backOff(attempt, 250*time.Millisecond, 30*time.Second, rand.Float64())
-		st.crash = &Crash{Time: time.Now().UTC(), How: how, Configuration: e.configuration(), Lines: e.out.take()}
+		st.crash = newCrash(end, began, time.Now(), e.configuration(), e.out.take())
+		if p != nil {
+			e.crashed(st.crash)
+		}
 		st.restarts++
-		e.log.Error("Envoy ended by itself and is started again", "how", how, "configuration", st.crash.Configuration,
-			"restarts", st.restarts, "in", wait.Round(time.Millisecond), "last_lines", strings.Join(tail(st.crash.Lines, 5), " | "))
+		e.log.Error("Envoy is started again", "after", st.crash.How, "restarts", st.restarts, "in", wait.Round(time.Millisecond))
 		e.changed(st)
 		sleep(ctx, wait)
 	}
@@ -110,7 +117,7 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 }
 
 // watch follows one Envoy to its end and says how it ended.
-func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process, st *envoyState) string {
+func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process, st *envoyState) exitState {
 	up, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := make(chan struct{})
@@ -126,12 +133,12 @@ func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process, st *envo
 			st.ready = true
 			e.changed(*st)
 		case <-p.done:
-			return p.state.String()
+			return p.state
 		case <-ctx.Done():
 			if p.stop(hurry, envoyStopTime) {
 				e.log.Warn("Envoy did not end in time and was killed", "pid", p.pid)
 			}
-			return p.state.String()
+			return p.state
 		}
 	}
 }

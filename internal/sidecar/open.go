@@ -9,12 +9,12 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/check"
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
@@ -40,6 +40,11 @@ type sidecar struct {
 	certs        *certificates
 	relay        *relay.Relay
 	admin        *admin
+	watch        *watch
+	envoyVersion string
+	group        *cgroup       // Envoy's, or nil
+	sizes        SizingStatus  // in force; changed by signals' goroutine alone, once the instance is ready
+	asked        config.Sizing // that sizes come from
 	envoy        *envoySupervisor
 	drain        *drain
 	runner       *check.Runner
@@ -87,6 +92,8 @@ func open(ctx context.Context, o Options) (_ *sidecar, err error) {
 		State: Starting, Service: o.Definition.Service.Name, ID: o.Definition.Service.ID, PublicAddress: s.publicAddress, PID: os.Getpid(),
 		Envoy: EnvoyStatus{Version: version, AdminSocket: s.sockets.adminSocket()},
 	}}
+	s.envoyVersion = version
+	s.openSizes()
 	if err := s.openParts(); err != nil {
 		return nil, err
 	}
@@ -178,8 +185,11 @@ func (s *sidecar) openParts() (err error) {
 func (s *sidecar) openEnvoy(path string) {
 	o := s.opts
 	s.admin = newAdmin(s.sockets.adminSocket())
+	s.watch = &watch{admin: s.admin}
 	s.envoy = &envoySupervisor{
-		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, o.Concurrency),
+		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
+		group:         s.group,
+		crashed:       s.crashed,
 		admin:         s.admin,
 		sockets:       s.sockets,
 		out:           &lineWriter{out: o.Stderr, prefix: "envoy[" + o.Definition.Service.ID + "]: "},
@@ -198,10 +208,11 @@ func (s *sidecar) openEnvoy(path string) {
 }
 
 // writeBootstrap writes what Envoy starts with. It holds no secret.
-func (s *sidecar) writeBootstrap() error {
+func (s *sidecar) writeBootstrap(heap int64) error {
 	bootstrap, err := envoy.Bootstrap(envoy.BootstrapOptions{
 		NodeID: s.proxy.ID, NodeName: s.opts.Node, Service: s.opts.Definition.Service.Name, Datacenter: s.contact.datacenter(),
-		XDSSocket: s.sockets.xdsSocket(), AdminSocket: s.sockets.adminSocket(), MaxDownstreamConnections: maxConnections(),
+		XDSSocket: s.sockets.xdsSocket(), AdminSocket: s.sockets.adminSocket(),
+		MaxDownstreamConnections: s.sizes.Connections, MaxHeapBytes: heap,
 	})
 	if err != nil {
 		return err
@@ -210,17 +221,6 @@ func (s *sidecar) writeBootstrap() error {
 		return fmt.Errorf("runtime directory %q: Envoy's bootstrap cannot be written: %w", s.sockets, cause(err))
 	}
 	return nil
-}
-
-// maxConnections is how many inbound and outbound connections Envoy accepts: each
-// needs a second file descriptor for where it is passed on to. Envoy raises its
-// limit of them to the hard one when it starts.
-func maxConnections() int64 {
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return 0
-	}
-	return int64(min(files.Max, 1<<21))/2 - 64
 }
 
 // appAddress is where the app is to accept connections; empty for one that takes none.
@@ -249,6 +249,9 @@ func (s *sidecar) close() {
 	}
 	if s.agent != nil {
 		s.agent.close()
+	}
+	if s.group != nil {
+		s.group.close()
 	}
 	s.port.release()
 	if s.sockets != "" {

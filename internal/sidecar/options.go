@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,8 @@ import (
 type Options struct {
 	// Definition is the instance. Without a Sidecar of its own it gets an empty one.
 	Definition config.Definition
+	// Reread reads the definition again, for the sizes in it. May be nil.
+	Reread func() (config.Definition, error)
 
 	// HTTPAddrs are the servers' HTTP APIs ("http://10.0.0.1:8500" or "10.0.0.1:8500"),
 	// tried in order from the last one that answered. Default 127.0.0.1:8500.
@@ -50,7 +53,7 @@ type Options struct {
 
 	EnvoyPath     string // default: envoybin.Find
 	EnvoyLogLevel string // default "warning"
-	Concurrency   int    // Envoy's worker threads; default min(cores, 2)
+	Concurrency   int    // Envoy's worker threads; default: the definition's, else no more than cores, 2 or its CPU
 
 	// CallerWait is how long a drain waits for callers to confirm that they no longer
 	// use this instance. Default 10 s.
@@ -68,7 +71,7 @@ type Options struct {
 
 	// Signals are acted on as by a process: the first SIGTERM or SIGINT drains, as
 	// the end of Run's context does; a second one hurries; SIGHUP renews the
-	// certificate. May be nil.
+	// certificate and rereads the sizes. May be nil.
 	Signals <-chan os.Signal
 
 	Log *slog.Logger // default: discarded
@@ -105,7 +108,8 @@ func (o Options) withDefaults() (Options, error) {
 		o.EnvoyLogLevel = "warning"
 	}
 	if o.Concurrency <= 0 {
-		o.Concurrency = min(runtime.NumCPU(), 2)
+		size := o.Definition.Sizing()
+		o.Concurrency = cmp.Or(size.Concurrency, defaultConcurrency(size.CPU, runtime.NumCPU()))
 	}
 	setDefault(&o.CallerWait, 10*time.Second)
 	setDefault(&o.DrainTime, 30*time.Second)

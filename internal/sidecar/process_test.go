@@ -103,7 +103,7 @@ func newSupervisor(t *testing.T) (*envoySupervisor, chan envoyState) {
 	return &envoySupervisor{
 		argv: []string{exe, "-c", dir.bootstrap()}, admin: a, sockets: dir,
 		out: &lineWriter{out: os.Stderr, prefix: "envoy: "}, want: wantedListeners{publicPort: 21000, told: func() []string { return nil }},
-		configuration: func() string { return "v7" }, changed: func(s envoyState) { states <- s }, log: slog.New(slog.DiscardHandler),
+		crashed: func(c *Crash) { c.Report = "kept" }, configuration: func() string { return "v7" }, changed: func(s envoyState) { states <- s }, log: slog.New(slog.DiscardHandler),
 	}, states
 }
 

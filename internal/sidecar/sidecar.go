@@ -74,6 +74,7 @@ func (s *sidecar) signals(ctx context.Context, rush func()) {
 			case sig == syscall.SIGHUP:
 				s.log.Info("renewing the certificate", "signal", sig.String())
 				s.certs.renewNow()
+				s.resize(ctx)
 			case sig == os.Interrupt || sig == syscall.SIGTERM:
 				if asked {
 					s.log.Warn("asked again to stop, not waiting any longer", "signal", sig.String())
@@ -122,7 +123,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 		return false
 	}
 
-	if err := s.writeBootstrap(); err != nil {
+	if err := s.writeBootstrap(int64(s.sizes.Heap)); err != nil {
 		s.stop(err)
 		return false
 	}
@@ -134,6 +135,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.certs.watch)
 	s.serving.run(s.certs.run)
 	s.serving.run(s.mirror)
+	s.serving.run(s.watchSizes)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:
@@ -249,7 +251,8 @@ func (s *sidecar) settle(st *Status) {
 func (s *sidecar) mirror(ctx context.Context) {
 	for {
 		changed := s.relay.Changed()
-		s.board.set(func(st *Status) { st.XDS = s.xdsStatus(s.relay.Status()) })
+		r := s.relay.Status()
+		s.board.set(func(st *Status) { st.XDS, st.Quarantine = s.xdsStatus(r), r.Quarantine })
 		select {
 		case <-ctx.Done():
 			return

@@ -190,8 +190,11 @@ func (w *world) run(state, yaml string, app ...string) *running {
 
 func (r *running) status() (s Status) {
 	b, err := os.ReadFile(filepath.Join(r.state, statusFile))
-	if err == nil {
-		_ = json.Unmarshal(b, &s)
+	if err != nil {
+		return s // not written yet
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		r.t.Errorf("%s: %v", statusFile, err)
 	}
 	return s
 }

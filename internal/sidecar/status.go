@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 )
 
 // The states of a sidecar.
@@ -27,6 +29,9 @@ type Status struct {
 	Certificate   *CertificateStatus `json:"certificate,omitempty"`
 	XDS           XDSStatus          `json:"xds"`
 	Registered    bool               `json:"registered"` // a server has confirmed the registration lately
+	Sizing        SizingStatus       `json:"sizing"`
+	Alarms        []Alarm            `json:"alarms,omitempty"`     // that hold
+	Quarantine    *relay.Quarantine  `json:"quarantine,omitempty"` // what Envoy is not told since it crashed on it
 	App           *AppStatus         `json:"app,omitempty"`
 }
 
@@ -37,14 +42,6 @@ type EnvoyStatus struct {
 	Restarts    int    `json:"restarts"` // since the sidecar started
 	AdminSocket string `json:"admin_socket"`
 	LastCrash   *Crash `json:"last_crash,omitempty"`
-}
-
-// Crash is an end of Envoy that nobody asked for.
-type Crash struct {
-	Time          time.Time `json:"time"`
-	How           string    `json:"how"`           // "signal: killed", "exit status 1"
-	Configuration string    `json:"configuration"` // version that Envoy had acknowledged
-	Lines         []string  `json:"lines"`         // the end of its log
 }
 
 // CertificateStatus is the leaf that Envoy was given last.
