@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/identity"
 	"github.com/crossfade-mesh/crossfade/internal/server"
@@ -162,6 +164,44 @@ func TestRevocationEndsStreams(t *testing.T) {
 	case err := <-ended:
 		t.Errorf("another token's stream ended, too: %v", err)
 	default:
+	}
+}
+
+// A stream lasts no longer than the certificate that it was opened with, and nor does
+// the connection, so that a sidecar comes back with its new one.
+func TestExpiryEndsStreams(t *testing.T) {
+	s, dir := secured(t)
+	accessor, _ := s.Token(`{"role":"join","services":["web"]}`)
+	st := s.StreamAs(servertest.Caller{Leaf: forged(t, dir, s, accessor, 2*time.Second)}, "web-sidecar-proxy")
+	if err := st.Send(xds.Request{Type: xds.ClusterType}); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		if _, err := st.Recv(); err != nil {
+			if n == 0 {
+				t.Errorf("ended before anything came: %v", err)
+			}
+			return
+		}
+	}
+}
+
+// Consul's own client, told the CA's file and a token, needs nothing else.
+func TestConsulsClient(t *testing.T) {
+	s, dir := secured(t)
+	for token, want := range map[string]string{"operator.token": "", "": "Permission denied: anonymous"} {
+		conf := &api.Config{Address: s.HTTPAddr(), Scheme: "https", TLSConfig: api.TLSConfig{CAFile: s.CAFile()}}
+		if token != "" {
+			conf.TokenFile = filepath.Join(dir, token)
+		}
+		c, err := api.NewClient(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.KV().Put(&api.KVPair{Key: "a", Value: []byte("b")}, nil)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("with token %q: %v, want %q", token, err, want)
+		}
 	}
 }
 
