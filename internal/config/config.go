@@ -32,7 +32,13 @@ const (
 	KindProxyDefaults     Kind = "proxy-defaults"
 	KindServiceDefaults   Kind = "service-defaults"
 	KindServiceIntentions Kind = "service-intentions"
+	KindServiceRouter     Kind = "service-router"
+	KindServiceSplitter   Kind = "service-splitter"
+	KindServiceResolver   Kind = "service-resolver"
+	KindJWTProvider       Kind = "jwt-provider"
 	KindMesh              Kind = "mesh"
+	// KindTrafficPolicy is our own.
+	KindTrafficPolicy Kind = "traffic-policy"
 )
 
 // Entry is one configuration entry. Implementations are pointers to the kinds'
@@ -121,6 +127,36 @@ func (s *Set) ProxyDefaults() *ProxyDefaults {
 // Intentions is the service's entry, or nil. Name "*" is the entry for all services.
 func (s *Set) Intentions(service string) *ServiceIntentions {
 	e, _ := s.Get(Key{KindServiceIntentions, service}).(*ServiceIntentions)
+	return e
+}
+
+// Router is the service's service-router entry, or nil.
+func (s *Set) Router(service string) *ServiceRouter {
+	e, _ := s.Get(Key{KindServiceRouter, service}).(*ServiceRouter)
+	return e
+}
+
+// Splitter is the service's service-splitter entry, or nil.
+func (s *Set) Splitter(service string) *ServiceSplitter {
+	e, _ := s.Get(Key{KindServiceSplitter, service}).(*ServiceSplitter)
+	return e
+}
+
+// Resolver is the service's service-resolver entry, or nil.
+func (s *Set) Resolver(service string) *ServiceResolver {
+	e, _ := s.Get(Key{KindServiceResolver, service}).(*ServiceResolver)
+	return e
+}
+
+// JWTProvider is the entry of that name, or nil.
+func (s *Set) JWTProvider(name string) *JWTProvider {
+	e, _ := s.Get(Key{KindJWTProvider, name}).(*JWTProvider)
+	return e
+}
+
+// TrafficPolicy is the service's own entry, or nil. Name "*" is the entry for all others.
+func (s *Set) TrafficPolicy(service string) *TrafficPolicy {
+	e, _ := s.Get(Key{KindTrafficPolicy, service}).(*TrafficPolicy)
 	return e
 }
 

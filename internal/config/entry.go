@@ -25,6 +25,16 @@ func newEntry(kind Kind) decodable {
 		return &ServiceDefaults{}
 	case KindServiceIntentions:
 		return &ServiceIntentions{}
+	case KindServiceRouter:
+		return &ServiceRouter{}
+	case KindServiceSplitter:
+		return &ServiceSplitter{}
+	case KindServiceResolver:
+		return &ServiceResolver{}
+	case KindJWTProvider:
+		return &JWTProvider{}
+	case KindTrafficPolicy:
+		return &TrafficPolicy{}
 	case KindMesh:
 		return &Mesh{}
 	default:
@@ -34,7 +44,10 @@ func newEntry(kind Kind) decodable {
 
 // Kinds lists the kinds served, sorted.
 func Kinds() []Kind {
-	return []Kind{KindMesh, KindProxyDefaults, KindServiceDefaults, KindServiceIntentions}
+	return []Kind{
+		KindJWTProvider, KindMesh, KindProxyDefaults, KindServiceDefaults, KindServiceIntentions, KindServiceResolver,
+		KindServiceRouter, KindServiceSplitter, KindTrafficPolicy,
+	}
 }
 
 // CheckKind says why a kind is not served, or nil.

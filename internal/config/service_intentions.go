@@ -22,17 +22,68 @@ type ServiceIntentions struct {
 	Kind    Kind               `json:"Kind"`
 	Name    string             `json:"Name"` // the callee, or "*"
 	Sources []*SourceIntention `json:"Sources,omitempty"`
-	Meta    map[string]string  `json:"Meta,omitempty"`
+	// JWT is required of every request that an intention allows.
+	JWT  *JWTRequirement   `json:"JWT,omitempty"`
+	Meta map[string]string `json:"Meta,omitempty"`
+}
+
+// Permission is a rule for requests. Consul's IntentionPermission.
+type Permission struct {
+	Action Action          `json:"Action"`
+	HTTP   *HTTPPermission `json:"HTTP,omitempty"`
+	JWT    *JWTRequirement `json:"JWT,omitempty"`
+}
+
+// HTTPPermission holds conditions that must all be met; of the paths at most one is set.
+type HTTPPermission struct {
+	PathExact  string             `json:"PathExact,omitempty"`
+	PathPrefix string             `json:"PathPrefix,omitempty"`
+	PathRegex  string             `json:"PathRegex,omitempty"`
+	Header     []HeaderPermission `json:"Header,omitempty"`
+	Methods    []string           `json:"Methods,omitempty"`
+}
+
+// HeaderPermission is a condition on one header; exactly one of Present to Regex is set.
+type HeaderPermission struct {
+	Name       string `json:"Name"`
+	Present    bool   `json:"Present,omitempty"`
+	Exact      string `json:"Exact,omitempty"`
+	Prefix     string `json:"Prefix,omitempty"`
+	Suffix     string `json:"Suffix,omitempty"`
+	Contains   string `json:"Contains,omitempty"`
+	Regex      string `json:"Regex,omitempty"`
+	Invert     bool   `json:"Invert,omitempty"`
+	IgnoreCase bool   `json:"IgnoreCase,omitempty"`
+}
+
+// JWTRequirement asks for a token of any of the providers.
+type JWTRequirement struct {
+	Providers []*JWTProviderRequirement `json:"Providers,omitempty"`
+}
+
+// JWTProviderRequirement asks for a token of one jwt-provider, with claims.
+type JWTProviderRequirement struct {
+	Name         string      `json:"Name,omitempty"`
+	VerifyClaims []*JWTClaim `json:"VerifyClaims,omitempty"` // all of them
+}
+
+// JWTClaim is a value that a token must hold, in a list or by itself.
+type JWTClaim struct {
+	Path  []string `json:"Path,omitempty"`
+	Value string   `json:"Value,omitempty"`
 }
 
 // SourceIntention decides for one source. The intention of the highest Precedence
 // that matches decides: exact destination before "*", then exact source before "*".
 type SourceIntention struct {
-	Name        string `json:"Name"` // the caller, or "*"
-	Action      Action `json:"Action,omitempty"`
-	Precedence  int    `json:"Precedence,omitempty"` // computed
-	Type        string `json:"Type,omitempty"`       // "consul"
-	Description string `json:"Description,omitempty"`
+	Name   string `json:"Name"` // the caller, or "*"
+	Action Action `json:"Action,omitempty"`
+	// Permissions stand in place of Action: the first that matches a request decides,
+	// and one that none matches is denied.
+	Permissions []*Permission `json:"Permissions,omitempty"`
+	Precedence  int           `json:"Precedence,omitempty"` // computed
+	Type        string        `json:"Type,omitempty"`       // "consul"
+	Description string        `json:"Description,omitempty"`
 }
 
 // EntryKind implements [Entry].
