@@ -7,6 +7,7 @@ package protocols
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -144,6 +145,24 @@ func (m *mesh) dialSide(t *testing.T, as, service, alpn string) *tls.Conn {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// tlsDial opens a TLS connection that is the caller's to close.
+func tlsDial(ctx context.Context, addr string, config *tls.Config) (*tls.Conn, error) {
+	c, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: patience}, Config: config}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*tls.Conn), nil
+}
+
+func split(t *testing.T, addr string) (host string, port int) {
+	t.Helper()
+	a, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.IP.String(), a.Port
 }
 
 // unchanged fails when one of the Envoys has crashed or warned of a bug in itself.
