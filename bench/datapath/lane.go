@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 )
 
 // lane is a path under measurement.
 type lane struct {
 	path    string
 	running *running
-	crew    *crew
+	crew    *load.Crew
 	samples []sample // one for each round; the last is that of the present round
 	failed  int
 }
@@ -28,8 +29,8 @@ func (l *lane) play(ctx context.Context, warmUp, measured time.Duration, stderr 
 		cpuBefore  = make([]time.Duration, len(l.running.envoys))
 		requests   uint64
 	)
-	latencies, failures, err := l.crew.turn(ctx, warmUp, measured, hooks{
-		begin: func(done uint64) (err error) {
+	latencies, failures, err := l.crew.Turn(ctx, warmUp, measured, load.Hooks{
+		Begin: func(done uint64) (err error) {
 			for i, pid := range l.running.envoys {
 				if cpuBefore[i], err = lab.CPUTime(pid); err != nil {
 					return err
@@ -38,7 +39,7 @@ func (l *lane) play(ctx context.Context, warmUp, measured time.Duration, stderr 
 			begun, doneBefore = time.Now(), done
 			return nil
 		},
-		end: func(done uint64) error {
+		End: func(done uint64) error {
 			requests = done - doneBefore
 			out.elapsed += time.Since(begun)
 			out.requests += requests

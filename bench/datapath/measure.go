@@ -1,10 +1,9 @@
 package main
 
 import (
-	"cmp"
-	"math"
-	"slices"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 )
 
 // sample is one round of one path.
@@ -74,29 +73,29 @@ func summarize(own []sample, b bases) line {
 	l := line{
 		Bench:     "datapath",
 		RPS:       medianOf(own, func(s sample) float64 { return float64(s.requests) / s.elapsed.Seconds() }),
-		P50:       medianOf(own, func(s sample) float64 { return milliseconds(quantile(s.latencies, 0.50)) }),
-		P99:       medianOf(own, func(s sample) float64 { return milliseconds(quantile(s.latencies, 0.99)) }),
+		P50:       medianOf(own, func(s sample) float64 { return load.Milliseconds(load.Quantile(s.latencies, 0.50)) }),
+		P99:       medianOf(own, func(s sample) float64 { return load.Milliseconds(load.Quantile(s.latencies, 0.99)) }),
 		CPU:       medianOf(own, sample.cpuPerRequest),
 		CPUCaller: medianOf(own, func(s sample) float64 { return s.cpuOf(0) }),
 		CPUCallee: medianOf(own, func(s sample) float64 { return s.cpuOf(1) }),
 		RSS:       medianOf(own, func(s sample) float64 { return float64(s.rss) / (1 << 20) }),
-		CPUSpread: spread(each(own, sample.cpuPerRequest)),
+		CPUSpread: load.Spread(each(own, sample.cpuPerRequest)),
 		Rounds:    len(own),
 	}
 	for _, s := range own {
 		l.Requests += s.requests
 	}
 	if r := ratios(own, b.plain); len(r) > 0 {
-		l.Ratio, l.RatioSpread = round(median(r)), spread(r)
+		l.Ratio, l.RatioSpread = load.Round(load.Median(r)), load.Spread(r)
 	}
 	if r := ratios(own, b.lean); len(r) > 0 {
-		l.RatioLean = round(median(r))
+		l.RatioLean = load.Round(load.Median(r))
 	}
 	if r := ratios(own, b.crossfade); len(r) > 0 {
-		l.RatioCrossfade, l.CrossfadeSpread = round(median(r)), spread(r)
+		l.RatioCrossfade, l.CrossfadeSpread = load.Round(load.Median(r)), load.Spread(r)
 	}
-	l.AddedP50 = round(median(added(own, b.direct, 0.50)))
-	l.AddedP99 = round(median(added(own, b.direct, 0.99)))
+	l.AddedP50 = load.Round(load.Median(added(own, b.direct, 0.50)))
+	l.AddedP99 = load.Round(load.Median(added(own, b.direct, 0.99)))
 	return l
 }
 
@@ -122,7 +121,7 @@ func ratios(own, base []sample) []float64 {
 func added(own, base []sample, q float64) []float64 {
 	var out []float64
 	for i := range min(len(own), len(base)) {
-		out = append(out, milliseconds(quantile(own[i].latencies, q)-quantile(base[i].latencies, q)))
+		out = append(out, load.Milliseconds(load.Quantile(own[i].latencies, q)-load.Quantile(base[i].latencies, q)))
 	}
 	return out
 }
@@ -136,39 +135,5 @@ func each(samples []sample, f func(sample) float64) []float64 {
 }
 
 func medianOf(samples []sample, f func(sample) float64) float64 {
-	return round(median(each(samples, f)))
+	return load.Round(load.Median(each(samples, f)))
 }
-
-// median of an empty slice is 0.
-func median(v []float64) float64 {
-	if len(v) == 0 {
-		return 0
-	}
-	v = slices.Sorted(slices.Values(v))
-	if n := len(v); n%2 == 0 {
-		return (v[n/2-1] + v[n/2]) / 2
-	}
-	return v[len(v)/2]
-}
-
-func spread(v []float64) [2]float64 {
-	if len(v) == 0 {
-		return [2]float64{}
-	}
-	return [2]float64{round(slices.Min(v)), round(slices.Max(v))}
-}
-
-// quantile by nearest rank; it sorts v. 0 when v is empty.
-func quantile[T cmp.Ordered](v []T, q float64) T {
-	var zero T
-	if len(v) == 0 {
-		return zero
-	}
-	slices.Sort(v)
-	return v[min(len(v)-1, max(0, int(math.Ceil(q*float64(len(v))))-1))]
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// round keeps three decimals.
-func round(v float64) float64 { return math.Round(v*1000) / 1000 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 )
 
 // manySources is how many more callers the path "intentions" allows.
@@ -67,9 +67,9 @@ func startMesh(ctx context.Context, t *trial, path string) (_ *running, err erro
 		addr:    fmt.Sprintf("127.0.0.1:%d", upstreamPort),
 		envoys:  []int{caller.EnvoyPID, callee.EnvoyPID},
 		stop:    m.Stop,
-		witness: func(ctx context.Context) error { return enforced(ctx, callee.Admin) },
+		witness: func(ctx context.Context) error { return lab.Enforced(ctx, callee.Admin) },
 	}
-	return r, m.Await(ctx, "carrying requests", t.answers(ctx, r.addr))
+	return r, m.Await(ctx, "carrying requests", load.Answers(ctx, t.protocol, r.addr))
 }
 
 // startConsul starts a Consul agent and its Envoys on both sides, as its guide does.
@@ -113,37 +113,7 @@ func startConsul(ctx context.Context, t *trial) (_ *running, err error) {
 		addr:    fmt.Sprintf("127.0.0.1:%d", ports[3]),
 		envoys:  []int{caller.Process.PID(), callee.Process.PID()},
 		stop:    c.Stop,
-		witness: func(ctx context.Context) error { return enforced(ctx, callee.Admin) },
+		witness: func(ctx context.Context) error { return lab.Enforced(ctx, callee.Admin) },
 	}
-	return r, c.Await(ctx, "carrying requests", t.answers(ctx, r.addr))
-}
-
-// answers waits for the first request to get through: the caller's listener is there
-// before its first endpoint is.
-func (t *trial) answers(ctx context.Context, addr string) func() (bool, error) {
-	return func() (bool, error) {
-		c, err := dial(t.protocol, addr)
-		if err != nil {
-			return false, err
-		}
-		defer c.Close()
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		err = c.Exchange(ctx)
-		return err == nil, err
-	}
-}
-
-// enforced takes the callee's word that what came was TLS and was let in by intentions.
-func enforced(ctx context.Context, admin string) error {
-	for _, stat := range []string{`ssl\.handshake`, `rbac\..*allowed`} {
-		text, err := lab.AdminGet(ctx, admin, "/stats?usedonly&filter="+stat)
-		if err != nil {
-			return err
-		}
-		if strings.TrimSpace(text) == "" {
-			return fmt.Errorf("the callee's Envoy counted nothing under %s", stat)
-		}
-	}
-	return nil
+	return r, c.Await(ctx, "carrying requests", load.Answers(ctx, t.protocol, r.addr))
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 )
 
 //go:embed bootstraps
@@ -30,7 +31,7 @@ func startPair(ctx context.Context, t *trial, kind string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	callee, err := startStatic(ctx, t, kind+"-callee", dir, bootstrap{UpstreamPort: t.appPort, AppHTTP2: t.protocol == protoGRPC})
+	callee, err := startStatic(ctx, t, kind+"-callee", dir, bootstrap{UpstreamPort: t.appPort, AppHTTP2: t.protocol == load.GRPC})
 	if err != nil {
 		return nil, err
 	}

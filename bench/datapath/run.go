@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
@@ -31,7 +32,7 @@ const (
 // the hand-written pair is the TCP-proxy pair; there is nothing to make lean in it.
 func pathsOf(protocol string) (paths []string, plain string) {
 	paths, plain = []string{pathDirect, pathTCP}, pathTCP
-	if protocol != protoTCP {
+	if protocol != load.TCP {
 		paths, plain = append(paths, pathPlain, pathLean), pathPlain
 	}
 	return append(paths, pathCrossfade, pathConsul, pathIntentions), plain
@@ -134,12 +135,12 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 
 // measure starts every path, loads them in turn for all rounds, and sums up.
 func (t *trial) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
-	a, err := startApp(t.protocol)
+	a, err := load.StartApp(t.protocol)
 	if err != nil {
 		return nil, err
 	}
-	defer a.stop()
-	t.appPort = a.port
+	defer a.Stop()
+	t.appPort = a.Port
 	paths, err := t.chosen(stderr)
 	if err != nil {
 		return nil, err
@@ -151,8 +152,8 @@ func (t *trial) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
 			return nil, fmt.Errorf("path %q: %w", path, err)
 		}
 		defer r.stop()
-		c := newCrew(t.protocol, r.addr, t.settings.Connections, t.settings.Rate)
-		defer c.close()
+		c := load.NewCrew(t.protocol, r.addr, t.settings.Connections, t.settings.Rate)
+		defer c.Close()
 		lanes = append(lanes, &lane{path: path, running: r, crew: c})
 	}
 	for n := range t.settings.Rounds {

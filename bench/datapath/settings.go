@@ -5,19 +5,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
-)
-
-// The protocols an app can speak here.
-const (
-	protoHTTP = "http"
-	protoGRPC = "grpc"
-	protoTCP  = "tcp"
 )
 
 // settings say what to measure.
@@ -43,31 +36,31 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 	s := settings{Protocols: words(getenv("PROTOCOLS")), Paths: words(getenv("PATHS"))}
 	s.Binaries.Crossfade = cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))
 	if len(s.Protocols) == 0 {
-		s.Protocols = []string{protoHTTP}
+		s.Protocols = []string{load.HTTP}
 	}
 	for _, p := range s.Protocols {
-		if !slices.Contains([]string{protoHTTP, protoGRPC, protoTCP}, p) {
+		if !slices.Contains([]string{load.HTTP, load.GRPC, load.TCP}, p) {
 			return settings{}, fmt.Errorf("PROTOCOLS %q: want http, grpc or tcp", p)
 		}
 	}
-	seconds, err := positive(getenv, "SECONDS_PER_RUN", 4)
+	seconds, err := lab.Positive(getenv, "SECONDS_PER_RUN", 4)
 	if err != nil {
 		return settings{}, err
 	}
 	s.SecondsPerRun = time.Duration(seconds * float64(time.Second))
 	s.turn = 500 * time.Millisecond
 	s.warmUp = 150 * time.Millisecond
-	rounds, err := positive(getenv, "ROUNDS", 5)
+	rounds, err := lab.Positive(getenv, "ROUNDS", 5)
 	if err != nil {
 		return settings{}, err
 	}
-	connections, err := positive(getenv, "CONNECTIONS", 32)
+	connections, err := lab.Positive(getenv, "CONNECTIONS", 32)
 	if err != nil {
 		return settings{}, err
 	}
 	s.Rounds, s.Connections = max(1, int(rounds)), max(1, int(connections))
 	if getenv("RATE") != "" {
-		if s.Rate, err = positive(getenv, "RATE", 0); err != nil {
+		if s.Rate, err = lab.Positive(getenv, "RATE", 0); err != nil {
 			return settings{}, err
 		}
 	}
@@ -76,18 +69,6 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 	}
 	s.Binaries.Envoy, err = envoybin.Find()
 	return s, err
-}
-
-func positive(getenv func(string) string, name string, unset float64) (float64, error) {
-	text := getenv(name)
-	if text == "" {
-		return unset, nil
-	}
-	v, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(v > 0 && v < 1e6) {
-		return 0, fmt.Errorf("%s %q: want a number above 0", name, text)
-	}
-	return v, nil
 }
 
 func words(s string) []string {

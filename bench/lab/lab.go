@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,6 +71,19 @@ func RepositoryRoot() (string, error) {
 		}
 		dir = up
 	}
+}
+
+// Positive is the number above 0 in an environment variable, or unset when it has none.
+func Positive(getenv func(string) string, name string, unset float64) (float64, error) {
+	text := getenv(name)
+	if text == "" {
+		return unset, nil
+	}
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(v > 0 && v < 1e6) {
+		return 0, fmt.Errorf("%s %q: want a number above 0", name, text)
+	}
+	return v, nil
 }
 
 // FreePorts finds ports that nothing listens on at the moment.
@@ -141,6 +155,20 @@ func AdminGet(ctx context.Context, admin, path string) (string, error) {
 		err = fmt.Errorf("envoy admin %s: %s", path, res.Status)
 	}
 	return string(body), err
+}
+
+// Enforced takes a callee's Envoy's word that what came was TLS and was let in by intentions.
+func Enforced(ctx context.Context, admin string) error {
+	for _, stat := range []string{`ssl\.handshake`, `rbac\..*allowed`} {
+		text, err := AdminGet(ctx, admin, "/stats?usedonly&filter="+stat)
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(text) == "" {
+			return fmt.Errorf("the callee's Envoy counted nothing under %s", stat)
+		}
+	}
+	return nil
 }
 
 // ListenerPort is where the first listener of an Envoy listens; 0 when there is none yet.

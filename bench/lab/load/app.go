@@ -1,4 +1,4 @@
-package main
+package load
 
 import (
 	"bytes"
@@ -16,32 +16,33 @@ const payloadSize = 1024
 // payload is the body of every answer, and of every gRPC and TCP request.
 func payload() []byte { return bytes.Repeat([]byte("crossfade bench\n"), payloadSize/16) }
 
-// app is the callee. It is in this process and as cheap as it can be: what it
+// App is the callee. It is in this process and as cheap as it can be: what it
 // costs is outside the measured CPU, but on the same cores.
-type app struct {
-	port int
-	stop func()
+type App struct {
+	Port int
+	Stop func()
 }
 
-func startApp(protocol string) (*app, error) {
+// StartApp starts one on a free port.
+func StartApp(protocol string) (*App, error) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	a := &app{port: lis.Addr().(*net.TCPAddr).Port}
+	a := &App{Port: lis.Addr().(*net.TCPAddr).Port}
 	switch protocol {
-	case protoHTTP:
-		a.stop = serveConns(lis, answerHTTP)
-	case protoTCP:
-		a.stop = serveConns(lis, echo)
-	case protoGRPC:
+	case HTTP:
+		a.Stop = serveConns(lis, answerHTTP)
+	case TCP:
+		a.Stop = serveConns(lis, echo)
+	case GRPC:
 		s := grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(echoGRPC))
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			s.Serve(lis)
 		}()
-		a.stop = func() { s.Stop(); <-done }
+		a.Stop = func() { s.Stop(); <-done }
 	default:
 		lis.Close()
 		return nil, fmt.Errorf("protocol %q: no app for it", protocol)

@@ -1,7 +1,8 @@
-package main
+package load
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,7 +10,7 @@ import (
 
 // worker drives one connection. A failure ends its part in the turn.
 type worker struct {
-	conn exchanger // nil: to be dialled
+	conn Exchanger // nil: to be dialled
 	done atomic.Uint64
 	// latencies are of requests begun while recording; written by the worker's goroutine only.
 	latencies []time.Duration
@@ -34,8 +35,12 @@ func (w *worker) loop(ctx context.Context, recording, stop *atomic.Bool) {
 
 // follow sends the requests that fall due. A latency begins when the request was
 // due, not when a worker was free for it, so that a wait shows in all it delayed.
-func (w *worker) follow(ctx context.Context, schedule <-chan due) {
+// Once abandoned is set, nothing more is sent.
+func (w *worker) follow(ctx context.Context, schedule <-chan due, abandoned *atomic.Bool) {
 	for d := range schedule {
+		if abandoned.Load() {
+			continue
+		}
 		if !w.exchange(ctx) {
 			return
 		}
@@ -55,22 +60,30 @@ func (w *worker) exchange(ctx context.Context) (ok bool) {
 	return true
 }
 
-// crew is the workers of one path. Connections stay open from turn to turn.
-type crew struct {
+// Crew is the workers of one path. Connections stay open from turn to turn. Its
+// fields may change between turns.
+type Crew struct {
+	Rate float64 // requests per second; 0: closed loop
+	// Random draws the gaps between requests, as of many independent callers; nil: they are equal.
+	Random *rand.Rand
+	// Abandon leaves requests unsent that were overdue when a turn ended.
+	Abandon bool
+
 	protocol, addr string
-	rate           float64 // requests per second; 0: closed loop
 	workers        []*worker
 }
 
-func newCrew(protocol, addr string, size int, rate float64) *crew {
-	c := &crew{protocol: protocol, addr: addr, rate: rate}
+// NewCrew makes one of size connections, to be dialled in its first turn. Close closes them.
+func NewCrew(protocol, addr string, size int, rate float64) *Crew {
+	c := &Crew{protocol: protocol, addr: addr, Rate: rate}
 	for range size {
 		c.workers = append(c.workers, &worker{})
 	}
 	return c
 }
 
-func (c *crew) close() {
+// Close is for after the last turn.
+func (c *Crew) Close() {
 	for _, w := range c.workers {
 		if w.conn != nil {
 			w.conn.Close()
@@ -79,38 +92,39 @@ func (c *crew) close() {
 	}
 }
 
-// hooks of a turn: begin and end are called where the measured part begins and
+// Hooks of a turn: Begin and End are called where the measured part begins and
 // ends, while the load goes on; each gets the number of requests done so far.
-type hooks struct {
-	begin, end func(done uint64) error
+type Hooks struct {
+	Begin, End func(done uint64) error
 }
 
-// turn loads the path for warm-up and measured, and returns the latencies and failures.
-func (c *crew) turn(ctx context.Context, warmUp, measured time.Duration, h hooks) (latencies []time.Duration, failures []error, err error) {
+// Turn loads the path for warm-up and measured, and returns the latencies and failures.
+func (c *Crew) Turn(ctx context.Context, warmUp, measured time.Duration, h Hooks) (latencies []time.Duration, failures []error, err error) {
 	// Far beyond the turn: reached only by a request that hangs.
 	loadCtx, cancel := context.WithTimeout(ctx, warmUp+measured+10*time.Second)
 	defer cancel()
 	for _, w := range c.workers {
 		if w.conn == nil {
-			if w.conn, err = dial(c.protocol, c.addr); err != nil {
+			if w.conn, err = Dial(c.protocol, c.addr); err != nil {
 				return nil, nil, err
 			}
 		}
 	}
 	var (
-		recording, stop atomic.Bool
-		wg              sync.WaitGroup
+		recording, stop, abandoned atomic.Bool
+
+		wg sync.WaitGroup
 	)
 	var schedule chan due
-	if c.rate > 0 {
+	if c.Rate > 0 {
 		// Holds more than can fall due in the turn: the pacer never waits for a worker.
-		schedule = make(chan due, int(c.rate*(warmUp+measured+5*time.Second).Seconds())+1)
-		wg.Go(func() { pace(c.rate, schedule, &recording, &stop) })
+		schedule = make(chan due, int(c.Rate*(warmUp+measured+5*time.Second).Seconds())+1)
+		wg.Go(func() { pace(c.Rate, c.Random, schedule, &recording, &stop) })
 	}
 	for _, w := range c.workers {
 		w.latencies, w.err = w.latencies[:0], nil
 		if schedule != nil {
-			wg.Go(func() { w.follow(loadCtx, schedule) })
+			wg.Go(func() { w.follow(loadCtx, schedule, &abandoned) })
 		} else {
 			wg.Go(func() { w.loop(loadCtx, &recording, &stop) })
 		}
@@ -120,14 +134,15 @@ func (c *crew) turn(ctx context.Context, warmUp, measured time.Duration, h hooks
 			return err
 		}
 		recording.Store(true)
-		if err := h.begin(c.done()); err != nil {
+		if err := h.Begin(c.done()); err != nil {
 			return err
 		}
 		if err := pause(ctx, measured); err != nil {
 			return err
 		}
-		return h.end(c.done())
+		return h.End(c.done())
 	}()
+	abandoned.Store(c.Abandon)
 	stop.Store(true)
 	wg.Wait()
 	for _, w := range c.workers {
@@ -139,7 +154,7 @@ func (c *crew) turn(ctx context.Context, warmUp, measured time.Duration, h hooks
 	return latencies, failures, err
 }
 
-func (c *crew) done() (sum uint64) {
+func (c *Crew) done() (sum uint64) {
 	for _, w := range c.workers {
 		sum += w.done.Load()
 	}

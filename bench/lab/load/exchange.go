@@ -1,4 +1,4 @@
-package main
+package load
 
 import (
 	"bytes"
@@ -14,30 +14,30 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// exchanger does one request after the other on one kept-alive connection and
+// Exchanger does one request after the other on one kept-alive connection and
 // checks each answer. After an error it is of no more use.
-type exchanger interface {
+type Exchanger interface {
 	Exchange(ctx context.Context) error
 	Close() error
 }
 
-// dial opens one connection to addr. Its deadline is ctx's at each exchange.
-func dial(protocol, addr string) (exchanger, error) {
+// Dial opens one connection to addr. Its deadline is ctx's at each exchange.
+func Dial(protocol, addr string) (Exchanger, error) {
 	switch protocol {
-	case protoHTTP:
+	case HTTP:
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			return nil, err
 		}
 		request := fmt.Appendf(nil, "GET /item HTTP/1.1\r\nhost: %s\r\nuser-agent: bench\r\naccept: */*\r\n\r\n", addr)
 		return &httpConn{deadlined: deadlined{Conn: c}, request: request, want: payload(), buf: make([]byte, 16<<10)}, nil
-	case protoTCP:
+	case TCP:
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			return nil, err
 		}
 		return &tcpConn{deadlined: deadlined{Conn: c}, want: payload(), buf: make([]byte, payloadSize)}, nil
-	case protoGRPC:
+	case GRPC:
 		c, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{})))
 		if err != nil {
@@ -153,4 +153,20 @@ func (g *grpcConn) Exchange(ctx context.Context) error {
 		return errors.New("wrong echo")
 	}
 	return nil
+}
+
+// Answers is a condition that holds when one request on a connection of its own gets
+// through: a caller's listener is there before its first endpoint is.
+func Answers(ctx context.Context, protocol, addr string) func() (bool, error) {
+	return func() (bool, error) {
+		c, err := Dial(protocol, addr)
+		if err != nil {
+			return false, err
+		}
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		err = c.Exchange(ctx)
+		return err == nil, err
+	}
 }
