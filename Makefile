@@ -72,6 +72,11 @@ vet: ## go vet and gofmt
 
 .PHONY: check
 check: build vet lint race ## before a commit: vet, lint, tests under the race detector, generated files unchanged
+	@echo "generated files unchanged"
+
+.PHONY: generate
+generate: ## docs/cli.md and docs/man from the commands; a test says when they differ
+	$(GO) test ./internal/cli -count=1 -run TestReference -update
 
 .PHONY: lint
 lint: $(LINT) ## golangci-lint, set by .golangci.yml

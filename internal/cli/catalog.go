@@ -54,6 +54,7 @@ func newCatalogNodes(s streams) *cobra.Command {
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
 	cmd.Flags().StringVar(&service, "service", "", "only nodes with an instance of this service")
+	complete(cmd, "service", t.serviceNames())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var nodes []catalog.Node
 		if service == "" {

@@ -72,10 +72,10 @@ func newRoot(s streams) *cobra.Command {
 		Long: `crossfade is a service mesh for fleets of VMs and Nomad clients.
 
 A server holds the registry and the certificate authority and tells sidecars what
-to do; a sidecar runs Envoy beside one service instance. Start here:
-
-  crossfade demo                        a small shop on this machine, and proofs under load
-  crossfade server --dev                a server in memory, on loopback
+to do; a sidecar runs Envoy beside one service instance. "crossfade demo" shows all of
+it on this machine.`,
+		Example: `  crossfade demo
+  crossfade server --dev
   crossfade sidecar --service web.yaml -- ./web`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -85,7 +85,7 @@ to do; a sidecar runs Envoy beside one service instance. Start here:
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: showHelp,
 	}
 	root.SetIn(s.in)
 	root.SetOut(s.out)
@@ -93,28 +93,40 @@ to do; a sidecar runs Envoy beside one service instance. Start here:
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{err, cmd.CommandPath() + " --help"}
 	})
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newServer(s), newSidecar(s), newDemo(s), newDemoApp(s),
 		newServices(s), newCatalog(s), newConfig(s), newConnect(s),
 		newToken(s), newAudit(s), newRender(s), newXDS(s), newVersion(s),
 	)
+	addCompletion(root)
 	return root
 }
 
 // group is a command that only holds others.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
-		Use: use, Short: short,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q", strings.Join(append([]string{cmd.CommandPath()}, args...), " ")), cmd.CommandPath() + " --help"}
-			}
-			return cmd.Help()
-		},
+		Use: use, Short: short, RunE: showHelp,
 	}
 	c.AddCommand(subs...)
+	c.Example = examplesOf(c)
 	return c
+}
+
+// showHelp is what a command does that only holds others.
+func showHelp(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unknown command %q", verb(cmd)+" "+strings.Join(args, " ")), cmd.CommandPath() + " --help"}
+	}
+	return cmd.Help()
+}
+
+// examplesOf are those of the commands that c holds.
+func examplesOf(c *cobra.Command) string {
+	var all []string
+	for _, sub := range c.Commands() {
+		all = append(all, sub.Example)
+	}
+	return strings.Join(all, "\n")
 }
 
 // exactly is a check of the number of arguments that says what they are.
@@ -125,17 +137,22 @@ func exactly(names ...string) cobra.PositionalArgs {
 			if len(names) > 0 {
 				want = strings.Join(names, " ")
 			}
-			return usageError{fmt.Errorf("%s: got %d arguments, want %s", cmd.CommandPath(), len(args), want), cmd.CommandPath() + " --help"}
+			return usageError{fmt.Errorf("%s: got %d arguments, want %s", verb(cmd), len(args), want), cmd.CommandPath() + " --help"}
 		}
 		return nil
 	}
+}
+
+// verb is what was called, as errors name it.
+func verb(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }
 
 // atLeastOne is the check for FILE… and the like.
 func atLeastOne(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return usageError{fmt.Errorf("%s: give at least one %s", cmd.CommandPath(), name), cmd.CommandPath() + " --help"}
+			return usageError{fmt.Errorf("%s: give at least one %s", verb(cmd), name), cmd.CommandPath() + " --help"}
 		}
 		return nil
 	}

@@ -131,17 +131,19 @@ type output struct{ format string }
 func addOutput(cmd *cobra.Command) *output {
 	o := &output{}
 	cmd.Flags().StringVarP(&o.format, "output", "o", "table", `"table" for people, "json" for machines`)
+	complete(cmd, "output", words("table", "json"))
 	return o
 }
 
-// print writes v as JSON, or calls table with a writer that aligns tab-separated columns.
+// print writes v as JSON, or calls table with a writer that aligns tab-separated
+// columns. A nil table is that of what people read as JSON, too.
 func (o *output) print(w io.Writer, v any, table func(io.Writer)) error {
-	switch o.format {
-	case "json":
+	switch {
+	case o.format == "json" || o.format == "table" && table == nil:
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(v)
-	case "table":
+	case o.format == "table":
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		table(tw)
 		return tw.Flush()

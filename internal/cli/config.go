@@ -26,12 +26,10 @@ func newConfigWrite(s streams) *cobra.Command {
 		Use:   "write FILE",
 		Short: "Create or update a configuration entry",
 		Long:  `Create or update the configuration entry in a file of HCL, JSON or YAML. "-" reads standard input.`,
-		Example: `  crossfade config write - <<'EOF'
-  Kind     = "service-defaults"
-  Name     = "catalog"
-  Protocol = "http"
-  ` + `EOF`,
-		Args: exactly("FILE"),
+		Example: `  crossfade config write catalog.hcl
+  echo '{"Kind": "service-defaults", "Name": "catalog", "Protocol": "http"}' | crossfade config write -`,
+		Args:              exactly("FILE"),
+		ValidArgsFunction: first(written()),
 	}
 	t := addTarget(cmd, s)
 	cmd.Flags().BoolVar(&cas, "cas", false, "write only if the entry's ModifyIndex is that of -modify-index")
@@ -67,13 +65,15 @@ func newConfigWrite(s streams) *cobra.Command {
 }
 
 // addKey gives a verb Consul's -kind and -name flags.
-func addKey(cmd *cobra.Command) (path func() (string, error)) {
+func addKey(cmd *cobra.Command, t *target) (path func() (string, error)) {
 	var kind, name string
 	cmd.Flags().StringVar(&kind, "kind", "", "kind of the entry")
 	cmd.Flags().StringVar(&name, "name", "", "name of the entry")
+	complete(cmd, "kind", kinds())
+	complete(cmd, "name", t.entryNames(&kind))
 	return func() (string, error) {
 		if kind == "" || name == "" {
-			return "", usageError{errors.New(cmd.CommandPath() + ": -kind and -name are required"), cmd.CommandPath() + " --help"}
+			return "", usageError{errors.New(verb(cmd) + ": -kind and -name are required"), cmd.CommandPath() + " --help"}
 		}
 		return "/v1/config/" + url.PathEscape(kind) + "/" + url.PathEscape(name), nil
 	}
@@ -84,8 +84,10 @@ func newConfigRead(s streams) *cobra.Command {
 		Use: "read", Short: "Show one configuration entry, as JSON", Args: exactly(),
 		Example: "  crossfade config read -kind service-defaults -name catalog",
 	}
-	t, o, path := addTarget(cmd, s), addOutput(cmd), addKey(cmd)
+	t, o := addTarget(cmd, s), addOutput(cmd)
+	path := addKey(cmd, t)
 	o.format = "json"
+	cmd.Flags().Lookup("output").DefValue = o.format
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		p, err := path()
 		if err != nil {
@@ -95,7 +97,7 @@ func newConfigRead(s streams) *cobra.Command {
 		if err := t.call(cmd.Context(), http.MethodGet, p, nil, &entry); err != nil {
 			return err
 		}
-		return (&output{"json"}).print(s.out, entry, nil)
+		return o.print(s.out, entry, nil)
 	}
 	return cmd
 }
@@ -108,6 +110,7 @@ func newConfigList(s streams) *cobra.Command {
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
 	cmd.Flags().StringVar(&kind, "kind", "", "kind of the entries")
+	complete(cmd, "kind", kinds())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if kind == "" {
 			return usageError{errors.New("config list: -kind is required"), "crossfade config list --help"}
@@ -134,7 +137,8 @@ func newConfigDelete(s streams) *cobra.Command {
 		Use: "delete", Short: "Delete a configuration entry", Args: exactly(),
 		Example: "  crossfade config delete -kind service-defaults -name catalog",
 	}
-	t, path := addTarget(cmd, s), addKey(cmd)
+	t := addTarget(cmd, s)
+	path := addKey(cmd, t)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		p, err := path()
 		if err != nil {

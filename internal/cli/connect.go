@@ -42,6 +42,9 @@ them, which is what "crossfade sidecar" is for.`,
 	f.StringVar(&grpcAddr, "grpc-addr", "", "server's gRPC address (default: as the server says)")
 	f.StringVar(&version, "envoy-version", "", "version of Envoy that the bootstrap is for (default: that of the binary)")
 	f.BoolVar(&bootstrapOnly, "bootstrap", false, "print the bootstrap, run nothing")
+	complete(cmd, "sidecar-for", t.sidecars(ofService))
+	complete(cmd, "proxy-id", t.sidecars(ofID))
+	complete(cmd, "node-name", t.sidecars(ofNode))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if (proxyID == "") == (sidecarFor == "") {
 			return usageError{errors.New("connect envoy: give one of -sidecar-for and -proxy-id"), "crossfade connect envoy --help"}

@@ -29,6 +29,9 @@ its last good configuration, an Envoy killed. Exit code 0 only if all of it held
 	f.StringVar(&o.Sabotage, "sabotage", "", "break one thing on purpose and see it caught: "+strings.Join(demo.Sabotages(), ", "))
 	f.StringVar(&o.Envoy, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
 	f.StringVar(&o.Dir, "dir", "", "keep logs and state in this folder (default: a temporary one that is removed)")
+	complete(cmd, "sabotage", words(demo.Sabotages()...))
+	complete(cmd, "envoy", files())
+	complete(cmd, "dir", folders())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.Stdout, o.Stderr = s.out, s.err
 		progress := s.out

@@ -12,6 +12,7 @@ func addLog(cmd *cobra.Command, s streams) func() (*slog.Logger, error) {
 	var level string
 	var asJSON bool
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	complete(cmd, "log-level", words("debug", "info", "warn", "error"))
 	cmd.Flags().BoolVar(&asJSON, "log-json", false, "log in JSON")
 	return func() (*slog.Logger, error) {
 		var l slog.Level

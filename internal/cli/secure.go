@@ -32,6 +32,7 @@ func addAnchors(cmd *cobra.Command, s streams) *anchors {
 	a := &anchors{s: s}
 	cmd.Flags().StringVar(&a.caFile, "ca-file", "", "certificate of the servers' CA (default $CROSSFADE_CACERT, then $CONSUL_CACERT); without a CA servers are spoken to in plaintext")
 	cmd.Flags().StringVar(&a.fingerprint, "ca-fingerprint", "", "SHA-256 of it, as a server prints it when it starts (default $CROSSFADE_CA_FINGERPRINT)")
+	complete(cmd, "ca-file", files())
 	return a
 }
 
@@ -85,6 +86,7 @@ type credential struct {
 func addCredential(cmd *cobra.Command, s streams) *credential {
 	c := &credential{s: s}
 	cmd.Flags().StringVar(&c.tokenFile, "token-file", "", "file that holds a token (default $CROSSFADE_HTTP_TOKEN or $CROSSFADE_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN or $CONSUL_HTTP_TOKEN_FILE)")
+	complete(cmd, "token-file", files())
 	return c
 }
 

@@ -43,6 +43,8 @@ and the CA, and prints where they are and the CA's fingerprint.`,
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
+	complete(cmd, "data-dir", folders())
+	complete(cmd, "default-intention-policy", words("allow", "deny"))
 	logger := addLog(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		switch policy {

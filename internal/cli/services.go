@@ -26,7 +26,8 @@ the server; a sidecar that a definition asks for is registered, not started: see
 "crossfade sidecar" for both at once.`,
 		Example: `  printf 'service: web\nport: 8080\nupstreams: [catalog:7100]\n' > web.yaml
   crossfade services register web.yaml`,
-		Args: atLeastOne("FILE"),
+		Args:              atLeastOne("FILE"),
+		ValidArgsFunction: written(),
 	}
 	t := addTarget(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -88,9 +89,11 @@ func newServicesDeregister(s streams) *cobra.Command {
 		Short: "Deregister services by ID or by the files that define them",
 		Example: `  crossfade services deregister web.yaml
   crossfade services deregister -id web`,
+		ValidArgsFunction: written(),
 	}
 	t := addTarget(cmd, s)
 	cmd.Flags().StringVar(&id, "id", "", "ID of the one service to deregister")
+	complete(cmd, "id", t.serviceIDs())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if (id == "") == (len(args) == 0) {
 			return usageError{errors.New("services deregister: give either -id ID or files"), "crossfade services deregister --help"}

@@ -25,7 +25,7 @@ func newSidecar(s streams) *cobra.Command {
 		Long: `Run the sidecar of one service instance: it registers the instance and runs its
 checks, makes its own key and gets a certificate for it, runs Envoy, and starts the
 app when Envoy is ready, with the addresses of its upstreams in its environment as
-Nomad sets them (NOMAD_UPSTREAM_ADDR_<name>).
+Nomad sets them (NOMAD_UPSTREAM_ADDR_NAME).
 
 SIGTERM stops it without losing a request: it deregisters, waits until callers have
 learnt of it, drains, stops the app and then Envoy; a second SIGTERM hurries.
@@ -38,6 +38,7 @@ and wants a join token for the first certificate. From then on the sidecar shows
 With no server to be reached it starts from the last configuration that worked.`,
 		Example: `  crossfade sidecar --service web.yaml -- ./web --listen 127.0.0.1:8080
   crossfade sidecar --service web.yaml --http-addr 10.0.0.1:8500 --ca-file ca.pem --join-token-file web.token`,
+		ValidArgsFunction: files(), // of the app's command
 	}
 	f := cmd.Flags()
 	f.StringVar(&file, "service", "", "file that defines the service (required)")
@@ -47,13 +48,19 @@ With no server to be reached it starts from the last configuration that worked.`
 	f.StringVar(&o.JoinTokenFile, "join-token-file", "", "file of mode 0600 that holds a join token for the service (crossfade token create); used while there is no valid certificate")
 	f.StringVar(&o.Node, "node", "", "name of this node (default the host's name)")
 	f.StringVar(&o.NodeAddress, "node-address", "", "address of this node (default 127.0.0.1)")
-	f.StringVar(&o.StateDir, "state-dir", "", "folder for the key, the certificate and the last good configuration (default $XDG_STATE_HOME/crossfade/<service ID>)")
+	f.StringVar(&o.StateDir, "state-dir", "", "folder for the key, the certificate and the last good configuration (default $XDG_STATE_HOME/crossfade/SERVICE-ID)")
 	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "short path of a folder for sockets (default under $XDG_RUNTIME_DIR or /tmp)")
 	f.StringVar(&o.EnvoyPath, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
 	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "", `Envoy's log level (default "warning")`)
 	f.IntVar(&o.Concurrency, "concurrency", 0, "Envoy's worker threads (default: sidecar.concurrency of the definition, else 2, or the number of cores if that is less)")
 	f.DurationVar(&o.DrainTime, "drain-time", 0, "how long requests and connections may take to end after SIGTERM (default 30s)")
 	f.DurationVar(&o.AppStopTime, "app-stop-time", 0, "how long the app may take to end after SIGTERM (default 30s)")
+	complete(cmd, "service", written())
+	complete(cmd, "join-token-file", files())
+	complete(cmd, "state-dir", folders())
+	complete(cmd, "runtime-dir", folders())
+	complete(cmd, "envoy", files())
+	complete(cmd, "envoy-log-level", words("trace", "debug", "info", "warning", "error", "critical", "off"))
 	logger := addLog(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		if file == "" {

@@ -32,14 +32,16 @@ Without --role it is a join token: it gets instances of the one --service their 
 certificate, and nothing else. The other roles are for people: a reader sees
 everything but tokens and the audit trail, an auditor those too; an owner is a reader
 who also writes what concerns the named services; an operator may do everything.`,
-		Example: `  crossfade token create --service storefront > storefront.token
+		Example: `  (umask 077; crossfade token create --service storefront > storefront.token)
   crossfade token create --role owner --service storefront,catalog --ttl 720h`,
 		Args: exactly(),
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
 	f := cmd.Flags()
 	f.StringVar(&role, "role", "join", "join, reader, owner, operator or auditor")
+	complete(cmd, "role", roles())
 	f.StringVar(&services, "service", "", "service to join, or services to own, separated by commas")
+	complete(cmd, "service", t.serviceNames())
 	f.StringVar(&description, "description", "", "what it is for")
 	f.DurationVar(&ttl, "ttl", 0, "how long it can be used (default 24h for a join token, for ever for others)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -123,6 +125,7 @@ on until the certificates expire.`,
 		Args:    exactly("ACCESSOR"),
 	}
 	t := addTarget(cmd, s)
+	cmd.ValidArgsFunction = first(t.accessors())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if strings.HasPrefix(args[0], "cf-") {
 			return errors.New("token revoke: that is a token's secret, which has no place among arguments: give its accessor, see crossfade token list")

@@ -47,6 +47,9 @@ resource that it is told. It takes part in nothing: the sidecar itself is not to
 	cmd.Flags().StringVar(&grpcAddr, "grpc-addr", "", "server's gRPC address (default: as the server says)")
 	cmd.Flags().StringVar(&node, "node", "", "catalog node of the sidecar, where several have one with that ID")
 	cmd.Flags().StringVar(&kind, "type", "", "only resources of this type: Cluster, ClusterLoadAssignment, Listener, RouteConfiguration, TypedExtensionConfig, Runtime")
+	cmd.ValidArgsFunction = first(t.sidecars(ofID))
+	complete(cmd, "node", t.sidecars(ofNode))
+	complete(cmd, "type", resourceTypes())
 	cmd.Flags().BoolVar(&bodies, "v", false, "with -o json: the resources themselves, too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var only xds.Type
