@@ -136,26 +136,21 @@ type output struct{ format string }
 
 func addOutput(cmd *cobra.Command) *output {
 	o := &output{}
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", `"table" for people, "json" for machines`)
-	complete(cmd, "output", words("table", "json"))
+	addChoice(cmd, &o.format, "output", "o", "table", `"table" for people, "json" for machines`, "table", "json")
 	return o
 }
 
 // print writes v as JSON, or calls table with a writer that aligns tab-separated
 // columns. A nil table is that of what people read as JSON, too.
 func (o *output) print(w io.Writer, v any, table func(io.Writer)) error {
-	switch {
-	case o.format == "json" || o.format == "table" && table == nil:
+	if o.format == "json" || table == nil {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(v)
-	case o.format == "table":
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		table(tw)
-		return tw.Flush()
-	default:
-		return usageError{fmt.Errorf("-o %q: want table or json", o.format), "crossfade --help"}
 	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table(tw)
+	return tw.Flush()
 }
 
 // readFile reads a file, or standard input for "-", up to a limit that no honest
@@ -173,7 +168,7 @@ func readFile(s streams, name string) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, err // names the file
 	}
 	if len(b) > limit {
 		return nil, fmt.Errorf("read %s: larger than %d MiB", name, limit>>20)
