@@ -47,6 +47,9 @@ func needs() map[string]need {
 		"PUT /v1/config":     writeEntry,
 		"DELETE /v1/config/": func(c *call) access.Need { return entryNeed(c.key()) },
 
+		"GET /v1/crossfade/config/history/":  readEntry,
+		"PUT /v1/crossfade/config/rollback/": func(c *call) access.Need { return entryNeed(c.key()) },
+
 		"PUT /v1/connect/intentions/exact":    destination,
 		"DELETE /v1/connect/intentions/exact": destination,
 		"POST /v1/connect/intentions":         createdIntention,
