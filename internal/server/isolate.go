@@ -29,13 +29,18 @@ type made struct {
 	problems []proxy.Problem // set beside an error too
 }
 
-// make builds for one sidecar.
-func (m *mesh) make(in catalog.Instance, entries *config.Set) (out made, err error) {
+// input is what one sidecar is decided from.
+func (m *mesh) input(in catalog.Instance, entries *config.Set, known map[string]struct{}) proxy.Input {
+	return proxy.Input{
+		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
+		Known: func(service string) bool { _, ok := known[service]; return ok },
+	}
+}
+
+// make builds for one sidecar. It may be called by several goroutines.
+func (m *mesh) make(in catalog.Instance, entries *config.Set, known map[string]struct{}) (out made, err error) {
 	err = isolated(func() error {
-		out.proxy, out.problems = m.decide(proxy.Input{
-			Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
-			Known: func(service string) bool { _, ok := m.known[service]; return ok },
-		})
+		out.proxy, out.problems = m.decide(m.input(in, entries, known))
 		own, unread, err := encode(out.proxy)
 		out.own, out.problems = own, append(out.problems, unread...)
 		return err
