@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/tools/txtar"
 
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -159,5 +160,28 @@ func TestEscapeHatchesUnread(t *testing.T) {
 	}
 	if got, problems := one(hatches{"{}", "{}", "{}", "{}"}, false); len(problems) != 4 || !bytes.Equal(wire(t, got[0]), wire(t, bare[0])) {
 		t.Errorf("hatches that are off: %v", problems)
+	}
+}
+
+// A written public listener can judge connections only: whoever would be judged by
+// request is denied there, and a problem says so.
+func TestEscapeHatchDeniesWhatItCannotJudge(t *testing.T) {
+	s, _, _ := hatches{public: `{"filter_chains": [{}]}`}.parse(t, 1)
+	in := input(s)
+	in.AllowEscapeHatches = true
+	in.Config = in.Config.With([]config.Entry{intentions("catalog",
+		&config.SourceIntention{Name: "web", Permissions: []*config.Permission{rule(config.Allow, config.HTTPPermission{PathPrefix: "/"})}},
+		&config.SourceIntention{Name: "batch", Action: config.Allow},
+	)}, nil)
+	p, _ := proxy.Build(in)
+	r := resources(t, p)
+	if len(r.Problems) != 1 || !strings.Contains(r.Problems[0].Reason, "those with permissions or tokens deny") {
+		t.Errorf("problems %v", r.Problems)
+	}
+	e := &evaluator{}
+	for caller, want := range map[string]bool{"web": false, "batch": true, "other": true} {
+		if _, allowed, _ := e.connection(r, asked{caller: caller}); allowed != want {
+			t.Errorf("%s: allowed is %v", caller, allowed)
+		}
 	}
 }
