@@ -68,7 +68,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await": await, "get": get, "expand": expand, "clear-env": clearEnv, "await-file": awaitFile, "no-leaks": noLeaks,
+			"await": await, "get": get, "expand": expand, "clear-env": clearEnv, "await-file": awaitFile, "no-leaks": noLeaks, "guide": guide,
 		},
 	})
 }

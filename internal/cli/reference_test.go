@@ -225,8 +225,8 @@ func TestCommandsInDocuments(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, block := range strings.Split(string(b), "```")[1:] {
-			block, isShell := strings.CutPrefix(block, "sh\n")
-			if !isShell {
+			lang, block, _ := strings.Cut(block, "\n")
+			if lang != "sh" && lang != "shell" { // the second are not run by end-to-end tests
 				continue
 			}
 			for _, line := range commandLines(block) {
@@ -242,7 +242,10 @@ func TestCommandsInDocuments(t *testing.T) {
 	}
 }
 
-var call = regexp.MustCompile(`(?m)(?:^|[ (])(?:\$ )?(?:bin/)?(crossfade(?: [^()|;&<>#\n]*)?)`)
+var (
+	word = regexp.MustCompile(`(?:'[^']*'|"[^"]*"|\S)+`)
+	call = regexp.MustCompile(`(?m)(?:^|[ (])(?:\$ )?(?:bin/)?(crossfade(?: [^()|;&<>#\n]*)?)`)
+)
 
 // commandLines are the calls of crossfade in a piece of shell.
 func commandLines(shell string) []string {
@@ -264,7 +267,7 @@ func commandLines(shell string) []string {
 // takes not those arguments.
 func parse(line string) (string, error) {
 	root := testRoot()
-	args := doubleDashes(root, strings.Fields(line)[1:])
+	args := doubleDashes(root, word.FindAllString(line, -1)[1:])
 	c, rest, err := root.Find(args)
 	if err != nil {
 		return "", err

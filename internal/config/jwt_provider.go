@@ -68,7 +68,15 @@ func (e *JWTProvider) EntryKind() Kind { return KindJWTProvider }
 func (e *JWTProvider) EntryName() string { return e.Name }
 
 // Normalize implements [Entry].
-func (e *JWTProvider) Normalize() { e.Kind = KindJWTProvider }
+func (e *JWTProvider) Normalize() {
+	e.Kind = KindJWTProvider
+	if e.ClockSkewSeconds == 0 {
+		e.ClockSkewSeconds = defaultClockSkew
+	}
+	e.CacheConfig = orNil(e.CacheConfig)
+}
+
+const defaultClockSkew = 30
 
 // Validate implements [Entry].
 func (e *JWTProvider) Validate() error { return validate(e) }
@@ -76,4 +84,53 @@ func (e *JWTProvider) Validate() error { return validate(e) }
 func (e *JWTProvider) check(r *report) {
 	r.name("Name", e.Name)
 	r.meta("Meta", e.Meta)
+	switch k := e.JSONWebKeySet; {
+	case k == nil:
+		r.addf("JSONWebKeySet", "missing: want Local { JWKS }, the key set in base64")
+	case k.Local == nil || k.Local.JWKS == "":
+		r.addf("JSONWebKeySet.Local.JWKS", "missing: want the key set in base64")
+	default:
+		if err := checkKeySet(k.Local.JWKS); err != nil {
+			r.addf("JSONWebKeySet.Local.JWKS", "%s", err)
+		}
+	}
+	r.text("Issuer", e.Issuer)
+	if !r.most("Audiences", "audiences", len(e.Audiences), maxAudiences) {
+		for i, a := range e.Audiences {
+			if a == "" {
+				r.addf(index("Audiences", i), "must not be empty")
+			}
+			r.text(index("Audiences", i), a)
+		}
+	}
+	if !r.most("Locations", "locations", len(e.Locations), maxLocations) {
+		for i, l := range e.Locations {
+			l.check(r, index("Locations", i))
+		}
+	}
+	if f := e.Forwarding; f != nil {
+		r.modifiable("Forwarding.HeaderName", f.HeaderName)
+	}
+	if e.ClockSkewSeconds < 0 || e.ClockSkewSeconds > maxClockSkew {
+		r.addf("ClockSkewSeconds", "%d: want seconds, 1 to %d", e.ClockSkewSeconds, maxClockSkew)
+	}
+	if c := e.CacheConfig; c != nil && (c.Size < 0 || c.Size > maxTokenCache) {
+		r.addf("CacheConfig.Size", "%d: want 0 to %d", c.Size, maxTokenCache)
+	}
+}
+
+func (l *JWTLocation) check(r *report, path string) {
+	if count(l.Header != nil, l.QueryParam != nil, l.Cookie != nil) != 1 {
+		r.addf(path, "exactly one of Header, QueryParam and Cookie must be set")
+	}
+	if h := l.Header; h != nil {
+		r.token(path+".Header.Name", h.Name)
+		r.text(path+".Header.ValuePrefix", h.ValuePrefix)
+	}
+	if q := l.QueryParam; q != nil {
+		r.parameter(path+".QueryParam.Name", q.Name)
+	}
+	if c := l.Cookie; c != nil {
+		r.token(path+".Cookie.Name", c.Name)
+	}
 }

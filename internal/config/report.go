@@ -107,8 +107,9 @@ func shown(name string) string {
 }
 
 // cut shortens text from a document for a message.
-func cut(s string) string {
-	const most = 64
+func cut(s string) string { return shorten(s, 64) }
+
+func shorten(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}

@@ -60,10 +60,18 @@ func tenancy(more ...unserved) []unserved {
 
 // What asks for nothing in the fields of the same name: this mesh dials sidecars
 // directly, reaches its own datacenter without gateways and is always strict.
-func directMode() unserved    { return unserved{name: "Mode", off: []string{"direct"}} }
-func noGateway() unserved     { return unserved{name: "MeshGateway", off: []string{"none"}} }
-func mutualTLSMode() unserved { return unserved{name: "MutualTLSMode", off: []string{"strict"}} }
-func accessLogs() unserved    { return unserved{name: "AccessLogs", off: []string{"stdout"}} }
+func directMode() unserved { return unserved{name: "Mode", off: []string{"direct"}} }
+func noGateway() unserved  { return unserved{name: "MeshGateway", off: []string{"none"}} }
+func mutualTLSMode() unserved {
+	return unserved{name: "MutualTLSMode", off: []string{"strict"}, why: "is always strict: a sidecar takes nothing without TLS"}
+}
+func accessLogs() unserved { return unserved{name: "AccessLogs", off: []string{"stdout"}} }
+
+func samenessGroup() unserved {
+	return unserved{name: "SamenessGroup", why: "sameness groups are a feature of Consul Enterprise"}
+}
+
+const outside = "not served by this version: there are no gateways to destinations outside the mesh"
 
 // rulesFor is the one table of Consul's fields without a place here, by the struct they belong to.
 func rulesFor(t reflect.Type) rules {
@@ -74,11 +82,11 @@ func rulesFor(t reflect.Type) rules {
 			directMode(), noGateway(), mutualTLSMode(),
 			unserved{name: "TransparentProxy"},
 			unserved{name: "Expose"},
-			unserved{name: "ExternalSNI"},
-			unserved{name: "Destination"},
-			unserved{name: "RateLimits"},
+			unserved{name: "ExternalSNI", why: outside},
+			unserved{name: "Destination", why: outside},
+			unserved{name: "RateLimits", why: "not served by this version: nothing limits how often a service is called"},
 			unserved{name: "EnvoyExtensions"},
-			unserved{name: "MaxRequestHeadersKB"},
+			unserved{name: "MaxRequestHeadersKB", why: "not served by this version: Envoy's limit of 60 KiB holds"},
 		)}
 	case reflect.TypeFor[ProxyDefaults]():
 		return rules{ignored: entry, unserved: tenancy(
@@ -101,12 +109,33 @@ func rulesFor(t reflect.Type) rules {
 	case reflect.TypeFor[MeshHTTP]():
 		return rules{unserved: []unserved{{name: "SanitizeXForwardedClientCert"}}}
 	case reflect.TypeFor[ServiceIntentions]():
-		return rules{ignored: entry, unserved: tenancy(unserved{name: "JWT"})}
+		return rules{ignored: entry, unserved: tenancy()}
 	case reflect.TypeFor[SourceIntention]():
 		return rules{
 			ignored:  []string{"LegacyID", "LegacyMeta", "LegacyCreateTime", "LegacyUpdateTime"},
-			unserved: tenancy(unserved{name: "SamenessGroup"}, unserved{name: "Permissions"}),
+			unserved: tenancy(samenessGroup()),
 		}
+	case reflect.TypeFor[ServiceRouter](), reflect.TypeFor[ServiceSplitter](), reflect.TypeFor[JWTProvider]():
+		return rules{ignored: entry, unserved: tenancy()}
+	case reflect.TypeFor[RouteDestination](), reflect.TypeFor[ServiceSplit](), reflect.TypeFor[FailoverTarget]():
+		return rules{unserved: tenancy()}
+	case reflect.TypeFor[ServiceResolver]():
+		return rules{ignored: entry, unserved: tenancy(
+			unserved{name: "PrioritizeByLocality", off: []string{"none"}, why: "is a feature of Consul Enterprise"},
+		)}
+	case reflect.TypeFor[ResolverRedirect]():
+		return rules{unserved: tenancy(samenessGroup())}
+	case reflect.TypeFor[ResolverFailover]():
+		return rules{unserved: tenancy(
+			samenessGroup(),
+			unserved{name: "Policy", off: []string{"sequential"}, why: "is a feature of Consul Enterprise: targets are tried in order"},
+		)}
+	case reflect.TypeFor[JSONWebKeySet]():
+		return rules{unserved: []unserved{{name: "Remote", why: "remote key sets are not served, they need a way out of the mesh: give the keys in Local { JWKS }"}}}
+	case reflect.TypeFor[LocalJWKS]():
+		return rules{unserved: []unserved{{name: "Filename", why: "key sets in files are not served, they would have to be on every host: give the keys in JWKS"}}}
+	case reflect.TypeFor[TrafficPolicy]():
+		return rules{ignored: entry, unserved: tenancy()}
 	case reflect.TypeFor[UpstreamSettings]():
 		return rules{unserved: tenancy(noGateway())}
 	case reflect.TypeFor[serviceBody]():
@@ -146,9 +175,8 @@ const scriptChecks = "checks that run a command are not served: use http, tcp, u
 // unservedKinds are kinds of Consul's that have no meaning here yet.
 func unservedKinds() []Kind {
 	return []Kind{
-		"service-router", "service-splitter", "service-resolver",
 		"ingress-gateway", "terminating-gateway", "api-gateway", "bound-api-gateway",
 		"http-route", "tcp-route", "inline-certificate", "file-system-certificate",
-		"exported-services", "sameness-group", "jwt-provider", "control-plane-request-limit",
+		"exported-services", "sameness-group", "control-plane-request-limit",
 	}
 }

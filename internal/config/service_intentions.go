@@ -101,6 +101,11 @@ func (e *ServiceIntentions) Normalize() {
 			s.Type = intentionType
 		}
 		s.Precedence = precedence(s.Name, e.Name)
+		for _, p := range s.Permissions {
+			if p.HTTP != nil {
+				upperAll(p.HTTP.Methods)
+			}
+		}
 	}
 	slices.SortStableFunc(e.Sources, func(a, b *SourceIntention) int { return cmp.Compare(b.Precedence, a.Precedence) })
 }
@@ -137,6 +142,7 @@ func (e *ServiceIntentions) check(r *report) {
 		return
 	}
 	seen := make(map[string]bool, len(e.Sources))
+	rules := 0
 	for i, s := range e.Sources {
 		path := index("Sources", i)
 		if s.Name != Wildcard {
@@ -146,14 +152,104 @@ func (e *ServiceIntentions) check(r *report) {
 			r.addf(path+".Name", "%q is given more than once", cut(s.Name))
 		}
 		seen[s.Name] = true
-		if s.Action == "" {
-			r.addf(path+".Action", "missing: want allow or deny")
-		} else {
-			r.oneOf(path+".Action", string(s.Action), string(Allow), string(Deny))
+		rules += len(s.Permissions)
+		switch {
+		case len(s.Permissions) == 0:
+			r.action(path+".Action", s.Action)
+		case s.Action != "":
+			r.addf(path+".Action", "cannot be set beside Permissions, which decide in its place")
+		case e.Name == Wildcard:
+			r.addf(path+".Permissions", `cannot be set for destination "*", whose services need not speak HTTP`)
+		}
+		if !r.most(path+".Permissions", "permissions", len(s.Permissions), maxPermissions) {
+			for j, p := range s.Permissions {
+				p.check(r, index(path+".Permissions", j))
+			}
 		}
 		r.oneOf(path+".Type", s.Type, "", intentionType)
 		if len(s.Description) > maxDescription {
 			r.addf(path+".Description", "longer than %d characters", maxDescription)
 		}
 	}
+	r.most("Sources", "permissions", rules, maxRules)
+	e.JWT.check(r, "JWT")
+}
+
+func (r *report) action(path string, a Action) {
+	if a == "" {
+		r.addf(path, "missing: want allow or deny")
+		return
+	}
+	r.oneOf(path, string(a), string(Allow), string(Deny))
+}
+
+func (p *Permission) check(r *report, path string) {
+	r.action(path+".Action", p.Action)
+	p.JWT.check(r, path+".JWT")
+	h := p.HTTP
+	if h == nil || h.PathExact+h.PathPrefix+h.PathRegex == "" && len(h.Header)+len(h.Methods) == 0 {
+		r.addf(path+".HTTP", `needs a condition; PathPrefix "/" is met by every request`)
+		return
+	}
+	path += ".HTTP"
+	r.httpPath(path, h.PathExact, h.PathPrefix, h.PathRegex)
+	r.httpMethods(path+".Methods", h.Methods)
+	if r.most(path+".Header", "headers", len(h.Header), maxConditions) {
+		return
+	}
+	for i, c := range h.Header {
+		at := index(path+".Header", i)
+		r.headerName(at+".Name", c.Name)
+		r.oneCondition(at, c.Present, given{"Exact", c.Exact}, given{"Prefix", c.Prefix}, given{"Suffix", c.Suffix},
+			given{"Contains", c.Contains}, given{"Regex", c.Regex})
+		if c.IgnoreCase && c.Exact+c.Prefix+c.Suffix+c.Contains == "" {
+			r.addf(at+".IgnoreCase", "has an effect on Exact, Prefix, Suffix and Contains only; a Regex may begin with (?i)")
+		}
+	}
+}
+
+func (j *JWTRequirement) check(r *report, path string) {
+	if j == nil {
+		return
+	}
+	path += ".Providers"
+	if len(j.Providers) == 0 {
+		r.addf(path, "at least one provider is needed; leave JWT out to ask for no token")
+	}
+	if r.most(path, "providers", len(j.Providers), maxProviders) {
+		return
+	}
+	seen := map[string]bool{}
+	for i, p := range j.Providers {
+		at := index(path, i)
+		r.name(at+".Name", p.Name)
+		if seen[p.Name] {
+			r.addf(at+".Name", "%q is given more than once", cut(p.Name))
+		}
+		seen[p.Name] = true
+		if r.most(at+".VerifyClaims", "claims", len(p.VerifyClaims), maxClaims) {
+			continue
+		}
+		for k, c := range p.VerifyClaims {
+			c.check(r, index(at+".VerifyClaims", k))
+		}
+	}
+}
+
+func (c *JWTClaim) check(r *report, path string) {
+	if len(c.Path) == 0 {
+		r.addf(path+".Path", `missing: want the claim's name, such as ["aud"]`)
+	}
+	if !r.most(path+".Path", "parts", len(c.Path), maxClaimDepth) {
+		for i, part := range c.Path {
+			if part == "" {
+				r.addf(index(path+".Path", i), "must not be empty")
+			}
+			r.text(index(path+".Path", i), part)
+		}
+	}
+	if c.Value == "" {
+		r.addf(path+".Value", "missing")
+	}
+	r.text(path+".Value", c.Value)
 }

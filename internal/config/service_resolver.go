@@ -1,5 +1,10 @@
 package config
 
+import (
+	"encoding/json"
+	"strings"
+)
+
 // ServiceResolver is Consul's service-resolver entry: which instances answer for a
 // service. See Consul's "Service resolver configuration entry reference".
 type ServiceResolver struct {
@@ -86,8 +91,40 @@ func (e *ServiceResolver) EntryKind() Kind { return KindServiceResolver }
 // EntryName implements [Entry].
 func (e *ServiceResolver) EntryName() string { return e.Name }
 
+// MarshalJSON writes the duration in nanoseconds: Consul's Go client reads nothing else here.
+func (c CookieConfig) MarshalJSON() ([]byte, error) {
+	type plain CookieConfig
+	return json.Marshal(struct {
+		plain
+		TTL int64 `json:"TTL,omitempty"`
+	}{plain(c), int64(c.TTL)})
+}
+
 // Normalize implements [Entry].
-func (e *ServiceResolver) Normalize() { e.Kind = KindServiceResolver }
+func (e *ServiceResolver) Normalize() {
+	e.Kind = KindServiceResolver
+	if e.Redirect != nil {
+		lower(&e.Redirect.Datacenter)
+	}
+	for _, f := range e.Failover {
+		for i := range f.Datacenters {
+			lower(&f.Datacenters[i])
+		}
+		for i := range f.Targets {
+			lower(&f.Targets[i].Datacenter)
+		}
+	}
+	if l := e.LoadBalancer; l != nil {
+		l.RingHashConfig = orNil(l.RingHashConfig)
+		l.LeastRequestConfig = orNil(l.LeastRequestConfig)
+		for i := range l.HashPolicies {
+			l.HashPolicies[i].CookieConfig = orNil(l.HashPolicies[i].CookieConfig)
+		}
+		if l.Policy == "" && l.RingHashConfig == nil && l.LeastRequestConfig == nil && len(l.HashPolicies) == 0 {
+			e.LoadBalancer = nil
+		}
+	}
+}
 
 // Validate implements [Entry].
 func (e *ServiceResolver) Validate() error { return validate(e) }
@@ -95,4 +132,121 @@ func (e *ServiceResolver) Validate() error { return validate(e) }
 func (e *ServiceResolver) check(r *report) {
 	r.name("Name", e.Name)
 	r.meta("Meta", e.Meta)
+	r.notNegative("ConnectTimeout", e.ConnectTimeout)
+	r.notNegative("RequestTimeout", e.RequestTimeout)
+	e.checkSubsets(r)
+	e.checkRedirect(r)
+	e.checkFailover(r)
+	e.LoadBalancer.check(r, "LoadBalancer")
+}
+
+func (e *ServiceResolver) checkSubsets(r *report) {
+	if r.most("Subsets", "subsets", len(e.Subsets), maxSubsets) {
+		return
+	}
+	for _, name := range sortedKeys(e.Subsets) {
+		path := "Subsets[" + shown(name) + "]"
+		if name == "" {
+			r.addf("Subsets", "a name is empty")
+		}
+		r.subset(path, name)
+		if filter := e.Subsets[name].Filter; filter != "" {
+			if _, err := CompileFilter(filter); err != nil {
+				r.addf(path+".Filter", "%s", err)
+			}
+		}
+	}
+	r.ownSubset("DefaultSubset", e.DefaultSubset, e.Subsets)
+}
+
+// ownSubset checks that a subset of the resolver's own service exists; "" is none.
+func (r *report) ownSubset(path, name string, subsets map[string]ResolverSubset) {
+	if _, ok := subsets[name]; !ok && name != "" {
+		r.addf(path, "%q: no such subset in Subsets", cut(name))
+	}
+}
+
+func (e *ServiceResolver) checkRedirect(r *report) {
+	to := e.Redirect
+	if to == nil {
+		return
+	}
+	switch {
+	case *to == ResolverRedirect{}:
+		r.addf("Redirect", "is empty: want Service or Datacenter")
+	case to.ServiceSubset != "" && to.Service == "":
+		r.addf("Redirect.ServiceSubset", "needs the Service that has the subset")
+	}
+	r.serviceName("Redirect.Service", to.Service)
+	r.subset("Redirect.ServiceSubset", to.ServiceSubset)
+	r.datacenter("Redirect.Datacenter", to.Datacenter)
+	if len(e.Failover) > 0 {
+		r.addf("Failover", "cannot be set beside Redirect")
+	}
+}
+
+func (e *ServiceResolver) checkFailover(r *report) {
+	if r.most("Failover", "subsets", len(e.Failover), maxSubsets+1) {
+		return
+	}
+	for _, name := range sortedKeys(e.Failover) {
+		path := "Failover[" + shown(name) + "]"
+		if _, ok := e.Subsets[name]; !ok && name != Wildcard {
+			r.addf(path, `no such subset in Subsets; "*" is for all`)
+		}
+		e.checkFailoverOf(r, path, e.Failover[name])
+	}
+}
+
+func (e *ServiceResolver) checkFailoverOf(r *report, path string, f ResolverFailover) {
+	switch {
+	case f.Service+f.ServiceSubset == "" && len(f.Datacenters)+len(f.Targets) == 0:
+		r.addf(path, "names nothing: want Service, ServiceSubset, Datacenters or Targets")
+	case len(f.Targets) > 0 && (f.Service+f.ServiceSubset != "" || len(f.Datacenters) > 0):
+		r.addf(path+".Targets", "cannot be set beside Service, ServiceSubset or Datacenters")
+	}
+	r.serviceName(path+".Service", f.Service)
+	e.checkTargetSubset(r, path+".ServiceSubset", f.Service, f.ServiceSubset)
+	if !r.most(path+".Datacenters", "datacenters", len(f.Datacenters), maxTargets) {
+		seen := map[string]bool{}
+		for i, dc := range f.Datacenters {
+			at := index(path+".Datacenters", i)
+			if dc == "" {
+				r.addf(at, "must not be empty")
+			}
+			r.datacenter(at, dc)
+			if seen[strings.ToLower(dc)] {
+				r.addf(at, "%q is given more than once", cut(dc))
+			}
+			seen[strings.ToLower(dc)] = true
+		}
+	}
+	if r.most(path+".Targets", "targets", len(f.Targets), maxTargets) {
+		return
+	}
+	seen := map[FailoverTarget]int{}
+	for i, t := range f.Targets {
+		at := index(path+".Targets", i)
+		if (t == FailoverTarget{}) {
+			r.addf(at, "names nothing: want Service, ServiceSubset or Datacenter")
+		}
+		r.serviceName(at+".Service", t.Service)
+		e.checkTargetSubset(r, at+".ServiceSubset", t.Service, t.ServiceSubset)
+		r.datacenter(at+".Datacenter", t.Datacenter)
+		lower(&t.Datacenter)
+		if first, again := seen[t]; again {
+			r.addf(at, "the same as Targets[%d]", first)
+		} else {
+			seen[t] = i
+		}
+	}
+}
+
+// checkTargetSubset checks a subset of another service by its form, and of one's own by its being there.
+func (e *ServiceResolver) checkTargetSubset(r *report, path, service, subset string) {
+	if service == "" || service == e.Name {
+		r.ownSubset(path, subset, e.Subsets)
+	} else {
+		r.subset(path, subset)
+	}
 }

@@ -85,8 +85,38 @@ func (e *ServiceRouter) EntryKind() Kind { return KindServiceRouter }
 // EntryName implements [Entry].
 func (e *ServiceRouter) EntryName() string { return e.Name }
 
-// Normalize implements [Entry].
-func (e *ServiceRouter) Normalize() { e.Kind = KindServiceRouter }
+// Normalize implements [Entry]. What matches everything and what changes nothing
+// end up nil.
+func (e *ServiceRouter) Normalize() {
+	e.Kind = KindServiceRouter
+	for i := range e.Routes {
+		route := &e.Routes[i]
+		if m := route.Match; m != nil {
+			if m.HTTP != nil {
+				upperAll(m.HTTP.Methods)
+			}
+			if m.HTTP.empty() {
+				route.Match = nil
+			}
+		}
+		if d := route.Destination; d != nil {
+			d.RequestHeaders = d.RequestHeaders.normalize()
+			d.ResponseHeaders = d.ResponseHeaders.normalize()
+			if d.empty() {
+				route.Destination = nil
+			}
+		}
+	}
+}
+
+func (m *HTTPMatch) empty() bool {
+	return m == nil || m.PathExact+m.PathPrefix+m.PathRegex == "" && !m.CaseInsensitive && len(m.Header)+len(m.QueryParam)+len(m.Methods) == 0
+}
+
+func (d *RouteDestination) empty() bool {
+	return d.Service+d.ServiceSubset+d.PrefixRewrite == "" && d.RequestTimeout == 0 && d.IdleTimeout == 0 && d.NumRetries == 0 &&
+		!d.RetryOnConnectFailure && len(d.RetryOnStatusCodes)+len(d.RetryOn) == 0 && d.RequestHeaders == nil && d.ResponseHeaders == nil
+}
 
 // Validate implements [Entry].
 func (e *ServiceRouter) Validate() error { return validate(e) }
@@ -94,4 +124,87 @@ func (e *ServiceRouter) Validate() error { return validate(e) }
 func (e *ServiceRouter) check(r *report) {
 	r.name("Name", e.Name)
 	r.meta("Meta", e.Meta)
+	if r.most("Routes", "routes", len(e.Routes), maxRoutes) {
+		return
+	}
+	for i, route := range e.Routes {
+		path := index("Routes", i)
+		var http *HTTPMatch
+		if route.Match != nil {
+			http = route.Match.HTTP
+		}
+		http.check(r, path+".Match.HTTP")
+		if d := route.Destination; d != nil {
+			d.check(r, path+".Destination")
+			if d.PrefixRewrite != "" && (http == nil || http.PathExact+http.PathPrefix == "") {
+				r.addf(path+".Destination.PrefixRewrite", "needs a PathExact or PathPrefix to rewrite")
+			}
+		}
+	}
+}
+
+func (m *HTTPMatch) check(r *report, path string) {
+	if m == nil {
+		return
+	}
+	r.httpPath(path, m.PathExact, m.PathPrefix, m.PathRegex)
+	if m.CaseInsensitive && m.PathExact+m.PathPrefix == "" {
+		r.addf(path+".CaseInsensitive", "has an effect on PathExact and PathPrefix only; a PathRegex may begin with (?i)")
+	}
+	r.httpMethods(path+".Methods", m.Methods)
+	if !r.most(path+".Header", "headers", len(m.Header), maxConditions) {
+		for i, h := range m.Header {
+			at := index(path+".Header", i)
+			r.headerName(at+".Name", h.Name)
+			r.oneCondition(at, h.Present, given{"Exact", h.Exact}, given{"Prefix", h.Prefix}, given{"Suffix", h.Suffix}, given{"Regex", h.Regex})
+		}
+	}
+	if !r.most(path+".QueryParam", "parameters", len(m.QueryParam), maxConditions) {
+		for i, q := range m.QueryParam {
+			at := index(path+".QueryParam", i)
+			r.parameter(at+".Name", q.Name)
+			r.oneCondition(at, q.Present, given{"Exact", q.Exact}, given{"Regex", q.Regex})
+		}
+	}
+}
+
+// parameter checks the name of a query's parameter.
+func (r *report) parameter(path, name string) {
+	if name == "" {
+		r.addf(path, "missing")
+	}
+	r.text(path, name)
+}
+
+// retryConditions are Envoy's that Consul takes.
+func retryConditions() []string {
+	return []string{
+		"5xx", "gateway-error", "reset", "connect-failure", "envoy-ratelimited", "retriable-4xx", "refused-stream",
+		"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
+	}
+}
+
+func (d *RouteDestination) check(r *report, path string) {
+	r.serviceName(path+".Service", d.Service)
+	r.subset(path+".ServiceSubset", d.ServiceSubset)
+	r.urlPath(path+".PrefixRewrite", d.PrefixRewrite)
+	r.notNegative(path+".RequestTimeout", d.RequestTimeout)
+	r.notNegative(path+".IdleTimeout", d.IdleTimeout)
+	if d.NumRetries > maxRetries {
+		r.addf(path+".NumRetries", "%d: want at most %d", d.NumRetries, maxRetries)
+	}
+	if !r.most(path+".RetryOnStatusCodes", "status codes", len(d.RetryOnStatusCodes), maxStatusCodes) {
+		for i, code := range d.RetryOnStatusCodes {
+			if code < 100 || code > 599 {
+				r.addf(index(path+".RetryOnStatusCodes", i), "%d: want a status, 100 to 599", code)
+			}
+		}
+	}
+	if !r.most(path+".RetryOn", "conditions", len(d.RetryOn), 2*len(retryConditions())) {
+		for i, condition := range d.RetryOn {
+			r.oneOf(index(path+".RetryOn", i), condition, retryConditions()...)
+		}
+	}
+	d.RequestHeaders.check(r, path+".RequestHeaders")
+	d.ResponseHeaders.check(r, path+".ResponseHeaders")
 }

@@ -45,7 +45,12 @@ func (e *TrafficPolicy) EntryKind() Kind { return KindTrafficPolicy }
 func (e *TrafficPolicy) EntryName() string { return e.Name }
 
 // Normalize implements [Entry].
-func (e *TrafficPolicy) Normalize() { e.Kind = KindTrafficPolicy }
+func (e *TrafficPolicy) Normalize() {
+	e.Kind = KindTrafficPolicy
+	if a := e.Audit; a != nil && len(a.Sources) == 0 && !a.Default {
+		e.Audit = nil
+	}
+}
 
 // Validate implements [Entry].
 func (e *TrafficPolicy) Validate() error { return validate(e) }
@@ -55,4 +60,30 @@ func (e *TrafficPolicy) check(r *report) {
 		r.name("Name", e.Name)
 	}
 	r.meta("Meta", e.Meta)
+	if s := e.Sticky; s != nil {
+		if count(s.Header != "", s.Cookie != nil, s.Source) != 1 {
+			r.addf("Sticky", "exactly one of Header, Cookie and Source must be set")
+		}
+		if s.Header != "" {
+			r.headerName("Sticky.Header", s.Header)
+		}
+		if c := s.Cookie; c != nil {
+			r.token("Sticky.Cookie.Name", c.Name)
+			r.cookie("Sticky.Cookie", c.TTL, c.Path)
+		}
+	}
+	if e.Audit == nil || r.most("Audit.Sources", "sources", len(e.Audit.Sources), maxAudited) {
+		return
+	}
+	seen := map[string]bool{}
+	for i, name := range e.Audit.Sources {
+		at := index("Audit.Sources", i)
+		if name != Wildcard {
+			r.name(at, name)
+		}
+		if seen[name] {
+			r.addf(at, "%q is given more than once", cut(name))
+		}
+		seen[name] = true
+	}
 }
