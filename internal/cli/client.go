@@ -72,22 +72,28 @@ func (e statusError) Error() string {
 // call makes one request. in, when not nil, is sent as it is; out, when not nil,
 // takes the JSON answer.
 func (t *target) call(ctx context.Context, method, path string, in []byte, out any) error {
+	_, err := t.exchange(ctx, method, path, in, out)
+	return err
+}
+
+// exchange is call that also returns the answer's header.
+func (t *target) exchange(ctx context.Context, method, path string, in []byte, out any) (http.Header, error) {
 	base, err := t.baseURL()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(in))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	client, token, err := t.client()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if token != "" {
 		req.Header.Set(tokenHeader, token)
@@ -98,12 +104,12 @@ func (t *target) call(ctx context.Context, method, path string, in []byte, out a
 		if errors.As(err, &ue) {
 			err = ue.Err
 		}
-		return fmt.Errorf("server %s: %w: is it running? set --http-addr or CROSSFADE_HTTP_ADDR", t.httpAddr(), err)
+		return nil, fmt.Errorf("server %s: %w: is it running? set --http-addr or CROSSFADE_HTTP_ADDR", t.httpAddr(), err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusBadRequest && resp.Header.Get(versionHeader) == "" && req.URL.Scheme == "http" {
 		if b, _ := io.ReadAll(io.LimitReader(resp.Body, 200)); strings.Contains(string(b), "HTTPS server") {
-			return fmt.Errorf("server %s: it speaks TLS: set --ca-file or CROSSFADE_CACERT to the CA's certificate, or --ca-fingerprint", t.httpAddr())
+			return nil, fmt.Errorf("server %s: it speaks TLS: set --ca-file or CROSSFADE_CACERT to the CA's certificate, or --ca-fingerprint", t.httpAddr())
 		}
 	}
 	if resp.Header.Get(versionHeader) == "" {
@@ -111,18 +117,18 @@ func (t *target) call(ctx context.Context, method, path string, in []byte, out a
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
-		return fmt.Errorf("server %s: %w", t.httpAddr(), err)
+		return nil, fmt.Errorf("server %s: %w", t.httpAddr(), err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return statusError{resp.StatusCode, string(body)}
+		return nil, statusError{resp.StatusCode, string(body)}
 	}
 	if out == nil {
-		return nil
+		return resp.Header, nil
 	}
 	if err := json.Unmarshal(body, out); err != nil {
-		return fmt.Errorf("server %s: answer to %s %s is not what was expected: %w", t.httpAddr(), method, path, err)
+		return nil, fmt.Errorf("server %s: answer to %s %s is not what was expected: %w", t.httpAddr(), method, path, err)
 	}
-	return nil
+	return resp.Header, nil
 }
 
 // output is the -o flag of readers.
@@ -130,26 +136,21 @@ type output struct{ format string }
 
 func addOutput(cmd *cobra.Command) *output {
 	o := &output{}
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", `"table" for people, "json" for machines`)
-	complete(cmd, "output", words("table", "json"))
+	addChoice(cmd, &o.format, "output", "o", "table", `"table" for people, "json" for machines`, "table", "json")
 	return o
 }
 
 // print writes v as JSON, or calls table with a writer that aligns tab-separated
 // columns. A nil table is that of what people read as JSON, too.
 func (o *output) print(w io.Writer, v any, table func(io.Writer)) error {
-	switch {
-	case o.format == "json" || o.format == "table" && table == nil:
+	if o.format == "json" || table == nil {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(v)
-	case o.format == "table":
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		table(tw)
-		return tw.Flush()
-	default:
-		return usageError{fmt.Errorf("-o %q: want table or json", o.format), "crossfade --help"}
 	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table(tw)
+	return tw.Flush()
 }
 
 // readFile reads a file, or standard input for "-", up to a limit that no honest
@@ -167,7 +168,7 @@ func readFile(s streams, name string) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, err // names the file
 	}
 	if len(b) > limit {
 		return nil, fmt.Errorf("read %s: larger than %d MiB", name, limit>>20)

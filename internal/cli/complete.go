@@ -103,18 +103,18 @@ func kinds() cobra.CompletionFunc {
 	return words(list...)
 }
 
-func resourceTypes() cobra.CompletionFunc {
+func resourceTypes() []string {
 	var list []string
 	for _, t := range xds.Types {
 		if t != xds.SecretType { // made beside Envoy, never sent
 			list = append(list, t.Short())
 		}
 	}
-	return words(list...)
+	return list
 }
 
-func roles() cobra.CompletionFunc {
-	return words(string(access.Join), string(access.Reader), string(access.Owner), string(access.Operator), string(access.Auditor))
+func roles() []string {
+	return []string{string(access.Join), string(access.Reader), string(access.Owner), string(access.Operator), string(access.Auditor)}
 }
 
 // answers completes with names that a server gives in its answer to path; with

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -25,16 +26,25 @@ func newConfigWrite(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "write FILE",
 		Short: "Create or update a configuration entry",
-		Long:  `Create or update the configuration entry in a file of HCL, JSON or YAML. "-" reads standard input.`,
+		Long: `Create or update the configuration entry in a file of HCL, JSON or YAML. "-" reads standard input.
+
+It returns when every sidecar whose Envoy the entry changes has acknowledged that, and
+says how many did. What an Envoy refuses is an error, in its own words; the entry stays
+written then, and that Envoy keeps the version before. An entry that is there already,
+just so, is not written again, and nobody is told anything.`,
 		Example: `  crossfade config write catalog.hcl
   echo '{"Kind": "service-defaults", "Name": "catalog", "Protocol": "http"}' | crossfade config write -`,
 		Args:              exactly("FILE"),
 		ValidArgsFunction: first(written()),
 	}
 	t := addTarget(cmd, s)
+	wait := addWaiting(cmd)
 	cmd.Flags().BoolVar(&cas, "cas", false, "write only if the entry's ModifyIndex is that of -modify-index")
 	cmd.Flags().Uint64Var(&index, "modify-index", 0, "with -cas: the expected index; 0 means that there must be no entry")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := wait.check(cmd); err != nil {
+			return err
+		}
 		b, err := readFile(s, args[0])
 		if err != nil {
 			return err
@@ -52,31 +62,37 @@ func newConfigWrite(s streams) *cobra.Command {
 			path += "?cas=" + strconv.FormatUint(index, 10)
 		}
 		var written bool
-		if err := t.call(cmd.Context(), http.MethodPut, path, body, &written); err != nil {
+		began := time.Now()
+		h, err := t.exchange(cmd.Context(), http.MethodPut, path, body, &written)
+		if err != nil {
 			return fmt.Errorf("%s: %w", config.KeyOf(e), err)
 		}
 		if !written {
 			return fmt.Errorf("%s: not written: its ModifyIndex is not %d; read it again with crossfade config read", config.KeyOf(e), index)
 		}
-		fmt.Fprintf(s.out, "Config entry written: %s\n", config.KeyOf(e))
-		return nil
+		return wait.tell(cmd.Context(), t, done{config.KeyOf(e), "written", h, began})
 	}
 	return cmd
 }
 
 // addKey gives a verb Consul's -kind and -name flags.
-func addKey(cmd *cobra.Command, t *target) (path func() (string, error)) {
+func addKey(cmd *cobra.Command, t *target) (key func() (config.Key, error)) {
 	var kind, name string
 	cmd.Flags().StringVar(&kind, "kind", "", "kind of the entry")
 	cmd.Flags().StringVar(&name, "name", "", "name of the entry")
 	complete(cmd, "kind", kinds())
 	complete(cmd, "name", t.entryNames(&kind))
-	return func() (string, error) {
+	return func() (config.Key, error) {
 		if kind == "" || name == "" {
-			return "", usageError{errors.New(verb(cmd) + ": -kind and -name are required"), cmd.CommandPath() + " --help"}
+			return config.Key{}, usageError{errors.New(verb(cmd) + ": -kind and -name are required"), cmd.CommandPath() + " --help"}
 		}
-		return "/v1/config/" + url.PathEscape(kind) + "/" + url.PathEscape(name), nil
+		return config.Key{Kind: config.Kind(kind), Name: name}, nil
 	}
+}
+
+// pathOf is an entry's path below one that ends with a slash.
+func pathOf(below string, k config.Key) string {
+	return below + url.PathEscape(string(k.Kind)) + "/" + url.PathEscape(k.Name)
 }
 
 func newConfigRead(s streams) *cobra.Command {
@@ -85,16 +101,16 @@ func newConfigRead(s streams) *cobra.Command {
 		Example: "  crossfade config read -kind service-defaults -name catalog",
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
-	path := addKey(cmd, t)
+	key := addKey(cmd, t)
 	o.format = "json"
 	cmd.Flags().Lookup("output").DefValue = o.format
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		p, err := path()
+		k, err := key()
 		if err != nil {
 			return err
 		}
 		var entry json.RawMessage
-		if err := t.call(cmd.Context(), http.MethodGet, p, nil, &entry); err != nil {
+		if err := t.call(cmd.Context(), http.MethodGet, pathOf("/v1/config/", k), nil, &entry); err != nil {
 			return err
 		}
 		return o.print(s.out, entry, nil)
@@ -135,20 +151,26 @@ func newConfigList(s streams) *cobra.Command {
 func newConfigDelete(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete", Short: "Delete a configuration entry", Args: exactly(),
+		Long: `Delete a configuration entry, and wait until every sidecar that this changes has
+acknowledged it, as config write does.`,
 		Example: "  crossfade config delete -kind service-defaults -name catalog",
 	}
 	t := addTarget(cmd, s)
-	path := addKey(cmd, t)
+	key, wait := addKey(cmd, t), addWaiting(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		p, err := path()
+		if err := wait.check(cmd); err != nil {
+			return err
+		}
+		k, err := key()
 		if err != nil {
 			return err
 		}
-		if err := t.call(cmd.Context(), http.MethodDelete, p, nil, nil); err != nil {
-			return err
+		began := time.Now()
+		h, err := t.exchange(cmd.Context(), http.MethodDelete, pathOf("/v1/config/", k), nil, nil)
+		if err != nil {
+			return fmt.Errorf("%s: %w", k, err)
 		}
-		fmt.Fprintf(s.out, "Config entry deleted: %s\n", p[len("/v1/config/"):])
-		return nil
+		return wait.tell(cmd.Context(), t, done{k, "deleted", h, began})
 	}
 	return cmd
 }

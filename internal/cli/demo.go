@@ -3,7 +3,6 @@ package cli
 import (
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -26,13 +25,15 @@ its last good configuration, an Envoy killed. Exit code 0 only if all of it held
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.JSON, "json", false, "all figures as one JSON object on standard output, progress on standard error")
-	f.StringVar(&o.Sabotage, "sabotage", "", "break one thing on purpose and see it caught: "+strings.Join(demo.Sabotages(), ", "))
+	addChoice(cmd, &o.Sabotage, "sabotage", "", "", "break one thing on purpose and see it caught: "+or(demo.Sabotages()), demo.Sabotages()...)
 	f.StringVar(&o.Envoy, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
 	f.StringVar(&o.Dir, "dir", "", "keep logs and state in this folder (default: a temporary one that is removed)")
-	complete(cmd, "sabotage", words(demo.Sabotages()...))
 	complete(cmd, "envoy", files())
 	complete(cmd, "dir", folders())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkEnvoy(o.Envoy); err != nil {
+			return err
+		}
 		o.Stdout, o.Stderr = s.out, s.err
 		progress := s.out
 		if o.JSON {

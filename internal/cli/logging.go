@@ -11,13 +11,12 @@ import (
 func addLog(cmd *cobra.Command, s streams) func() (*slog.Logger, error) {
 	var level string
 	var asJSON bool
-	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
-	complete(cmd, "log-level", words("debug", "info", "warn", "error"))
+	addChoice(cmd, &level, "log-level", "", "info", "debug, info, warn or error", "debug", "info", "warn", "error")
 	cmd.Flags().BoolVar(&asJSON, "log-json", false, "log in JSON")
 	return func() (*slog.Logger, error) {
 		var l slog.Level
 		if err := l.UnmarshalText([]byte(level)); err != nil {
-			return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", level), cmd.CommandPath() + " --help"}
+			return nil, fmt.Errorf("--log-level: %w", err)
 		}
 		opts := &slog.HandlerOptions{Level: l}
 		if asJSON {

@@ -49,15 +49,17 @@ plane, with throw-away certificates, as "envoy --mode validate" takes it.`,
 	f.StringVar(&r.proxyID, "proxy-id", "", "ID of the connect-proxy to render")
 	f.StringVar(&r.datacenter, "datacenter", "dc1", "name of the datacenter")
 	f.StringVar(&r.trustDomain, "trust-domain", "11111111-2222-3333-4444-555555555555.consul", "trust domain; with --static that of the throw-away CA is used")
-	f.StringVar(&r.policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
+	addChoice(cmd, &r.policy, "default-intention-policy", "", "allow", "allow or deny callers that no intention mentions", "allow", "deny")
 	f.BoolVar(&r.hatches, "allow-escape-hatches", false, "honour listeners and clusters written in Envoy's own words, as servers with that flag do")
 	f.BoolVar(&r.static, "static", false, "print one static bootstrap instead of resources")
 	complete(cmd, "service", written())
 	complete(cmd, "config", written())
-	complete(cmd, "default-intention-policy", words("allow", "deny"))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if (r.proxyID == "") == (r.sidecar == "") || len(r.services) == 0 {
 			return usageError{errors.New("render: give one of -sidecar-for and -proxy-id, and at least one --service FILE"), "crossfade render --help"}
+		}
+		if err := checkDatacenter(r.datacenter); err != nil {
+			return usageError{err, "crossfade render --help"}
 		}
 		return r.run(s)
 	}

@@ -38,21 +38,18 @@ and the CA, and prints where they are and the CA's fingerprint.`,
 	f.IntVar(&o.GRPCPort, "grpc-port", 0, "port of xDS and the certificate authority, 0 for a free one (default 8502, with --consul 8512)")
 	f.IntVar(&o.DNSPort, "dns-port", 8600, "port of the DNS interface, 0 for a free one, -1 for none; with --consul there is none")
 	f.StringVar(&o.DNSBind, "dns-bind", "", "address of the DNS interface, which asks nobody for a token (default 127.0.0.1)")
-	f.StringVar(&policy, "default-intention-policy", "allow", "allow or deny callers that no intention mentions")
+	addChoice(cmd, &policy, "default-intention-policy", "", "allow", "allow or deny callers that no intention mentions", "allow", "deny")
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	complete(cmd, "data-dir", folders())
-	complete(cmd, "default-intention-policy", words("allow", "deny"))
 	logger := addLog(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		switch policy {
-		case "allow":
-			o.DefaultAllow = true
-		case "deny":
-		default:
-			return usageError{fmt.Errorf("--default-intention-policy %q: want allow or deny", policy), "crossfade server --help"}
+		o.DefaultAllow = policy == "allow"
+		if err := errors.Join(checkPort("http-port", o.HTTPPort, 0), checkPort("grpc-port", o.GRPCPort, 0), checkPort("dns-port", o.DNSPort, -1),
+			checkIP("dns-bind", o.DNSBind), checkDatacenter(o.Datacenter)); err != nil {
+			return usageError{err, "crossfade server --help"}
 		}
 		offset := 0
 		if o.Consul != "" {

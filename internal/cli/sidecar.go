@@ -51,7 +51,7 @@ With no server to be reached it starts from the last configuration that worked.`
 	f.StringVar(&o.StateDir, "state-dir", "", "folder for the key, the certificate and the last good configuration (default $XDG_STATE_HOME/crossfade/SERVICE-ID)")
 	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "short path of a folder for sockets (default under $XDG_RUNTIME_DIR or /tmp)")
 	f.StringVar(&o.EnvoyPath, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
-	f.StringVar(&o.EnvoyLogLevel, "envoy-log-level", "", `Envoy's log level (default "warning")`)
+	addChoice(cmd, &o.EnvoyLogLevel, "envoy-log-level", "", "warning", "Envoy's log level", "trace", "debug", "info", "warning", "error", "critical", "off")
 	f.IntVar(&o.Concurrency, "concurrency", 0, "Envoy's worker threads (default: sidecar.concurrency of the definition, else 2, or the number of cores if that is less)")
 	f.DurationVar(&o.DrainTime, "drain-time", 0, "how long requests and connections may take to end after SIGTERM (default 30s)")
 	f.DurationVar(&o.AppStopTime, "app-stop-time", 0, "how long the app may take to end after SIGTERM (default 30s)")
@@ -60,7 +60,6 @@ With no server to be reached it starts from the last configuration that worked.`
 	complete(cmd, "state-dir", folders())
 	complete(cmd, "runtime-dir", folders())
 	complete(cmd, "envoy", files())
-	complete(cmd, "envoy-log-level", words("trace", "debug", "info", "warning", "error", "critical", "off"))
 	logger := addLog(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		if file == "" {
@@ -68,6 +67,12 @@ With no server to be reached it starts from the last configuration that worked.`
 		}
 		if at := cmd.ArgsLenAtDash(); len(args) > 0 && at != 0 {
 			return usageError{fmt.Errorf("sidecar: unexpected argument %q: the app's command goes after --", args[0]), "crossfade sidecar --help"}
+		}
+		if o.Concurrency < 0 {
+			return usageError{fmt.Errorf("--concurrency %d: want 1 or more, or 0 for the default", o.Concurrency), "crossfade sidecar --help"}
+		}
+		if err := checkEnvoy(o.EnvoyPath); err != nil {
+			return err
 		}
 		defs, err := readDefinitions(s, []string{file})
 		if err != nil {

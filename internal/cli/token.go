@@ -38,8 +38,7 @@ who also writes what concerns the named services; an operator may do everything.
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
 	f := cmd.Flags()
-	f.StringVar(&role, "role", "join", "join, reader, owner, operator or auditor")
-	complete(cmd, "role", roles())
+	addChoice(cmd, &role, "role", "", "join", "join, reader, owner, operator or auditor", roles()...)
 	f.StringVar(&services, "service", "", "service to join, or services to own, separated by commas")
 	complete(cmd, "service", t.serviceNames())
 	f.StringVar(&description, "description", "", "what it is for")

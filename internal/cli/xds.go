@@ -46,17 +46,17 @@ resource that it is told. It takes part in nothing: the sidecar itself is not to
 	t, o := addTarget(cmd, s), addOutput(cmd)
 	cmd.Flags().StringVar(&grpcAddr, "grpc-addr", "", "server's gRPC address (default: as the server says)")
 	cmd.Flags().StringVar(&node, "node", "", "catalog node of the sidecar, where several have one with that ID")
-	cmd.Flags().StringVar(&kind, "type", "", "only resources of this type: Cluster, ClusterLoadAssignment, Listener, RouteConfiguration, TypedExtensionConfig, Runtime")
+	cmd.Flags().StringVar(&kind, "type", "", "only resources of this type: "+or(resourceTypes()))
 	cmd.ValidArgsFunction = first(t.sidecars(ofID))
 	complete(cmd, "node", t.sidecars(ofNode))
-	complete(cmd, "type", resourceTypes())
+	complete(cmd, "type", words(resourceTypes()...))
 	cmd.Flags().BoolVar(&bodies, "v", false, "with -o json: the resources themselves, too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var only xds.Type
 		if kind != "" {
 			var ok bool
 			if only, ok = xds.ParseShort(kind); !ok {
-				return usageError{fmt.Errorf("--type %q: unknown", kind), "crossfade xds --help"}
+				return usageError{fmt.Errorf("--type %q: want %s", kind, or(resourceTypes())), "crossfade xds --help"}
 			}
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), 15*time.Second)

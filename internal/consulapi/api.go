@@ -46,6 +46,9 @@ type Options struct {
 	// Authorize decides whether the caller of a request may do what it takes. An
 	// [access.Refusal] is answered 403. Nil: everybody may do everything.
 	Authorize func(*http.Request, access.Need) error
+	// Server answers, under /v1/crossfade/, what takes more than the registry to know;
+	// whether the caller may ask is decided here. Nil: those paths answer 501.
+	Server http.Handler
 	// GRPCAddr and GRPCTLSAddr are where xDS is served, as host:port; "" for not at all.
 	GRPCAddr, GRPCTLSAddr string
 	// HTTPAddr and HTTPSAddr are where this API is served, as host:port; "" for not at all.
@@ -163,6 +166,8 @@ func routes() []route {
 		{path: "/v1/connect/intentions/match", get: matchIntentions},
 		{path: "/v1/connect/intentions/check", get: checkIntention},
 
+		{path: "/v1/crossfade/applied", get: askServer},
+
 		{path: "/v1/acl/", get: aclDisabled, put: aclDisabled, del: aclDisabled},
 	}
 }
@@ -178,6 +183,15 @@ func notServedPaths() []string {
 		"/v1/operator/", "/v1/peering", "/v1/peering/", "/v1/peerings", "/v1/query", "/v1/query/",
 		"/v1/snapshot",
 	}
+}
+
+// askServer passes a call on that may be made.
+func askServer(c *call) (any, error) {
+	if c.api.Server == nil {
+		return nil, notServed("%s %s: not served here", c.r.Method, c.r.URL.Path)
+	}
+	c.api.Server.ServeHTTP(c.w, c.r)
+	return done{}, nil
 }
 
 func aclDisabled(*call) (any, error) {

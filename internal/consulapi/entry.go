@@ -2,6 +2,7 @@ package consulapi
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
@@ -27,6 +28,34 @@ func (c *call) key() config.Key {
 	return config.Key{Kind: config.Kind(kind), Name: name}
 }
 
+// Headers that Consul doesn't have, on the answer to a write of an entry.
+const (
+	// indexHeader is the registry's index after the write, for /v1/crossfade/applied.
+	indexHeader = "X-Crossfade-Index"
+	// unchangedHeader says that all was as it was asked to be.
+	unchangedHeader = "X-Crossfade-Unchanged"
+)
+
+// writeEntries makes one atomic change of entries, and says in the answer's header
+// what it came to.
+func (c *call) writeEntries(write func(*store.Writer) error) error {
+	var before, after uint64
+	err := c.api.store.Update(func(w *store.Writer) error {
+		before = w.Index()
+		err := write(w)
+		after = w.Index()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set(indexHeader, strconv.FormatUint(after, 10))
+	if after == before {
+		c.w.Header().Set(unchangedHeader, "true")
+	}
+	return nil
+}
+
 func putEntry(c *call) (any, error) {
 	cas, err := c.number("cas")
 	if err != nil {
@@ -41,7 +70,7 @@ func putEntry(c *call) (any, error) {
 		return nil, badRequest("Request decoding failed: %v", err)
 	}
 	var ok bool
-	err = c.api.store.Update(func(w *store.Writer) error {
+	err = c.writeEntries(func(w *store.Writer) error {
 		old := w.Entry(config.KeyOf(e))
 		if ok = compare(cas, old != nil, entryModified(old)); !ok {
 			return nil
@@ -102,7 +131,7 @@ func deleteEntry(c *call) (any, error) {
 		return nil, err
 	}
 	var ok bool
-	err = c.api.store.Update(func(w *store.Writer) error {
+	err = c.writeEntries(func(w *store.Writer) error {
 		old := w.Entry(k)
 		if ok = cas == nil || old != nil && *cas == old.ModifyIndex; !ok {
 			return nil

@@ -52,6 +52,13 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
+// own answers what takes the mesh to know. [consulapi] decides who may ask.
+func (s *Server) own() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/crossfade/applied", s.applied)
+	return mux
+}
+
 // askConsul answers for what a real Consul holds: writing it here would be lost on
 // the mesh, and reading it here would find nothing.
 func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {

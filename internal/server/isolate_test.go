@@ -32,13 +32,15 @@ func TestPanicHarmsOneSidecar(t *testing.T) {
 		m.connected["n/"+name+"-1"] = node{id: side.ID, name: "n", relayed: true, streams: 1}
 	}
 	m.setCatalog(catalog.NewSnapshot("dc1", 1, sets))
+	index := uint64(0)
 	protocol := func(p string) {
 		t.Helper()
 		e, err := config.DecodeEntryJSON([]byte(`{"Kind":"proxy-defaults","Name":"global","Config":{"protocol":"` + p + `"}}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.setEntries(config.NewSet(e))
+		index++
+		m.setEntries(config.NewSet(e), index)
 		m.step(time.Now())
 	}
 	protocol("tcp")

@@ -42,9 +42,11 @@ type mesh struct {
 	catalog   *catalog.Snapshot
 	newer     chan struct{} // closed when catalog is replaced
 	entries   *config.Set
+	index     uint64          // of entries
 	connected map[string]node // with an open stream
 	applied   uint64          // index of the snapshot that streams are told of
-	progress  chan struct{}   // closed when applied rises
+	progress  chan struct{}   // closed when applied, or changes, moves on
+	changes   changes         // of entries, that streams are told of
 	problems  map[string][]proxy.Problem
 
 	// Only run touches these.
@@ -59,6 +61,7 @@ type mesh struct {
 type node struct {
 	id, name string
 	relayed  bool // has its own keys; a bare Envoy hasn't
+	observer bool // a person looking on, who runs nothing
 	// service is that of the instance which opened the stream, and the only one that
 	// it is told about; empty for people, and in development mode.
 	service string
@@ -121,9 +124,9 @@ func (m *mesh) snapshot() *catalog.Snapshot {
 	return m.catalog
 }
 
-func (m *mesh) setEntries(s *config.Set) {
+func (m *mesh) setEntries(s *config.Set, index uint64) {
 	m.mu.Lock()
-	m.entries = s
+	m.entries, m.index = s, index
 	m.mu.Unlock()
 	m.poke()
 }
@@ -159,6 +162,7 @@ func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 			return "", status.Error(codes.PermissionDenied, err.Error())
 		}
 		key += " (observer)"
+		in.observer = true
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -234,12 +238,13 @@ func (m *mesh) run(ctx context.Context) {
 // step brings the streams up to the newest catalog and entries.
 func (m *mesh) step(now time.Time) {
 	m.mu.Lock()
-	snap, entries, connected := m.catalog, m.entries, maps.Clone(m.connected)
+	snap, entries, index, connected := m.catalog, m.entries, m.index, maps.Clone(m.connected)
 	m.mu.Unlock()
 	if snap == nil || entries == nil {
 		return
 	}
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
+	record := change{index: index, sidecars: map[string]concern{}}
 	changedEntries := config.Changed(m.doneEntries, entries)
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
@@ -253,8 +258,9 @@ func (m *mesh) step(now time.Time) {
 			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
 			continue
 		}
-		if m.stale(m.sidecars[key], n, snap, changedEntries, appeared, now) {
+		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, now) {
 			m.build(key, n, snap, entries, now, update)
+			record.note(key, n, old, m.sidecars[key], changedEntries)
 		}
 	}
 	for _, service := range affected(m.doneCatalog, snap, changedServices) {
@@ -267,8 +273,9 @@ func (m *mesh) step(now time.Time) {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if snap.Index > m.applied {
-		m.applied = snap.Index
+	if snap.Index > m.applied || index > m.changes.done {
+		m.applied = max(m.applied, snap.Index)
+		m.changes.add(record)
 		close(m.progress)
 		m.progress = make(chan struct{})
 	}
@@ -297,12 +304,16 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 	if !n.relayed && m.minter != nil && m.minter.due(n.id, now) {
 		return true
 	}
-	return slices.ContainsFunc(changed, func(k config.Key) bool {
-		_, reads := s.reads[k]
-		return reads
-	}) || slices.ContainsFunc(appeared, func(name string) bool {
+	return s.readsAny(changed) || slices.ContainsFunc(appeared, func(name string) bool {
 		_, unknown := s.unknown[name]
 		return unknown
+	})
+}
+
+func (s *sidecar) readsAny(keys []config.Key) bool {
+	return slices.ContainsFunc(keys, func(k config.Key) bool {
+		_, reads := s.reads[k]
+		return reads
 	})
 }
 

@@ -112,7 +112,7 @@ func (s *Server) Update(u Update) {
 				renewed[st] = struct{}{}
 				continue
 			}
-			if changes := viewChanges(old, view); len(changes) > 0 || view.Growing {
+			if changes := Changes(old, view); len(changes) > 0 || view.Growing {
 				touched[st] = append(touched[st], changes...)
 			}
 		}
@@ -156,7 +156,8 @@ func (v *View) complete() *View {
 	return &c
 }
 
-func viewChanges(old, new *View) []Key {
+// Changes lists what differs between two views of a node, without order.
+func Changes(old, new *View) []Key {
 	var out []Key
 	for _, t := range Types {
 		before, after := old.Own[t], new.Own[t]

@@ -221,6 +221,8 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	}
 	if out != nil {
 		st.report(t, out)
+	} else if len(r.initial) > 0 {
+		s.announce() // whoever waits for what it holds already
 	}
 	st.poke()
 	return nil

@@ -15,10 +15,23 @@
 // view's maker. See Envoy's "xDS REST and gRPC protocol", incremental variant.
 package xds
 
+import (
+	"cmp"
+	"strconv"
+)
+
 // Key names a resource among all types.
 type Key struct {
 	Type Type
 	Name string
+}
+
+// String is `Listener "public_listener"`.
+func (k Key) String() string { return k.Type.Short() + " " + strconv.Quote(k.Name) }
+
+// Compare orders keys by type, then name.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Type, o.Type), cmp.Compare(k.Name, o.Name))
 }
 
 // View is what one node may have. Immutable once handed over.

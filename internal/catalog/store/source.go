@@ -26,9 +26,10 @@ func (s *Store) Run(ctx context.Context, publish func(*catalog.Snapshot)) error 
 	return s.ended(ctx)
 }
 
-// RunConfig publishes all configuration entries, and again after each change, as
-// [Store.Run] does for the catalog. Entries that did not change keep their pointer.
-func (s *Store) RunConfig(ctx context.Context, publish func(*config.Set)) error {
+// RunConfig publishes all configuration entries with the index of their last change,
+// and again after each, as [Store.Run] does for the catalog. Entries that did not
+// change keep their pointer.
+func (s *Store) RunConfig(ctx context.Context, publish func(*config.Set, uint64)) error {
 	var published uint64
 	s.ReadUntil(ctx, func(r *Reader) bool {
 		rows := r.Entries("")
@@ -38,7 +39,7 @@ func (s *Store) RunConfig(ctx context.Context, publish func(*config.Set)) error 
 			for i, row := range rows {
 				entries[i] = row.Entry
 			}
-			publish(config.NewSet(entries...))
+			publish(config.NewSet(entries...), published)
 		}
 		return ctx.Err() != nil
 	})

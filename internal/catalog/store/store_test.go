@@ -263,7 +263,7 @@ func TestSnapshotsKeepWhatDidNotChange(t *testing.T) {
 		got := make(chan *catalog.Snapshot, 1)
 		sets := make(chan *config.Set, 1)
 		go s.Run(t.Context(), func(n *catalog.Snapshot) { got <- n })
-		go s.RunConfig(t.Context(), func(n *config.Set) { sets <- n })
+		go s.RunConfig(t.Context(), func(n *config.Set, _ uint64) { sets <- n })
 		first, entries := <-got, <-sets
 
 		update(t, s, check("self", "c", "web", catalog.Critical))
