@@ -44,7 +44,7 @@ func (b *builder) outbound(u Upstream, chain routing.Chain, settings config.Upst
 func (p *planner) custom() {
 	text := p.hatch(p.subject, config.ClusterHatch, p.settings.EnvoyClusterJSON)
 	switch {
-	case text == "":
+	case text == "" || len(p.out.clusters) == 0: // or nobody can be reached anyway
 	case !p.chain.IsDefault():
 		p.problem(p.subject, "%s has no effect, as with Consul: entries of kind service-router, -splitter or -resolver decide where requests go", config.ClusterHatch)
 	default:

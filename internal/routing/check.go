@@ -22,7 +22,7 @@ func Check(before, after *config.Set, datacenter string) error {
 	var errs []error
 	for _, service := range Services(after) {
 		chain, _ := Compile(Request{Config: after, Service: service, Datacenter: datacenter})
-		if chain.Broken == "" || !slices.ContainsFunc(changed, chain.reads) {
+		if chain.Broken == "" || !slices.ContainsFunc(changed, chain.Read) {
 			continue
 		}
 		if was, _ := Compile(Request{Config: before, Service: service, Datacenter: datacenter}); was.Broken != "" {
@@ -37,7 +37,8 @@ func Check(before, after *config.Set, datacenter string) error {
 	return errors.Join(errs...)
 }
 
-func (c Chain) reads(k config.Key) bool {
+// Read reports whether the chain depends on an entry.
+func (c Chain) Read(k config.Key) bool {
 	_, found := slices.BinarySearchFunc(c.Reads, k, config.Key.Compare)
 	return found
 }

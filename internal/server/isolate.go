@@ -8,6 +8,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -29,11 +30,12 @@ type made struct {
 	problems []proxy.Problem // set beside an error too
 }
 
-// make builds for one sidecar.
-func (m *mesh) make(in catalog.Instance, entries *config.Set) (out made, err error) {
+// make builds for one sidecar, from chains that compile gives.
+func (m *mesh) make(in catalog.Instance, entries *config.Set, compile func(routing.Request) (routing.Chain, []proxy.Problem)) (out made, err error) {
 	err = isolated(func() error {
 		out.proxy, out.problems = m.decide(proxy.Input{
 			Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
+			Chain: compile,
 			Known: func(service string) bool { _, ok := m.known[service]; return ok },
 		})
 		own, unread, err := encode(out.proxy)
@@ -49,10 +51,10 @@ func (m *mesh) make(in catalog.Instance, entries *config.Set) (out made, err err
 	return out, err
 }
 
-// makeEndpoints builds the endpoints of one service.
-func (m *mesh) makeEndpoints(snap *catalog.Snapshot, service string) (res *xds.Resource, problems []proxy.Problem, err error) {
+// makeEndpoints builds one endpoint resource.
+func (m *mesh) makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef) (res *xds.Resource, problems []proxy.Problem, err error) {
 	err = isolated(func() error {
-		made := proxy.BuildEndpoints(snap, m.trustDomain, service)
+		made := proxy.BuildEndpoints(snap, ref)
 		problems = made.Problems
 		res, err = xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 		return err
