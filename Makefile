@@ -97,6 +97,10 @@ bench-intentions: build $(ENVOY) ## CPU per request with 1 and with 5,001 allowe
 bench-slopes: build $(ENVOY) ## memory, time to ready and scrape of one sidecar with 1, 50, 200 and 1,000 upstreams
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/slopes
 
+.PHONY: bench-isolation
+bench-isolation: build $(ENVOY) ## what a burst to one service does to its neighbours, in the mesh and behind a shared node proxy
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/isolation
+
 .PHONY: bench-control
 bench-control: ## Go benchmarks of the control plane's parts
 	$(GO) test -run xxx -bench . -benchmem ./bench/control

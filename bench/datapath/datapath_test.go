@@ -65,11 +65,11 @@ func TestSmoke(t *testing.T) {
 
 // When the app goes away each connection counts a failure, and a turn without a success is an error.
 func TestFailuresCount(t *testing.T) {
-	a, err := load.StartApp(load.HTTP)
+	a, err := load.StartApp(load.HTTP, load.Small)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := load.NewCrew(load.HTTP, fmt.Sprintf("127.0.0.1:%d", a.Port), 4, 0)
+	c := load.NewCrew(load.HTTP, fmt.Sprintf("127.0.0.1:%d", a.Port), 4, load.Small)
 	defer c.Close()
 	lane := &lane{path: pathDirect, running: &running{}, crew: c, samples: make([]sample, 1)}
 	var log bytes.Buffer

@@ -69,7 +69,7 @@ func startMesh(ctx context.Context, t *trial, path string) (_ *running, err erro
 		stop:    m.Stop,
 		witness: func(ctx context.Context) error { return lab.Enforced(ctx, callee.Admin) },
 	}
-	return r, m.Await(ctx, "carrying requests", load.Answers(ctx, t.protocol, r.addr))
+	return r, m.Await(ctx, "carrying requests", load.Answers(ctx, t.protocol, r.addr, load.Small))
 }
 
 // startConsul starts a Consul agent and its Envoys on both sides, as its guide does.
@@ -115,5 +115,5 @@ func startConsul(ctx context.Context, t *trial) (_ *running, err error) {
 		stop:    c.Stop,
 		witness: func(ctx context.Context) error { return lab.Enforced(ctx, callee.Admin) },
 	}
-	return r, c.Await(ctx, "carrying requests", load.Answers(ctx, t.protocol, r.addr))
+	return r, c.Await(ctx, "carrying requests", load.Answers(ctx, t.protocol, r.addr, load.Small))
 }

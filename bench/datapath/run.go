@@ -135,7 +135,7 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 
 // measure starts every path, loads them in turn for all rounds, and sums up.
 func (t *trial) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
-	a, err := load.StartApp(t.protocol)
+	a, err := load.StartApp(t.protocol, load.Small)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +152,8 @@ func (t *trial) measure(ctx context.Context, stderr io.Writer) ([]line, error) {
 			return nil, fmt.Errorf("path %q: %w", path, err)
 		}
 		defer r.stop()
-		c := load.NewCrew(t.protocol, r.addr, t.settings.Connections, t.settings.Rate)
+		c := load.NewCrew(t.protocol, r.addr, t.settings.Connections, load.Small)
+		c.Rate = t.settings.Rate
 		defer c.Close()
 		lanes = append(lanes, &lane{path: path, running: r, crew: c})
 	}

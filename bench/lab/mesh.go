@@ -33,6 +33,8 @@ type Sidecar struct {
 	Process  *Process
 	EnvoyPID int
 	Admin    string // socket of its Envoy
+	// Cgroup holds its Envoy to the sizes of the definition; CgroupProblem is why there is none although sizes were given.
+	Cgroup, CgroupProblem string
 }
 
 // StartMesh starts a server that denies what no intention allows. Stop ends it, with all sidecars.
@@ -101,6 +103,10 @@ func (m *Mesh) StartSidecar(ctx context.Context, service, definition string) (Si
 			PID         int    `json:"pid"`
 			AdminSocket string `json:"admin_socket"`
 		} `json:"envoy"`
+		Sizing struct {
+			Cgroup        string `json:"cgroup"`
+			CgroupProblem string `json:"cgroup_problem"`
+		} `json:"sizing"`
 	}
 	err = p.Await(ctx, "ready", startLimit, func() (bool, error) {
 		b, err := os.ReadFile(filepath.Join(state, "status.json"))
@@ -115,7 +121,10 @@ func (m *Mesh) StartSidecar(ctx context.Context, service, definition string) (Si
 	if status.Envoy.PID > 0 {
 		m.envoys = append(m.envoys, status.Envoy.PID)
 	}
-	return Sidecar{Process: p, EnvoyPID: status.Envoy.PID, Admin: status.Envoy.AdminSocket}, err
+	return Sidecar{
+		Process: p, EnvoyPID: status.Envoy.PID, Admin: status.Envoy.AdminSocket,
+		Cgroup: status.Sizing.Cgroup, CgroupProblem: status.Sizing.CgroupProblem,
+	}, err
 }
 
 // Await waits until the mesh does what ready looks for.

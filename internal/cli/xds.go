@@ -55,7 +55,7 @@ resource that it is told. It takes part in nothing: the sidecar itself is not to
 		var only xds.Type
 		if kind != "" {
 			var ok bool
-			if only, ok = xds.ParseShort(kind); !ok {
+			if only, ok = xds.ParseShort(kind); !ok || only == xds.SecretType {
 				return usageError{fmt.Errorf("--type %q: want %s", kind, or(resourceTypes())), "crossfade xds --help"}
 			}
 		}

@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"regexp/syntax"
+	"strings"
 
 	"github.com/hashicorp/go-bexpr"
 
@@ -25,42 +27,65 @@ func CompileFilter(text string) (f Filter, err error) {
 	if len(text) > maxText {
 		return Filter{}, fmt.Errorf("longer than %d bytes", maxText)
 	}
-	if depth(text) > maxNesting {
-		return Filter{}, fmt.Errorf("parentheses are nested more than %d deep", maxNesting)
-	}
 	defer func() {
 		if recover() != nil {
 			f, err = Filter{}, errors.New("not a filter expression")
 		}
 	}()
+	// The parser takes time that grows exponentially with nesting: count first.
+	tree, err := bexpr.Parse("", []byte(text), bexpr.MaxExpressions(maxSteps))
+	if err != nil {
+		if strings.Contains(err.Error(), "max number of") {
+			return Filter{}, errors.New("too much is nested in parentheses")
+		}
+		return Filter{}, notFilter(err)
+	}
+	if err := checkMatches(tree); err != nil {
+		return Filter{}, err
+	}
 	evaluator, err := bexpr.CreateEvaluatorForType(text, &bexpr.EvaluatorConfig{MaxMatches: maxMatches}, filterInstance{})
 	if err != nil {
-		return Filter{}, errors.New("not a filter expression on an instance: " + shorten(oneLine(err.Error()), maxReason))
+		return Filter{}, notFilter(err)
 	}
 	return Filter{evaluator}, nil
 }
 
-// Bounds of a filter: the parser's time grows with nesting, the evaluator's with matches.
-const (
-	maxNesting = 5
-	maxMatches = 50
-	maxReason  = 256
-)
+func notFilter(err error) error {
+	return fmt.Errorf("not a filter on an instance: %s", shorten(oneLine(err.Error()), maxReason))
+}
 
-// depth is how deep the parentheses of text are nested, those in quotes included.
-func depth(text string) int {
-	now, most := 0, 0
-	for i := range len(text) {
-		switch text[i] {
-		case '(':
-			now++
-			most = max(most, now)
-		case ')':
-			now--
+// checkMatches bounds the regular expressions of a parsed filter.
+func checkMatches(tree any) error {
+	switch t := tree.(type) {
+	case *bexpr.UnaryExpression:
+		return checkMatches(t.Operand)
+	case *bexpr.BinaryExpression:
+		if err := checkMatches(t.Left); err != nil {
+			return err
+		}
+		return checkMatches(t.Right)
+	case *bexpr.MatchExpression:
+		if t.Operator != bexpr.MatchMatches && t.Operator != bexpr.MatchNotMatches {
+			return nil
+		}
+		re, err := syntax.Parse(t.Value.Raw, syntax.Perl)
+		if err != nil {
+			return notFilter(err)
+		}
+		if n := programSize(re); n > maxFilterRegex {
+			return fmt.Errorf("a regular expression compiles to some %d instructions, more than %d", n, maxFilterRegex)
 		}
 	}
-	return most
+	return nil
 }
+
+// Bounds of a filter.
+const (
+	maxSteps       = 20_000 // of the parser, a few milliseconds
+	maxMatches     = 50
+	maxFilterRegex = 1000
+	maxReason      = 256
+)
 
 // Match reports whether the filter selects the instance. An instance on which it
 // cannot be evaluated is not selected.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -72,6 +74,59 @@ func (r *report) headerValue(path, value string) {
 		r.addf(path, "longer than %d bytes", maxValue)
 	case strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c > '~' }):
 		r.addf(path, "%q: want printable ASCII", cut(value))
+	default:
+		if problem := checkOperators(value); problem != "" {
+			r.addf(path, "%s", problem)
+		}
+	}
+}
+
+var operatorShape = regexp.MustCompile(`^%([A-Z][A-Z_0-9]*)(\(([^()]*)\))?(:[0-9]{1,5})?%`)
+
+// checkOperators says what is wrong with Envoy's %…% operators in a value. Envoy
+// refuses the whole configuration for one that it does not know. Those that read the
+// host's environment, or what other parts of Envoy keep, are not served.
+func checkOperators(value string) string {
+	for {
+		i := strings.IndexByte(value, '%')
+		if i < 0 {
+			return ""
+		}
+		value = value[i:]
+		if strings.HasPrefix(value, "%%") {
+			value = value[2:]
+			continue
+		}
+		m := operatorShape.FindStringSubmatch(value)
+		if m == nil {
+			return fmt.Sprintf("%q: begins no operator such as %%PROTOCOL%%; write %%%% for a %%", cut(value))
+		}
+		whole, name, argument, length := m[0], m[1], m[3], m[4]
+		switch {
+		case name == "REQ" || name == "RESP":
+			if !headerOperand.MatchString(argument) {
+				return fmt.Sprintf("%q: want a header's name, and perhaps ? and another's, in the parentheses", cut(whole))
+			}
+		case name == "START_TIME" && length == "":
+		case !slices.Contains(operators(), name):
+			return fmt.Sprintf("%q: no such operator is served; docs/entries.md lists those that are", cut(whole))
+		case m[2]+length != "":
+			return fmt.Sprintf("%q: the operator takes no argument", cut(whole))
+		}
+		value = value[len(whole):]
+	}
+}
+
+var headerOperand = regexp.MustCompile("^:?[A-Za-z0-9!#$&'*+.^_`|~-]{1,128}([?]:?[A-Za-z0-9!#$&'*+.^_`|~-]{1,128})?$")
+
+// operators are Envoy's that take no argument.
+func operators() []string {
+	return []string{
+		"CONNECTION_ID", "DOWNSTREAM_LOCAL_ADDRESS", "DOWNSTREAM_LOCAL_PORT", "DOWNSTREAM_LOCAL_URI_SAN", "DOWNSTREAM_PEER_URI_SAN",
+		"DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_REMOTE_PORT", "DOWNSTREAM_TLS_VERSION",
+		"HOSTNAME", "PROTOCOL", "RESPONSE_CODE", "RESPONSE_CODE_DETAILS", "RESPONSE_FLAGS", "ROUTE_NAME", "START_TIME", "STREAM_ID",
+		"TRACE_ID", "UPSTREAM_CLUSTER", "UPSTREAM_HOST", "UPSTREAM_LOCAL_ADDRESS", "UPSTREAM_PROTOCOL", "UPSTREAM_REMOTE_ADDRESS",
+		"UPSTREAM_REQUEST_ATTEMPT_COUNT",
 	}
 }
 

@@ -78,6 +78,16 @@ func (n *node) get(name string) *node {
 	return nil
 }
 
+// member is the value of exactly that name in an object, or nil.
+func (n *node) member(name string) *node {
+	for _, f := range n.fields {
+		if f.name == name {
+			return f.value
+		}
+	}
+	return nil
+}
+
 // str is the member's text, or "" when it is no string.
 func (n *node) str(name string) string {
 	if m := n.get(name); m != nil && m.kind == textNode {
@@ -102,6 +112,16 @@ func (n *node) lineOf(path string) int {
 			return line
 		}
 		line = max(line, n.line)
+		if n.kind == objectNode && digits != "" { // a map's key
+			if key, err := strconv.Unquote(digits); err == nil {
+				digits = key
+			}
+			if n = n.member(digits); n == nil {
+				return line
+			}
+			line = max(line, n.line)
+			continue
+		}
 		i, err := strconv.Atoi(digits)
 		if err != nil || n.kind != listNode {
 			continue

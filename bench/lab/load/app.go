@@ -10,11 +10,11 @@ import (
 	"google.golang.org/grpc"
 )
 
-// payloadSize is what the app answers with, in bytes.
-const payloadSize = 1024
-
 // payload is the body of every answer, and of every gRPC and TCP request.
-func payload() []byte { return bytes.Repeat([]byte("crossfade bench\n"), payloadSize/16) }
+func payload(size int) []byte {
+	const text = "crossfade bench\n"
+	return bytes.Repeat([]byte(text), size/len(text)+1)[:size]
+}
 
 // App is the callee. It is in this process and as cheap as it can be: what it
 // costs is outside the measured CPU, but on the same cores.
@@ -23,8 +23,8 @@ type App struct {
 	Stop func()
 }
 
-// StartApp starts one on a free port.
-func StartApp(protocol string) (*App, error) {
+// StartApp starts one on a free port that answers with size bytes, or with what it gets.
+func StartApp(protocol string, size int) (*App, error) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -32,7 +32,7 @@ func StartApp(protocol string) (*App, error) {
 	a := &App{Port: lis.Addr().(*net.TCPAddr).Port}
 	switch protocol {
 	case HTTP:
-		a.Stop = serveConns(lis, answerHTTP)
+		a.Stop = serveConns(lis, func(c net.Conn) { answerHTTP(c, payload(size)) })
 	case TCP:
 		a.Stop = serveConns(lis, echo)
 	case GRPC:
@@ -92,8 +92,8 @@ func serveConns(lis net.Listener, handle func(net.Conn)) (stop func()) {
 }
 
 // answerHTTP is an HTTP/1.1 server for requests without a body.
-func answerHTTP(c net.Conn) {
-	answer := append(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n", payloadSize), payload()...)
+func answerHTTP(c net.Conn, body []byte) {
+	answer := append(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n", len(body)), body...)
 	buf, have := make([]byte, 16<<10), 0
 	for {
 		n, err := c.Read(buf[have:])

@@ -2,7 +2,6 @@ package load
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,19 +63,22 @@ func (w *worker) exchange(ctx context.Context) (ok bool) {
 // fields may change between turns.
 type Crew struct {
 	Rate float64 // requests per second; 0: closed loop
-	// Random draws the gaps between requests, as of many independent callers; nil: they are equal.
-	Random *rand.Rand
+	// Phase is how much later than the turn the first request is due, from 0 to 1, of the time between two. Crews
+	// with different phases take turns.
+	Phase float64
 	// Abandon leaves requests unsent that were overdue when a turn ended.
 	Abandon bool
 
 	protocol, addr string
+	size           int // of an answer
 	workers        []*worker
 }
 
-// NewCrew makes one of size connections, to be dialled in its first turn. Close closes them.
-func NewCrew(protocol, addr string, size int, rate float64) *Crew {
-	c := &Crew{protocol: protocol, addr: addr, Rate: rate}
-	for range size {
+// NewCrew makes one of so many connections for answers of size bytes, as fast as they
+// come back. It dials in its first turn; Close closes.
+func NewCrew(protocol, addr string, connections, size int) *Crew {
+	c := &Crew{protocol: protocol, addr: addr, size: size}
+	for range connections {
 		c.workers = append(c.workers, &worker{})
 	}
 	return c
@@ -105,7 +107,7 @@ func (c *Crew) Turn(ctx context.Context, warmUp, measured time.Duration, h Hooks
 	defer cancel()
 	for _, w := range c.workers {
 		if w.conn == nil {
-			if w.conn, err = Dial(c.protocol, c.addr); err != nil {
+			if w.conn, err = Dial(c.protocol, c.addr, c.size); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -119,7 +121,7 @@ func (c *Crew) Turn(ctx context.Context, warmUp, measured time.Duration, h Hooks
 	if c.Rate > 0 {
 		// Holds more than can fall due in the turn: the pacer never waits for a worker.
 		schedule = make(chan due, int(c.Rate*(warmUp+measured+5*time.Second).Seconds())+1)
-		wg.Go(func() { pace(c.Rate, c.Random, schedule, &recording, &stop) })
+		wg.Go(func() { pace(c.Rate, c.Phase, schedule, &recording, &stop) })
 	}
 	for _, w := range c.workers {
 		w.latencies, w.err = w.latencies[:0], nil

@@ -21,8 +21,8 @@ type Exchanger interface {
 	Close() error
 }
 
-// Dial opens one connection to addr. Its deadline is ctx's at each exchange.
-func Dial(protocol, addr string) (Exchanger, error) {
+// Dial opens one connection to addr for answers of size bytes. Its deadline is ctx's at each exchange.
+func Dial(protocol, addr string, size int) (Exchanger, error) {
 	switch protocol {
 	case HTTP:
 		c, err := net.Dial("tcp", addr)
@@ -30,20 +30,20 @@ func Dial(protocol, addr string) (Exchanger, error) {
 			return nil, err
 		}
 		request := fmt.Appendf(nil, "GET /item HTTP/1.1\r\nhost: %s\r\nuser-agent: bench\r\naccept: */*\r\n\r\n", addr)
-		return &httpConn{deadlined: deadlined{Conn: c}, request: request, want: payload(), buf: make([]byte, 16<<10)}, nil
+		return &httpConn{deadlined: deadlined{Conn: c}, request: request, want: payload(size), buf: make([]byte, size+(15<<10))}, nil
 	case TCP:
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			return nil, err
 		}
-		return &tcpConn{deadlined: deadlined{Conn: c}, want: payload(), buf: make([]byte, payloadSize)}, nil
+		return &tcpConn{deadlined: deadlined{Conn: c}, want: payload(size), buf: make([]byte, size)}, nil
 	case GRPC:
 		c, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{})))
 		if err != nil {
 			return nil, err
 		}
-		return &grpcConn{ClientConn: c, want: payload()}, nil
+		return &grpcConn{ClientConn: c, want: payload(size)}, nil
 	}
 	return nil, fmt.Errorf("protocol %q: no client for it", protocol)
 }
@@ -157,9 +157,9 @@ func (g *grpcConn) Exchange(ctx context.Context) error {
 
 // Answers is a condition that holds when one request on a connection of its own gets
 // through: a caller's listener is there before its first endpoint is.
-func Answers(ctx context.Context, protocol, addr string) func() (bool, error) {
+func Answers(ctx context.Context, protocol, addr string, size int) func() (bool, error) {
 	return func() (bool, error) {
-		c, err := Dial(protocol, addr)
+		c, err := Dial(protocol, addr, size)
 		if err != nil {
 			return false, err
 		}

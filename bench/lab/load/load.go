@@ -14,3 +14,6 @@ const (
 	GRPC = "grpc"
 	TCP  = "tcp"
 )
+
+// Small is the size of a small answer, in bytes.
+const Small = 1024

@@ -3,9 +3,7 @@ package load
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -31,7 +29,7 @@ func pipe(t *testing.T) (near, far net.Conn) {
 }
 
 func TestExchangeChecksAnswers(t *testing.T) {
-	body := string(payload())
+	body := string(payload(Small))
 	for name, tc := range map[string]struct{ answer, want string }{
 		"good":       {"HTTP/1.1 200 OK\r\ncontent-length: 1024\r\n\r\n" + body, ""},
 		"status":     {"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "503"},
@@ -49,7 +47,7 @@ func TestExchangeChecksAnswers(t *testing.T) {
 			}()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			h := &httpConn{deadlined: deadlined{Conn: near}, request: []byte("GET / HTTP/1.1\r\n\r\n"), want: payload(), buf: make([]byte, 16<<10)}
+			h := &httpConn{deadlined: deadlined{Conn: near}, request: []byte("GET / HTTP/1.1\r\n\r\n"), want: payload(Small), buf: make([]byte, 16<<10)}
 			err := h.Exchange(ctx)
 			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want %q in it", err, tc.want)
@@ -63,23 +61,24 @@ func TestFixedRate(t *testing.T) {
 	schedule := make(chan due, 10)
 	var recording, stop atomic.Bool
 	recording.Store(true)
-	pace(1000, nil, schedule, &recording, &stop) // until it is full
+	begun := time.Now()
+	pace(1000, 0.5, schedule, &recording, &stop) // until it is full
 	var at []time.Time
 	for d := range schedule {
 		if at = append(at, d.at); !d.record || d.at.After(time.Now()) {
 			t.Errorf("request %d: %+v, want it recorded and not early", len(at), d)
 		}
 	}
-	if len(at) != 10 || at[9].Sub(at[0]) != 9*time.Millisecond {
-		t.Errorf("due at %v, want 10 a millisecond apart", at)
+	if len(at) != 10 || at[9].Sub(at[0]) != 9*time.Millisecond || at[0].Sub(begun) < 500*time.Microsecond {
+		t.Errorf("due at %v, want 10 a millisecond apart, the first half of one after %v", at, begun)
 	}
 
-	a, err := StartApp(HTTP)
+	a, err := StartApp(HTTP, Small)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Stop()
-	conn, err := Dial(HTTP, fmt.Sprintf("127.0.0.1:%d", a.Port))
+	conn, err := Dial(HTTP, fmt.Sprintf("127.0.0.1:%d", a.Port), Small)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,34 +103,6 @@ func TestQuantile(t *testing.T) {
 	}
 	if got := Quantile([]int(nil), 0.5); got != 0 {
 		t.Errorf("quantile of nothing = %d", got)
-	}
-}
-
-// Random gaps have the rate as their mean, and are those of the seed.
-func TestRandomGaps(t *testing.T) {
-	gaps := func(seed uint64) (out []time.Duration) {
-		schedule := make(chan due, 2001)
-		var recording, stop atomic.Bool
-		pace(1e6, rand.New(rand.NewPCG(seed, 0)), schedule, &recording, &stop)
-		last := time.Time{}
-		for d := range schedule {
-			if !last.IsZero() {
-				out = append(out, d.at.Sub(last))
-			}
-			last = d.at
-		}
-		return out
-	}
-	one, again, other := gaps(1), gaps(1), gaps(2)
-	if !slices.Equal(one, again) || slices.Equal(one, other) {
-		t.Error("a seed's gaps are not its own")
-	}
-	var sum time.Duration
-	for _, g := range one {
-		sum += g
-	}
-	if mean := sum / time.Duration(len(one)); mean < 900*time.Nanosecond || mean > 1100*time.Nanosecond {
-		t.Errorf("gaps are %v on average, want a microsecond", mean)
 	}
 }
 

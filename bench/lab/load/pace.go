@@ -1,7 +1,6 @@
 package load
 
 import (
-	"math/rand/v2"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -16,27 +15,20 @@ type due struct {
 }
 
 // pace puts one request after the other into schedule when it is due, until stop or
-// until schedule is full, and closes it. With random the gaps are exponential, with the
-// same mean.
-func pace(rate float64, random *rand.Rand, schedule chan<- due, recording, stop *atomic.Bool) {
+// until schedule is full, and closes it. The first is due phase/rate after the start.
+func pace(rate, phase float64, schedule chan<- due, recording, stop *atomic.Bool) {
 	defer close(schedule)
 	// A thread of its own, as the runtime's timers are up to a millisecond late. It is
 	// not unlocked: it ends with this goroutine, and its timer slack with it.
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // without it: 50 us late, on every path
 	begun := time.Now()
-	gaps := 0.0 // since begun, of 1/rate
-	for !stop.Load() && len(schedule) < cap(schedule) {
-		at := begun.Add(time.Duration(gaps / rate * float64(time.Second)))
+	for n := 0; !stop.Load() && len(schedule) < cap(schedule); n++ {
+		at := begun.Add(time.Duration((float64(n) + phase) / rate * float64(time.Second)))
 		for wait := time.Until(at); wait > 0; wait = time.Until(at) {
 			ts := unix.NsecToTimespec(int64(wait))
 			_ = unix.Nanosleep(&ts, nil) // when a signal ends it early it is called again
 		}
 		schedule <- due{at: at, record: recording.Load()}
-		if random != nil {
-			gaps += random.ExpFloat64()
-		} else {
-			gaps++
-		}
 	}
 }
