@@ -307,7 +307,7 @@ func (s *shop) testHTTP(t *testing.T) {
 		switch name = strings.ToLower(name); {
 		case name == "x-forwarded-client-cert":
 			xfcc = value
-		case strings.HasPrefix(name, "x-envoy") || name == "x-request-id" || name == "x-forwarded-for" || name == "via":
+		case strings.HasPrefix(name, "x-envoy") || name == "x-forwarded-for" || name == "via":
 			t.Errorf("the app got %q, which the caller did not send", line)
 		}
 	}

@@ -230,8 +230,7 @@ func (p *planner) rules(n int, r routing.Route) []Rule {
 	return append(p.repeat(n, known, r, legs, len(legs)), p.repeat(n, stranger, r, legs, len(legs))...)
 }
 
-// requestID is a header that the caller's sidecar gives each request when something
-// needs it. It becomes the value of a sticky cookie.
+// requestID is a header that every request has. It becomes the value of a sticky cookie.
 const requestID = "x-request-id"
 
 // repeat completes a rule with the clusters of its legs, of which the first so many

@@ -122,10 +122,7 @@ type Upstream struct {
 	Target       routing.Target // the destination that was declared
 	// Cluster or group that the connections of a tcp upstream go to. Its name is that
 	// of the destination whatever entries say, since the listener holds it.
-	Cluster string
-	// RequestID says that each request is given an x-request-id, which an HTTP route
-	// of the upstream needs.
-	RequestID    bool
+	Cluster      string
 	ExactBalance bool
 	// ListenerJSON, when set, is a listener to stand in place of this one.
 	ListenerJSON string

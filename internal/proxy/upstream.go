@@ -3,7 +3,6 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -39,7 +38,6 @@ func (b *builder) upstream(decl catalog.Upstream) {
 
 	out := b.outbound(u, chain, settings, subject)
 	u.Cluster = out.entry
-	u.RequestID = out.route != nil && slices.ContainsFunc(out.route.Rules, func(r Rule) bool { return r.NewCookie != nil })
 	for _, c := range out.clusters {
 		if prior, ok := b.proxy.Cluster(c.Name); ok && prior.Multiplexed != c.Multiplexed {
 			b.problem(subject, "protocol %s does not go with that of another upstream to %q: this listener is left out", u.Protocol, u.Name)
