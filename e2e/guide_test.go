@@ -97,7 +97,7 @@ func (r *reader) run(text, want string) {
 	}
 	var now []string
 	var output string
-	for _, line := range strings.Split(strings.TrimSpace(text), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
 		if !stays.MatchString(line) {
 			now = append(now, line)
 			continue

@@ -23,8 +23,6 @@ const (
 	answerSize = 64 << 10
 	// burstFactor is how many times as many requests the bursting service gets.
 	burstFactor = 10
-	// overload is the burst against what a shared node proxy's worker can carry alone.
-	overload = 1
 	// bursting is the service that bursts; those before it are its neighbours.
 	bursting = 2
 )
@@ -119,7 +117,8 @@ func (t *trial) measure(ctx context.Context) ([]line, error) {
 		if err != nil {
 			return nil, err
 		}
-		t.base = math.Round(overload * carried / burstFactor)
+		// The burst alone is all that its worker can do; the neighbours' requests come on top.
+		t.base = math.Round(carried / burstFactor)
 		fmt.Fprintf(t.stderr, "a shared node proxy carries %.0f requests/s to one service: %.0f go to each, and %.0f in a burst\n", carried, t.base, burstFactor*t.base)
 	}
 	lanes := make([]lane, len(t.kinds))

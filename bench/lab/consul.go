@@ -57,12 +57,12 @@ func StartConsul(ctx context.Context, b Binaries, dir string) (*Consul, error) {
 	return c, nil
 }
 
-// Write writes configuration entries in HCL; Register service definitions in HCL.
-
+// Write writes configuration entries in HCL.
 func (c *Consul) Write(ctx context.Context, entries ...string) error {
 	return c.each(ctx, entries, "config", "write")
 }
 
+// Register registers service definitions in HCL.
 func (c *Consul) Register(ctx context.Context, definitions ...string) error {
 	return c.each(ctx, definitions, "services", "register")
 }

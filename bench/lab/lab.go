@@ -196,7 +196,7 @@ func ListenerPort(ctx context.Context, admin string) (int, error) {
 func Load() float64 {
 	var one float64
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		fmt.Sscan(string(b), &one)
+		_, _ = fmt.Sscan(string(b), &one)
 	}
 	return one
 }

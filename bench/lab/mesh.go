@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -134,8 +135,8 @@ func (m *Mesh) Await(ctx context.Context, what string, ready func() (bool, error
 
 // StopSidecars ends the sidecars, the last first. An Envoy that outlived its sidecar is killed.
 func (m *Mesh) StopSidecars() {
-	for i := len(m.sidecars) - 1; i >= 0; i-- {
-		m.sidecars[i].Stop(meshPatience)
+	for _, sidecar := range slices.Backward(m.sidecars) {
+		sidecar.Stop(meshPatience)
 	}
 	for _, pid := range m.envoys {
 		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && exe == m.binaries.Envoy {

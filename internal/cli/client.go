@@ -100,8 +100,7 @@ func (t *target) exchange(ctx context.Context, method, path string, in []byte, o
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
+		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err
 		}
 		return nil, fmt.Errorf("server %s: %w: is it running? set --http-addr or CROSSFADE_HTTP_ADDR", t.httpAddr(), err)

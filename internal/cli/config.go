@@ -17,7 +17,8 @@ import (
 
 func newConfig(s streams) *cobra.Command {
 	return group("config", "Write and read configuration entries",
-		newConfigWrite(s), newConfigRead(s), newConfigList(s), newConfigDelete(s))
+		newConfigWrite(s), newConfigRead(s), newConfigList(s), newConfigDelete(s),
+		newConfigPlan(s), newConfigHistory(s), newConfigDiff(s), newConfigRollback(s))
 }
 
 func newConfigWrite(s streams) *cobra.Command {
@@ -70,7 +71,7 @@ just so, is not written again, and nobody is told anything.`,
 		if !written {
 			return fmt.Errorf("%s: not written: its ModifyIndex is not %d; read it again with crossfade config read", config.KeyOf(e), index)
 		}
-		return wait.tell(cmd.Context(), t, done{config.KeyOf(e), "written", h, began})
+		return wait.tell(cmd.Context(), t, taken{config.KeyOf(e), "written", h, began})
 	}
 	return cmd
 }
@@ -170,7 +171,7 @@ acknowledged it, as config write does.`,
 		if err != nil {
 			return fmt.Errorf("%s: %w", k, err)
 		}
-		return wait.tell(cmd.Context(), t, done{k, "deleted", h, began})
+		return wait.tell(cmd.Context(), t, taken{k, "deleted", h, began})
 	}
 	return cmd
 }

@@ -49,8 +49,8 @@ func (w *waiting) check(cmd *cobra.Command) error {
 	return nil
 }
 
-// done is a write that a server has taken.
-type done struct {
+// taken is a write that a server has taken.
+type taken struct {
 	key   config.Key
 	what  string // "written"
 	h     http.Header
@@ -89,7 +89,7 @@ func (a applied) open() bool {
 }
 
 // tell says what was done, waits for the sidecars, and says what they made of it.
-func (w *waiting) tell(ctx context.Context, t *target, d done) error {
+func (w *waiting) tell(ctx context.Context, t *target, d taken) error {
 	index := d.h.Get(indexHeader)
 	switch {
 	case d.h.Get(unchangedHeader) != "":
@@ -120,7 +120,7 @@ func (w *waiting) tell(ctx context.Context, t *target, d done) error {
 }
 
 // verdict is one line, and an error of further ones unless all have acknowledged.
-func (a applied) verdict(d done, timeout, took time.Duration) (string, error) {
+func (a applied) verdict(d taken, timeout, took time.Duration) (string, error) {
 	if !a.Told {
 		return "applied on no sidecar yet", fmt.Errorf("%s: %s, but the server has not told any sidecar within %s: see its log", d.key, d.what, shortly(timeout))
 	}

@@ -2,6 +2,8 @@ package config
 
 import (
 	"os"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -26,6 +28,47 @@ func TestGuide(t *testing.T) {
 		want := Sizing{CPU: 0.5, MemoryBytes: 128 * MiB, Concurrency: 1, MaxConnections: 10000}
 		if len(defs) != 1 || defs[0].Sizing() != want || len(defs[0].Checks) != 1 {
 			t.Errorf("%s: %+v", language, defs)
+		}
+	}
+}
+
+// The examples of the reference are entries, one of each kind, and its tables have
+// every field.
+func TestReference(t *testing.T) {
+	data, err := os.ReadFile("../../docs/entries.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(data)
+	for _, operator := range operators() {
+		if !strings.Contains(text, "`"+operator+"`") {
+			t.Errorf("operator %s is missing", operator)
+		}
+	}
+	for _, kind := range Kinds() {
+		_, section, ok := strings.Cut(text, "\n## "+string(kind)+"\n")
+		section, _, _ = strings.Cut(section, "\n## ")
+		parts := strings.Split(section, "```")
+		if !ok || len(parts) != 3 {
+			t.Errorf("%s: want a section with one example", kind)
+			continue
+		}
+		language, body, _ := strings.Cut(parts[1], "\n")
+		e, err := DecodeEntry("example."+language, []byte(body))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if e.EntryKind() != kind {
+			t.Errorf("%s: the example is a %s", kind, e.EntryKind())
+		}
+		for _, field := range fieldsOf(reflect.TypeOf(e), nil) {
+			_, name, _ := strings.Cut(field, ".")
+			inModifiers := strings.HasPrefix(field, "HeaderModifiers.")
+			named := regexp.MustCompile("[`.]" + name + "[`.]").MatchString(section)
+			if name != "Kind" && !inModifiers && !named {
+				t.Errorf("%s: %s is in no table", kind, field)
+			}
 		}
 	}
 }

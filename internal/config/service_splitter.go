@@ -60,7 +60,7 @@ func (e *ServiceSplitter) check(r *report) {
 	for i, s := range e.Splits {
 		path := index("Splits", i)
 		switch {
-		case !(s.Weight >= 0 && s.Weight <= 100): // or not a number
+		case s.Weight < 0 || s.Weight > 100 || math.IsNaN(s.Weight):
 			r.addf(path+".Weight", "%v: want a percentage, 0 to 100", s.Weight)
 			weighed = false
 		case math.Abs(s.Weight*100-math.Round(s.Weight*100)) > 1e-6:

@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
@@ -46,6 +47,11 @@ type Options struct {
 	// Authorize decides whether the caller of a request may do what it takes. An
 	// [access.Refusal] is answered 403. Nil: everybody may do everything.
 	Authorize func(*http.Request, access.Need) error
+	// Who names the caller of a request in the history of entries. Nil: "dev", which
+	// everybody is where nobody is asked who they are.
+	Who func(*http.Request) string
+	// Now is when a write happens. Nil: the system's clock.
+	Now func() time.Time
 	// Server answers, under /v1/crossfade/, what takes more than the registry to know;
 	// whether the caller may ask is decided here. Nil: those paths answer 501.
 	Server http.Handler
@@ -80,6 +86,12 @@ func New(o Options) http.Handler {
 	}
 	if o.DefaultIntention == "" {
 		o.DefaultIntention = config.Allow
+	}
+	if o.Who == nil {
+		o.Who = func(*http.Request) string { return "dev" }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	a := &api{Options: o, store: o.Store, agent: o.Agent, log: o.Log, needs: needs()}
 	mux := http.NewServeMux()
@@ -167,6 +179,10 @@ func routes() []route {
 		{path: "/v1/connect/intentions/check", get: checkIntention},
 
 		{path: "/v1/crossfade/applied", get: askServer},
+		{path: "/v1/crossfade/config/plan", post: askServer},
+		{path: "/v1/crossfade/sidecars/", put: askServer},
+		{path: "/v1/crossfade/config/history/", get: entryHistory},
+		{path: "/v1/crossfade/config/rollback/", put: rollBackEntry},
 
 		{path: "/v1/acl/", get: aclDisabled, put: aclDisabled, del: aclDisabled},
 	}

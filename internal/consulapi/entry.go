@@ -75,7 +75,7 @@ func putEntry(c *call) (any, error) {
 		if ok = compare(cas, old != nil, entryModified(old)); !ok {
 			return nil
 		}
-		return w.PutEntry(e)
+		return w.PutEntry(e, c.author())
 	})
 	return ok, err
 }
@@ -136,7 +136,7 @@ func deleteEntry(c *call) (any, error) {
 		if ok = cas == nil || old != nil && *cas == old.ModifyIndex; !ok {
 			return nil
 		}
-		return w.DeleteEntry(k)
+		return w.DeleteEntry(k, c.author())
 	})
 	if err != nil || cas != nil {
 		return ok, err

@@ -221,7 +221,7 @@ func (c *call) writeIntention(source, destination string, b intentionBody, repla
 		if err := n.Validate(); err != nil {
 			return badRequest("%v", err)
 		}
-		return w.PutEntry(n)
+		return w.PutEntry(n, c.author())
 	})
 }
 
@@ -265,10 +265,10 @@ func (c *call) removeIntention(source, destination string) error {
 		}
 		n := &config.ServiceIntentions{Name: destination}
 		if n.Sources, _ = otherSources(w, n, source); len(n.Sources) == 0 {
-			return w.DeleteEntry(k)
+			return w.DeleteEntry(k, c.author())
 		}
 		n.Normalize()
-		return w.PutEntry(n)
+		return w.PutEntry(n, c.author())
 	})
 }
 

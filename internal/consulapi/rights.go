@@ -47,6 +47,11 @@ func needs() map[string]need {
 		"PUT /v1/config":     writeEntry,
 		"DELETE /v1/config/": func(c *call) access.Need { return entryNeed(c.key()) },
 
+		"PUT /v1/crossfade/sidecars/":        reportBySidecar,
+		"POST /v1/crossfade/config/plan":     plan,
+		"GET /v1/crossfade/config/history/":  readEntry,
+		"PUT /v1/crossfade/config/rollback/": func(c *call) access.Need { return entryNeed(c.key()) },
+
 		"PUT /v1/connect/intentions/exact":    destination,
 		"DELETE /v1/connect/intentions/exact": destination,
 		"POST /v1/connect/intentions":         createdIntention,
@@ -289,6 +294,18 @@ func writeEntry(c *call) access.Need {
 	}
 	return n
 }
+
+// reportBySidecar is for whoever may register the sidecar whose ID begins the rest of the path.
+func reportBySidecar(c *call) access.Need {
+	of := *c
+	of.arg, _, _ = strings.Cut(c.arg, "/")
+	n := ofService(access.Register)(&of)
+	n.Pulse = true
+	return n
+}
+
+// plan writes nothing, though it takes a body.
+func plan(*call) access.Need { return access.Need{Kind: access.Read, Pulse: true} }
 
 func destination(c *call) access.Need {
 	source, dest, err := c.pair()

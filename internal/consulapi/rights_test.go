@@ -81,6 +81,11 @@ func TestRightsAtEveryEndpoint(t *testing.T) {
 		"PUT /v1/config":     {body: `{"Kind":"service-intentions","Name":"web","Sources":[{"Name":"catalog","Action":"allow"}]}`, may: "operator owner"},
 		"DELETE /v1/config/": {path: "service-defaults/web", may: "operator owner"},
 
+		"PUT /v1/crossfade/sidecars/":        {path: "web-1/connections", body: `{}`, may: ownWrite},
+		"POST /v1/crossfade/config/plan":     {body: `{}`, may: people},
+		"GET /v1/crossfade/config/history/":  {path: "service-defaults/web", may: own},
+		"PUT /v1/crossfade/config/rollback/": {path: "service-defaults/web", may: "operator owner"},
+
 		"POST /v1/connect/intentions":         {body: `{"SourceName":"x","DestinationName":"web","Action":"allow"}`, may: "operator owner"},
 		"PUT /v1/connect/intentions/exact":    {path: "?source=catalog&destination=web", body: `{"Action":"deny"}`, may: "operator owner"},
 		"DELETE /v1/connect/intentions/exact": {path: "?source=catalog&destination=web", may: "operator owner"},
@@ -154,6 +159,7 @@ func TestNoWayToAnothersThings(t *testing.T) {
 		{"another's entry", "PUT /v1/config", `{"Kind":"service-defaults","Name":"catalog","Protocol":"http"}`},
 		{"the mesh's entry", "PUT /v1/config", `{"Kind":"mesh"}`},
 		{"everybody's intentions", "PUT /v1/config", `{"Kind":"service-intentions","Name":"*","Sources":[{"Name":"web","Action":"allow"}]}`},
+		{"another's entry, as it was", "PUT /v1/crossfade/config/rollback/service-defaults/catalog", ""},
 		{"another's intentions", "PUT /v1/connect/intentions/exact?source=web&destination=catalog", `{"Action":"allow"}`},
 		{"everybody's intentions, exactly", "PUT /v1/connect/intentions/exact?source=web&destination=*", `{"Action":"allow"}`},
 		{"another's share", "PUT /v1/kv/crossfade/catalog/web/mesh_percent", "1"},

@@ -54,6 +54,7 @@ func TestTableMatchesCode(t *testing.T) {
 	// Of these only what differs is in the table.
 	documented["grpc outbound listener"] = append(documented["grpc outbound listener"], documented["outbound listener"]...)
 	documented["exposed listener"] = append(documented["exposed listener"], documented["outbound listener"]...)
+	documented["judging route"] = append(documented["judging route"], documented["inbound route"]...)
 	documented["exposed app cluster"] = append(documented["exposed app cluster"], documented["app cluster"]...)
 	for where, settings := range generated {
 		for _, s := range settings {
@@ -71,7 +72,7 @@ var identities = []string{
 	"@type", "name", "address", "port_value", "cluster", "cluster_name", "stat_prefix", "route_config_name", "sni", "exact", "prefix",
 	"domains", "inline_string", "flags", "type_urls", "resource_api_version", "san_type", "id", "path", "op",
 	"default_value", "runtime_key", "fixed_value", "tag_name", "regex", "suffix", "partition", "namespace", "node_name", "object_key",
-	"ads", "type", "source_code", "default_host_for_http_10",
+	"ads", "type", "source_code", "default_host_for_http_10", "header_name", "key", "filter", "provider_name", "issuer",
 }
 
 // places are the parts of the archetypes that the table speaks of.
@@ -81,7 +82,7 @@ func places(t *testing.T) map[string][]setting {
 	of := func(file string) envoy.Resources { return resources(t, build(t, meshtest.Parse(t, all[file]))) }
 	exposed := of("exposed.txtar")
 	http, tcp, server := of("http_caller.txtar"), of("tcp_caller.txtar"), of("tcp_callee.txtar")
-	grpc := of("grpc_caller.txtar")
+	grpc, judging := of("grpc_caller.txtar"), of("judging_callee.txtar")
 	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000, MaxHeapBytes: envoy.HeapLimit(128 << 20)})
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +103,8 @@ func places(t *testing.T) map[string][]setting {
 		"outbound route":         leaves(t, http.Routes[0]),
 		"inbound route":          leaves(t, http.Routes[1]),
 		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
+		"judging route":          leaves(t, judging.Routes[0]),
+		"tokens":                 leaves(t, judging.Extensions[0]),
 		"bootstrap":              leavesOf(t, boot),
 		"runtime":                leaves(t, http.Runtimes[0]),
 	}

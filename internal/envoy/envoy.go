@@ -129,6 +129,7 @@ func (b *builder) inbound(r *Resources) {
 	}
 	if config.IsHTTP(in.Protocol) {
 		r.Routes = append(r.Routes, b.inboundRoutes(in))
+		r.Extensions = append(r.Extensions, b.tokens(in.Intentions.Providers))
 	} else if in.Admission != nil {
 		r.Extensions = append(r.Extensions, b.admission(in.Admission))
 	}

@@ -68,6 +68,8 @@ func (b *builder) customPublicListener(in *proxy.Inbound) *listenerv3.Listener {
 	case out.ApiListener != nil || out.ListenerSpecifier != nil || out.UdpListenerConfig != nil:
 		b.problem(proxy.PublicListener, config.PublicListenerHatch+": it has no effect: want a listener for TCP")
 		return nil
+	case in.Intentions.Conditional():
+		b.problem(proxy.PublicListener, config.PublicListenerHatch+": intentions are judged once per connection: those with permissions or tokens deny")
 	}
 	return out
 }

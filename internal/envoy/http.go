@@ -3,8 +3,10 @@ package envoy
 import (
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	httpfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -42,9 +44,12 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
 	m.CommonHttpProtocolOptions.MaxHeadersCount = number(maxHeaders + headroom)
 	m.MaxRequestHeadersKb = number(maxHeadersKB + headroomKB)
-	// The rules come with the routes; the filter only has to be there.
-	rbac := b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{})
-	m.HttpFilters = append([]*hcmv3.HttpFilter{rbac}, m.HttpFilters...)
+	// The rules come with the routes; these filters only have to be there.
+	m.HttpFilters = append([]*hcmv3.HttpFilter{
+		b.httpFilter(httpFilterState, &httpfilterstatev3.Config{}),
+		discoveredHTTP(TokensExtension, &jwtv3.JwtAuthentication{}),
+		b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{}),
+	}, m.HttpFilters...)
 	return m
 }
 

@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	sslv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/ssl/v3"
@@ -46,22 +47,44 @@ func (b *builder) callerMatcher(in proxy.Intentions) *xdsmatcherv3.Matcher {
 }
 
 func (b *builder) verdict(v proxy.Verdict) *xdsmatcherv3.Matcher_OnMatch {
+	if v.Conditional() {
+		return b.judge(v)
+	}
+	return b.action(v.Allow, v.Because)
+}
+
+func (b *builder) action(allow bool, because string) *xdsmatcherv3.Matcher_OnMatch {
 	action := rbacv3.RBAC_DENY
-	if v.Allow {
+	if allow {
 		action = rbacv3.RBAC_ALLOW
 	}
 	return &xdsmatcherv3.Matcher_OnMatch{OnMatch: &xdsmatcherv3.Matcher_OnMatch_Action{Action: &xdscorev3.TypedExtensionConfig{
 		Name:        "action",
-		TypedConfig: b.pack(&rbacv3.Action{Name: v.Because, Action: action}),
+		TypedConfig: b.pack(&rbacv3.Action{Name: because, Action: action}),
 	}}}
+}
+
+// requestIntentions are the rules for requests. Those that are only watched stand
+// beside the ones that bind, and count as denied (shadow_denied) what they would.
+func (b *builder) requestIntentions(in proxy.Intentions) *rbacfilterv3.RBACPerRoute {
+	out := &rbacfilterv3.RBAC{Matcher: b.callerMatcher(in.Enforced())}
+	if watched, any := in.Watched(); any {
+		out.ShadowMatcher = b.callerMatcher(watched)
+	}
+	return &rbacfilterv3.RBACPerRoute{Rbac: out}
 }
 
 // connectionIntentions are the rules of a TCP listener, which asks for them by name.
 func (b *builder) connectionIntentions(in *proxy.Inbound) *corev3.TypedExtensionConfig {
-	return &corev3.TypedExtensionConfig{Name: IntentionsExtension, TypedConfig: b.pack(&networkrbacv3.RBAC{
+	intentions := in.Intentions.Connections()
+	out := &networkrbacv3.RBAC{
 		StatPrefix: proxy.PublicListener + ".",
-		Matcher:    b.callerMatcher(in.Intentions),
-	})}
+		Matcher:    b.callerMatcher(intentions.Enforced()),
+	}
+	if watched, any := intentions.Watched(); any {
+		out.ShadowMatcher = b.callerMatcher(watched)
+	}
+	return &corev3.TypedExtensionConfig{Name: IntentionsExtension, TypedConfig: b.pack(out)}
 }
 
 // admission gives a caller that is let in the app's address, by the filter state
@@ -100,6 +123,10 @@ func (b *builder) admission(a *proxy.Admission) *corev3.TypedExtensionConfig {
 func discovered(name string, config proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{
 		ConfigSource: ads(),
-		TypeUrls:     []string{"type.googleapis.com/" + string(config.ProtoReflect().Descriptor().FullName())},
+		TypeUrls:     []string{typeURL(config)},
 	}}}
+}
+
+func typeURL(m proto.Message) string {
+	return "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName())
 }

@@ -9,7 +9,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -124,13 +123,15 @@ func (b *builder) inboundRoutes(in *proxy.Inbound) *routev3.RouteConfiguration {
 	if in.App.IdleTimeout > 0 {
 		action.IdleTimeout = duration(in.App.IdleTimeout)
 	}
+	rules := map[string]*anypb.Any{httpRBAC: b.pack(b.requestIntentions(in.Intentions))}
+	if in.Intentions.LookAtPaths() {
+		rules[httpFilterState] = b.pack(b.pathForRules())
+	}
 	return &routev3.RouteConfiguration{Name: proxy.PublicListener, VirtualHosts: []*routev3.VirtualHost{{
-		Name:    proxy.PublicListener,
-		Domains: []string{"*"},
-		Routes:  []*routev3.Route{{Match: everything(), Action: &routev3.Route_Route{Route: action}}},
-		TypedPerFilterConfig: map[string]*anypb.Any{httpRBAC: b.pack(&rbacfilterv3.RBACPerRoute{
-			Rbac: &rbacfilterv3.RBAC{Matcher: b.callerMatcher(in.Intentions)},
-		})},
+		Name:                 proxy.PublicListener,
+		Domains:              []string{"*"},
+		Routes:               []*routev3.Route{{Match: everything(), Action: &routev3.Route_Route{Route: action}}},
+		TypedPerFilterConfig: rules,
 	}}}
 }
 

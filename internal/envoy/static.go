@@ -109,6 +109,17 @@ func (s *static) filter(f *listenerv3.Filter) {
 		s.fail(err)
 		return
 	}
+	for _, h := range m.HttpFilters {
+		if h.GetConfigDiscovery() == nil {
+			continue
+		}
+		e := s.extensions[h.Name]
+		if e == nil {
+			s.fail(fmt.Errorf("extension %q is not among the resources", h.Name))
+			return
+		}
+		h.ConfigType = &hcmv3.HttpFilter_TypedConfig{TypedConfig: e.TypedConfig}
+	}
 	if m.GetRds() == nil {
 		return // has its routes in it
 	}

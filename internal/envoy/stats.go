@@ -35,13 +35,13 @@ func families() []statFamily {
 			"downstream_rq_active", "downstream_rq_total", "downstream_rq_time",
 			"downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx", "downstream_rq_4xx", "downstream_rq_5xx",
 			"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_timeout", "downstream_rq_idle_timeout",
-			"downstream_rq_header_timeout", "downstream_rq_too_large", "downstream_rq_overload_close", "rbac.allowed", "rbac.denied",
+			"downstream_rq_header_timeout", "downstream_rq_too_large", "downstream_rq_overload_close", "rbac.allowed", "rbac.denied", "rbac.shadow_denied",
 		}},
 		{`http\..+\.rds\..+\.`, []string{"update_success", "update_rejected"}},
 		{`tcp\.(?:public_listener|upstream\..+)\.`, []string{
 			"downstream_cx_total", "downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total", "downstream_cx_no_route", "idle_timeout",
 		}},
-		{`public_listener\.`, []string{"rbac.allowed", "rbac.denied"}},
+		{`public_listener\.`, []string{"rbac.allowed", "rbac.denied", "rbac.shadow_denied"}},
 		// A listener's name is its address, without the stats per worker and the copies
 		// of its HTTP stats.
 		{`listener\.[0-9a-fA-F_.:\[\]]+\.`, []string{

@@ -58,9 +58,12 @@ func (in *Inbound) describe(b *strings.Builder) {
 		fmt.Fprintf(b, "  at most %d connections\n", in.MaxConnections)
 	}
 	for _, c := range in.Intentions.Callers {
-		fmt.Fprintf(b, "  %s %s (%s)\n", c.Verdict, strings.TrimPrefix(c.URI, in.PeerURIPrefix), c.Because)
+		c.describe(b, strings.TrimPrefix(c.URI, in.PeerURIPrefix))
 	}
-	fmt.Fprintf(b, "  %s others (%s)\n", in.Intentions.Otherwise, in.Intentions.Otherwise.Because)
+	in.Intentions.Otherwise.describe(b, "others")
+	for _, p := range in.Intentions.Providers {
+		p.describe(b)
+	}
 	if in.Admission != nil {
 		b.WriteString("  decided before the app is connected to\n")
 	}
@@ -111,14 +114,6 @@ func (c Cluster) describe(b *strings.Builder) {
 	fmt.Fprintf(b, "  connect %v, at most %d connections, %d pending, %d requests\n", c.ConnectTimeout, l.MaxConnections, l.MaxPendingRequests, l.MaxRequests)
 	fmt.Fprintf(b, "  out for %v after %d gateway failures or %d 5xx (%d%%), every %v, at most %d%%%s\n", o.BaseEjection, o.GatewayFailures,
 		o.Consecutive5xx, o.Enforcing5xx, o.Interval, o.MaxPercent, flag(o.AlwaysOne, " but always one"))
-}
-
-// String is "allow" or "deny".
-func (v Verdict) String() string {
-	if v.Allow {
-		return "allow"
-	}
-	return "deny"
 }
 
 func flag(on bool, text string) string {

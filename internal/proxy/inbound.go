@@ -55,7 +55,7 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 		ExactBalance:   settings.BalanceInboundConnections == exactBalance,
 		MaxConnections: max(0, settings.MaxInboundConnections),
 		PeerURIPrefix:  peerURIPrefix(b.in.TrustDomain, b.in.Datacenter),
-		Intentions:     b.intentions(),
+		Intentions:     b.intentions(protocol),
 		App: App{
 			SocketPath:     reg.LocalServiceSocketPath,
 			Address:        reg.LocalServiceAddress,

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -15,6 +16,8 @@ type Intentions struct {
 	Callers []Caller
 	// Otherwise is for every other caller of the datacenter.
 	Otherwise Verdict
+	// Providers are those of the tokens that verdicts ask for, sorted by name.
+	Providers []Provider
 }
 
 // Caller is one source with its verdict.
@@ -23,52 +26,136 @@ type Caller struct {
 	Verdict
 }
 
-// Verdict is allow or deny, and what decided it.
+// Verdict is allow or deny, for all requests or by request, and what decided it.
 type Verdict struct {
+	// Allow decides, unless there are Permissions.
 	Allow bool
+	// Permissions decide about each request: the first whose conditions it meets,
+	// and a request that meets those of none is denied.
+	Permissions []Permission
+	// Requires must all be met by what is allowed. None is empty.
+	Requires []Requirement
+	// Audit says that the verdict is counted and does not bind.
+	Audit bool
 	// Because names the deciding intention "source -> destination", or "default policy".
 	Because string
+
+	source string // of the intention; "": the default policy
 }
+
+// Conditional reports whether it takes a request to decide.
+func (v Verdict) Conditional() bool { return len(v.Permissions) > 0 || len(v.Requires) > 0 }
 
 // intentions merges the entry of the service and the entry of "*" by Consul's
 // precedence: an exact destination before "*", then an exact source before "*".
 // A "*" source of the service's own entry therefore beats every source of the
 // entry of "*".
-func (b *builder) intentions() Intentions {
-	own := config.Key{Kind: config.KindServiceIntentions, Name: b.service}
-	all := config.Key{Kind: config.KindServiceIntentions, Name: config.Wildcard}
-	b.read(own, all)
+//
+// A token that the service's own entry asks for is needed for every request to the
+// service, one that the entry of "*" asks for where no intention of the service's
+// own decides. What decides by request denies when the protocol has no requests.
+func (b *builder) intentions(protocol string) Intentions {
+	own := b.in.Config.Intentions(b.service)
+	all := b.in.Config.Intentions(config.Wildcard)
+	b.read(config.Key{Kind: config.KindServiceIntentions, Name: b.service}, config.Key{Kind: config.KindServiceIntentions, Name: config.Wildcard})
 
-	out := Intentions{Otherwise: Verdict{Allow: b.in.DefaultAllow, Because: "default policy"}}
-	callers := map[string]Verdict{}
+	otherwise := decision{}
+	callers := map[string]decision{}
+	sources := map[string]bool{}
 	// From low to high precedence; what comes later wins.
-	for _, key := range []config.Key{all, own} {
-		e := b.in.Config.Intentions(key.Name)
+	for _, e := range []*config.ServiceIntentions{all, own} {
 		if e == nil {
 			continue
 		}
 		for _, s := range e.Sources {
+			sources[s.Name] = true
 			if s.Name == config.Wildcard {
-				out.Otherwise = verdict(s, key.Name)
+				otherwise = decision{s, e}
 				clear(callers)
 			}
 		}
 		for _, s := range e.Sources {
 			if s.Name != config.Wildcard {
-				callers[s.Name] = verdict(s, key.Name)
+				callers[s.Name] = decision{s, e}
 			}
 		}
 	}
-	for source, v := range callers {
+	tokens := map[*config.ServiceIntentions][]Requirement{}
+	for _, e := range []*config.ServiceIntentions{all, own} {
+		if e != nil && e.JWT != nil {
+			// When no provider is left, the one requirement is empty: nothing meets it.
+			tokens[e] = []Requirement{b.requirement(config.KeyOf(e).String(), e.JWT)}
+		}
+	}
+	var unjudged []string
+	verdict := func(d decision) Verdict {
+		v := b.verdict(d)
+		if own != nil {
+			v.Requires = tokens[own]
+		}
+		if all != nil && (d.entry != own || own == nil) {
+			v.Requires = append(slices.Clip(v.Requires), tokens[all]...)
+		}
+		v, byProtocol := v.settle(protocol)
+		if byProtocol {
+			unjudged = append(unjudged, v.Because)
+		}
+		return v
+	}
+
+	out := Intentions{Otherwise: verdict(otherwise)}
+	for source, d := range callers {
 		id := identity.SPIFFE{TrustDomain: b.in.TrustDomain, Datacenter: b.in.Datacenter, Service: source}
-		out.Callers = append(out.Callers, Caller{URI: id.URI(), Verdict: v})
+		out.Callers = append(out.Callers, Caller{URI: id.URI(), Verdict: verdict(d)})
 	}
 	slices.SortFunc(out.Callers, func(x, y Caller) int { return cmp.Compare(x.URI, y.URI) })
+	if config.IsHTTP(protocol) {
+		out.Providers = b.usedProviders()
+	}
+	if len(unjudged) > 0 {
+		b.problem("service-intentions/"+b.service, "%s%s: permissions and tokens are for requests, which protocol %s does not have: denied",
+			slices.Min(unjudged), flag(len(unjudged) > 1, fmt.Sprintf(" and %d more", len(unjudged)-1)), protocol)
+	}
+	b.watch(&out, sources, b.audit())
 	return out
 }
 
-func verdict(s *config.SourceIntention, destination string) Verdict {
-	return Verdict{Allow: s.Action == config.Allow, Because: s.Name + " -> " + destination}
+// decision is the intention that decides about a caller; none: the default policy.
+type decision struct {
+	intention *config.SourceIntention
+	entry     *config.ServiceIntentions
+}
+
+// verdict is what an intention itself says.
+func (b *builder) verdict(d decision) Verdict {
+	if d.intention == nil {
+		return Verdict{Allow: b.in.DefaultAllow, Because: "default policy"}
+	}
+	s := d.intention
+	v := Verdict{Allow: s.Action == config.Allow && len(s.Permissions) == 0, Because: s.Name + " -> " + d.entry.Name, source: s.Name}
+	for i, p := range s.Permissions {
+		subject := fmt.Sprintf("%s source %q permission %d", config.KeyOf(d.entry), s.Name, i+1)
+		if made, ok := b.permission(subject, p); ok {
+			made.Number = i + 1
+			v.Permissions = append(v.Permissions, made)
+		}
+	}
+	return v
+}
+
+// settle makes a verdict that nothing can meet a plain deny.
+func (v Verdict) settle(protocol string) (settled Verdict, byProtocol bool) {
+	deny := Verdict{Because: v.Because, source: v.source}
+	if !v.Allow && len(v.Permissions) == 0 {
+		return deny, false
+	}
+	if slices.ContainsFunc(v.Requires, func(r Requirement) bool { return len(r) == 0 }) {
+		return deny, false // requirement has said why
+	}
+	if v.Conditional() && !config.IsHTTP(protocol) {
+		return deny, true
+	}
+	return v, false
 }
 
 // Admission repeats Intentions for a point in time at which rules cannot be looked
@@ -90,9 +177,10 @@ func (b *builder) admission(in *Inbound) *Admission {
 	if config.IsHTTP(in.Protocol) || in.App.SocketPath != "" || err != nil || in.App.Port < 1 || in.App.Port > 65535 {
 		return nil
 	}
-	out := &Admission{Address: netip.AddrPortFrom(addr, uint16(in.App.Port)), Otherwise: in.Intentions.Otherwise.Allow}
+	enforced := in.Intentions.Enforced()
+	out := &Admission{Address: netip.AddrPortFrom(addr, uint16(in.App.Port)), Otherwise: enforced.Otherwise.Allow}
 	size := 0
-	for _, c := range in.Intentions.Callers {
+	for _, c := range enforced.Callers {
 		if c.Allow != out.Otherwise {
 			out.Exceptions = append(out.Exceptions, c.URI)
 			size += len(c.URI) + len(`"",`)

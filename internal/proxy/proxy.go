@@ -184,7 +184,9 @@ type builder struct {
 	defaults *config.ServiceDefaults // the service's own entry, or nil
 	reads    map[config.Key]bool
 	bound    map[bind]string // who listens there already
-	problems []Problem
+	// providers are the JWT providers asked for so far; nil: it cannot be used.
+	providers map[string]*Provider
+	problems  []Problem
 }
 
 // bind is a place to listen at: either an address and port or a socket path.

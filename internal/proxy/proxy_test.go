@@ -161,6 +161,8 @@ func TestReadsIsComplete(t *testing.T) {
 		&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "db", Protocol: "http"},
 		&config.ServiceIntentions{Kind: config.KindServiceIntentions, Name: "web", Sources: []*config.SourceIntention{{Name: "a", Action: config.Deny}}},
 		&config.ServiceIntentions{Kind: config.KindServiceIntentions, Name: "*", Sources: []*config.SourceIntention{{Name: "a", Action: config.Deny}}},
+		&config.TrafficPolicy{Kind: config.KindTrafficPolicy, Name: "web", Audit: &config.Audit{Default: true}},
+		&config.TrafficPolicy{Kind: config.KindTrafficPolicy, Name: "*", Audit: &config.Audit{Default: true}},
 		&config.Mesh{Kind: config.KindMesh, HTTP: &config.MeshHTTP{Incoming: &config.MeshIncoming{RequestNormalization: &config.RequestNormalization{InsecureDisablePathNormalization: true}}}},
 	} {
 		in.Config = config.NewSet(e)

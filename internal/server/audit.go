@@ -30,6 +30,15 @@ func authorize(r *http.Request, n access.Need) error {
 	return v.denied
 }
 
+// author names who makes a request in the history of entries.
+func (d *door) author(r *http.Request) string {
+	v, ok := r.Context().Value(visitKey{}).(*visit)
+	if d.open || !ok {
+		return "dev"
+	}
+	return v.caller.String()
+}
+
 // enter finds out who makes each request, and keeps account of writes.
 func (d *door) entrance(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -56,6 +56,8 @@ func (s *Server) handler() http.Handler {
 func (s *Server) own() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/crossfade/applied", s.applied)
+	mux.HandleFunc("POST /v1/crossfade/config/plan", s.plan)
+	mux.HandleFunc("PUT /v1/crossfade/sidecars/{id}/connections", s.connections)
 	return mux
 }
 
@@ -139,13 +141,15 @@ func (m *mesh) servicesOf(id, node string) []string {
 type sidecarStatus struct {
 	xds.StreamStatus
 	Problems []string `json:"problems,omitempty"`
+	// Connections are those open by listener, as the sidecar has reported lately.
+	Connections map[string]int64 `json:"connections,omitempty"`
 }
 
 // sidecars shows every connected sidecar: what it was told, holds and refused.
 func (s *Server) sidecars(w http.ResponseWriter, _ *http.Request) {
 	out := []sidecarStatus{}
 	for _, st := range s.mesh.xds.Status() {
-		row := sidecarStatus{StreamStatus: st}
+		row := sidecarStatus{StreamStatus: st, Connections: s.mesh.openOn(st.Node)}
 		for _, p := range s.mesh.problemsOf(st.Node) {
 			row.Problems = append(row.Problems, p.String())
 		}

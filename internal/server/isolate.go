@@ -8,7 +8,6 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
-	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -30,21 +29,25 @@ type made struct {
 	problems []proxy.Problem // set beside an error too
 }
 
-// make builds for one sidecar, from chains that compile gives.
-func (m *mesh) make(in catalog.Instance, entries *config.Set, compile func(routing.Request) (routing.Chain, []proxy.Problem)) (out made, err error) {
+// input is what one sidecar is decided from.
+func (m *mesh) input(in catalog.Instance, entries *config.Set, known map[string]struct{}) proxy.Input {
+	return proxy.Input{
+		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
+		Known: func(service string) bool { _, ok := known[service]; return ok },
+	}
+}
+
+// make builds for one sidecar. It may be called by several goroutines.
+func (m *mesh) make(in proxy.Input) (out made, err error) {
 	err = isolated(func() error {
-		out.proxy, out.problems = m.decide(proxy.Input{
-			Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
-			Chain: compile,
-			Known: func(service string) bool { _, ok := m.known[service]; return ok },
-		})
+		out.proxy, out.problems = m.decide(in)
 		own, unread, err := encode(out.proxy)
 		out.own, out.problems = own, append(out.problems, unread...)
 		return err
 	})
 	if err != nil {
 		out.problems = append(out.problems, proxy.Problem{
-			Service: in.Service.Proxy.DestinationServiceName, Subject: "sidecar " + in.Service.ID,
+			Service: in.Instance.Service.Proxy.DestinationServiceName, Subject: "sidecar " + in.Instance.Service.ID,
 			Reason: "its configuration cannot be built, it keeps the one it has; the server's log says why",
 		})
 	}

@@ -49,6 +49,12 @@ type mesh struct {
 	changes   changes         // of entries, that streams are told of
 	problems  map[string][]proxy.Problem
 	named     map[string][]string // names of endpoint resources, by service
+	// known are the services registered at some time since the start. Only run replaces
+	// it, by another map: this one never changes.
+	known map[string]struct{}
+
+	plans planner
+	open  openConnections
 
 	// Only run touches these.
 	doneCatalog *catalog.Snapshot
@@ -56,7 +62,6 @@ type mesh struct {
 	sidecars    map[string]*sidecar
 	endpoints   endpointSets
 	chains      *chains
-	known       map[string]struct{} // services registered at some time since the start
 }
 
 // node is who is at the other end of a stream.
@@ -86,7 +91,7 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
 		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
-		known: map[string]struct{}{},
+		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
 	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Log: log})
 	return out
@@ -282,10 +287,19 @@ func (m *mesh) step(now time.Time) {
 func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []string) {
 	for _, name := range changed {
 		if _, known := m.known[name]; !known && snap.Set(name) != nil {
-			m.known[name] = struct{}{}
 			appeared = append(appeared, name)
 		}
 	}
+	if len(appeared) == 0 {
+		return nil
+	}
+	known := maps.Clone(m.known)
+	for _, name := range appeared {
+		known[name] = struct{}{}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known = known
 	return appeared
 }
 
@@ -316,7 +330,9 @@ func (s *sidecar) readsAny(keys []config.Key) bool {
 // build makes all that one sidecar needs. When that fails, the sidecar keeps what it has.
 func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
 	in, _ := snap.Proxy(n.id, n.name)
-	made, err := m.make(in, entries, m.chains.compile)
+	input := m.input(in, entries, m.known)
+	input.Chain = m.chains.compile
+	made, err := m.make(input)
 	p, problems := made.proxy, made.problems
 	for _, pr := range problems {
 		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())

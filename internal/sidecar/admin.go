@@ -81,6 +81,41 @@ func (a *admin) listeners(ctx context.Context) (map[string]bool, error) {
 	return names, nil
 }
 
+// connections is how many connections each listener at a TCP address has open.
+func (a *admin) connections(ctx context.Context) (map[string]int64, error) {
+	code, body, err := a.call(ctx, http.MethodGet, "/listeners?format=json")
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		Statuses []struct {
+			Name  string `json:"name"`
+			Local struct {
+				Socket struct {
+					Address string `json:"address"`
+					Port    int    `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil || code != http.StatusOK {
+		return nil, fmt.Errorf("envoy admin /listeners: status %d, %d bytes that are no list of listeners", code, len(body))
+	}
+	stats, err := a.gauges(ctx, `^listener\..*\.downstream_cx_active$`)
+	if err != nil {
+		return nil, err
+	}
+	open := map[string]int64{}
+	for _, l := range list.Statuses {
+		at := net.JoinHostPort(l.Local.Socket.Address, strconv.Itoa(l.Local.Socket.Port))
+		// Envoy names a listener's gauges after its address: listener.127.0.0.1_21000.
+		if n, ok := stats["listener."+strings.ReplaceAll(at, ":", "_")+".downstream_cx_active"]; ok {
+			open[l.Name] = n
+		}
+	}
+	return open, nil
+}
+
 // gauges are the counters and gauges whose names match the regular expression.
 func (a *admin) gauges(ctx context.Context, filter string) (map[string]int64, error) {
 	code, body, err := a.call(ctx, http.MethodGet, "/stats?filter="+url.QueryEscape(filter))

@@ -240,6 +240,17 @@ func (a *agent) deregister(ctx context.Context, id string, wait time.Duration) (
 	return res.header.Get("X-Crossfade-Waited"), nil
 }
 
+// connections tells a crossfade server how many connections the sidecar's listeners have open.
+func (a *agent) connections(ctx context.Context, proxyID string, open map[string]int64) error {
+	body, err := json.Marshal(map[string]any{"listeners": open})
+	if err != nil {
+		return err
+	}
+	path := "/v1/crossfade/sidecars/" + url.PathEscape(proxyID) + "/connections"
+	res, err := a.call(ctx, agentTimeout, http.MethodPut, path, a.nodeQuery(), body)
+	return a.settled(res, err, http.MethodPut, path)
+}
+
 // protocol reads the service's service-defaults entry. known is false when there is none.
 func (a *agent) protocol(ctx context.Context, service string) (protocol string, known bool, err error) {
 	path := "/v1/config/service-defaults/" + url.PathEscape(service)

@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -131,7 +132,7 @@ func echo(c net.Conn) {
 func echoGRPC(_ any, stream grpc.ServerStream) error {
 	for {
 		var m []byte
-		if err := stream.RecvMsg(&m); err == io.EOF {
+		if err := stream.RecvMsg(&m); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

@@ -23,14 +23,15 @@ func (r *Reader) Entries(kind config.Kind) []*Entry {
 	return out
 }
 
-// PutEntry writes a normalized and valid entry.
-func (w *Writer) PutEntry(e config.Entry) error {
+// PutEntry writes a normalized and valid entry, and who did so into its history.
+func (w *Writer) PutEntry(e config.Entry, by Author) error {
 	if err := nameError(string(e.EntryKind()), e.EntryName()); err != nil {
 		return err
 	}
 	n := &Entry{e, w.next, w.next}
 	k := config.KeyOf(e)
-	if old := w.Entry(k); old != nil {
+	old := w.Entry(k)
+	if old != nil {
 		n.CreateIndex, n.ModifyIndex = old.CreateIndex, old.ModifyIndex
 		if same(old, n) {
 			return nil
@@ -41,11 +42,12 @@ func (w *Writer) PutEntry(e config.Entry) error {
 		return err
 	}
 	w.entryChanged(k)
-	return nil
+	return w.record(k, old, n, by)
 }
 
-// DeleteEntry removes an entry. One that is not there is no error.
-func (w *Writer) DeleteEntry(k config.Key) error {
+// DeleteEntry removes an entry, and writes who did so into its history. One that is
+// not there is no error.
+func (w *Writer) DeleteEntry(k config.Key, by Author) error {
 	e := w.Entry(k)
 	if id := key(string(k.Kind), k.Name); e == nil && w.store.unread[string(id)] {
 		w.change(change{tableEntries, id, nil})
@@ -58,6 +60,9 @@ func (w *Writer) DeleteEntry(k config.Key) error {
 		return err
 	}
 	w.entryChanged(k)
+	if err := w.record(k, e, nil, by); err != nil {
+		return err
+	}
 	return w.bury()
 }
 

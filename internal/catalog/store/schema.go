@@ -21,6 +21,7 @@ const (
 	tableKV       = "kv"
 	tableGraves   = "kv-graves"
 	tableEntries  = "entries"
+	tableHistory  = "entry-history"
 	tableSessions = "sessions"
 	tableIndex    = "index"
 )
@@ -121,6 +122,11 @@ func tables() []*table {
 			id: func(row any) []byte { return key(row.(*grave).Key) }},
 		{name: tableEntries, decode: decodeEntry,
 			id: func(row any) []byte { e := row.(*Entry); return key(string(e.EntryKind()), e.EntryName()) }},
+		{name: tableHistory, decode: decodeAs[Version],
+			id: func(row any) []byte { return row.(*Version).id() },
+			indexes: []*memdb.IndexSchema{
+				secondary("written", func(row any) []byte { return binary.BigEndian.AppendUint64(nil, row.(*Version).Index) }),
+			}},
 		{name: tableSessions, decode: decodeAs[Session],
 			id: func(row any) []byte { return key(row.(*Session).ID) },
 			indexes: []*memdb.IndexSchema{

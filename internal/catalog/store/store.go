@@ -58,8 +58,9 @@ type Store struct {
 	mu      sync.Mutex
 	pending []*update // waiting to be committed; guarded by mu
 
-	commit sync.Mutex // held by the one goroutine that commits
-	graves int        // see [Writer.bury]; guarded by commit
+	commit   sync.Mutex // held by the one goroutine that commits
+	graves   int        // see [Writer.bury]; guarded by commit
+	versions int        // of entries, or more, never fewer; guarded by commit
 }
 
 // Open reads the registry in options.Dir, or starts an empty one.
@@ -132,10 +133,17 @@ func (s *Store) load() error {
 			s.options.Log.Error("configuration entry ignored: it cannot be read", "entry", printable(key), "err", err)
 			return nil
 		}
+		if err != nil && t.name == tableHistory {
+			s.options.Log.Error("version of a configuration entry ignored: it cannot be read", "err", err)
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("data directory %q: %s %q cannot be read: %w", s.options.Dir, t.name, printable(key), err)
 		}
 		s.graves += t.graves
+		if t.name == tableHistory {
+			s.versions++
+		}
 		if session, ok := row.(*Session); ok && session.ttl() > 0 {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
 		}

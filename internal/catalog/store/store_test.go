@@ -63,7 +63,7 @@ func kv(k, v string) func(*store.Writer) error {
 
 func entry(name, protocol string) func(*store.Writer) error {
 	return func(w *store.Writer) error {
-		return w.PutEntry(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: name, Protocol: protocol})
+		return w.PutEntry(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: name, Protocol: protocol}, store.Author{})
 	}
 }
 
@@ -127,7 +127,7 @@ func TestWhatAWriteTouches(t *testing.T) {
 		{"last instance gone", func(w *store.Writer) error { return w.DeleteService("a", "web") }, "node a,services,web"},
 		{"node gone", func(w *store.Writer) error { return w.DeleteNode("a") }, "checks,connect web,node a,nodes,services"},
 		{"entry gone", func(w *store.Writer) error {
-			return w.DeleteEntry(config.Key{Kind: config.KindServiceDefaults, Name: "web"})
+			return w.DeleteEntry(config.Key{Kind: config.KindServiceDefaults, Name: "web"}, store.Author{})
 		}, "defaults,defaults web,entries"},
 	} {
 		before := indexes(s)

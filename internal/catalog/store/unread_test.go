@@ -30,7 +30,7 @@ func TestEntriesThatCannotBeRead(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return w.PutEntry(e)
+		return w.PutEntry(e, Author{})
 	})
 	s.Close()
 
@@ -63,7 +63,7 @@ func TestEntriesThatCannotBeRead(t *testing.T) {
 		t.Errorf("%d entries, want the good one, and %d reports:\n%s", len(got), len(bad), log)
 	}
 	write(t, s, func(w *Writer) error {
-		return w.DeleteEntry(config.Key{Kind: "kind-of-the-future", Name: "x"})
+		return w.DeleteEntry(config.Key{Kind: "kind-of-the-future", Name: "x"}, Author{})
 	})
 	s.Close()
 	s, log = reopen()

@@ -1,0 +1,110 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/access"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+)
+
+// Bounds of a sidecar's report about its connections.
+const (
+	maxReport          = 256 << 10
+	maxReportListeners = 2000
+	maxListenerName    = 512
+	// reportAge is how old a report may be to count: sidecars repeat theirs every minute.
+	reportAge = 3 * time.Minute
+)
+
+// openConnections is how many connections each listener of a sidecar has open, as the
+// sidecars report it. It is lost with the process, and unknown until they do so again.
+type openConnections struct {
+	mu   sync.Mutex            // guards the following
+	by   map[string]openReport // by instance
+	tidy int                   // the size at which old reports are dropped
+}
+
+type openReport struct {
+	at        time.Time
+	listeners map[string]int64
+}
+
+func (o *openConnections) put(in catalog.Instance, listeners map[string]int64, now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.by[instanceKey(in)] = openReport{now, listeners}
+	if len(o.by) <= o.tidy {
+		return
+	}
+	maps.DeleteFunc(o.by, func(_ string, r openReport) bool { return now.Sub(r.at) > reportAge })
+	o.tidy = 2*len(o.by) + 100
+}
+
+// of is the number of connections that a listener has open, if that is known.
+func (o *openConnections) of(in catalog.Instance, listener string, now time.Time) (n int64, known bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r, ok := o.by[instanceKey(in)]
+	if !ok || now.Sub(r.at) > reportAge {
+		return 0, false
+	}
+	n, known = r.listeners[listener]
+	return n, known
+}
+
+// openOn is what a connected node has reported, not to be changed.
+func (m *mesh) openOn(key string) map[string]int64 {
+	m.mu.Lock()
+	n, snap := m.connected[key], m.catalog
+	m.mu.Unlock()
+	if snap == nil {
+		return nil
+	}
+	in, ok := snap.Proxy(n.id, n.name)
+	if !ok {
+		return nil
+	}
+	m.open.mu.Lock()
+	defer m.open.mu.Unlock()
+	return m.open.by[instanceKey(in)].listeners
+}
+
+func instanceKey(in catalog.Instance) string { return in.Node.Name + "/" + in.Service.ID }
+
+// connections takes a sidecar's report in.
+func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	in, ok := s.mesh.snapshot().Proxy(id, r.URL.Query().Get("node"))
+	if !ok {
+		http.Error(w, fmt.Sprintf("sidecar %q: not registered", id), http.StatusNotFound)
+		return
+	}
+	// Of a Consul's catalog only the mesh knows whose the sidecar is.
+	if !s.allowed(w, r, access.Need{Kind: access.Register, Services: []string{in.Service.Proxy.DestinationServiceName}, Pulse: true}) {
+		return
+	}
+	var body struct {
+		Listeners map[string]int64 `json:"listeners"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxReport)).Decode(&body); err != nil {
+		http.Error(w, fmt.Sprintf("sidecar %q: its report cannot be read: %v", id, err), http.StatusBadRequest)
+		return
+	}
+	if len(body.Listeners) > maxReportListeners {
+		http.Error(w, fmt.Sprintf("sidecar %q: reports %d listeners, at most %d are taken", id, len(body.Listeners), maxReportListeners), http.StatusBadRequest)
+		return
+	}
+	for name, n := range body.Listeners {
+		if n < 0 || len(name) > maxListenerName {
+			http.Error(w, fmt.Sprintf("sidecar %q: listener %.80q: %d connections: want 0 or more, and a name of at most %d bytes", id, name, n, maxListenerName), http.StatusBadRequest)
+			return
+		}
+	}
+	s.mesh.open.put(in, body.Listeners, time.Now())
+	s.answer(w, struct{}{})
+}
