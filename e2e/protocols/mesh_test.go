@@ -96,7 +96,7 @@ func (m *mesh) sidecar(s meshtest.Scenario, service string) {
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {
-		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, ref)))
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, ref, nil)))
 	}
 	cert, key := m.ca.Leaf(p.Identity)
 	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{

@@ -38,10 +38,37 @@ type Endpoint struct {
 	Weight  int // relative to its peers, 1 or more
 }
 
+// Filters remembers compiled filters of subsets, which cost much more than their
+// use. Not safe for concurrent use; nil remembers nothing.
+type Filters struct {
+	made map[string]config.Filter
+}
+
+func (f *Filters) compile(text string) (config.Filter, error) {
+	if f == nil {
+		return config.CompileFilter(text)
+	}
+	if made, ok := f.made[text]; ok {
+		return made, nil
+	}
+	made, err := config.CompileFilter(text)
+	if err != nil {
+		return made, err
+	}
+	if f.made == nil || len(f.made) >= maxFilters {
+		f.made = map[string]config.Filter{}
+	}
+	f.made[text] = made
+	return made, nil
+}
+
+// maxFilters are remembered; then all are forgotten.
+const maxFilters = 10_000
+
 // BuildEndpoints finds the sidecars that ref asks for in snap's datacenter. An
 // instance is left out when it, or the service instance that it stands for, is
 // critical.
-func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef) Endpoints {
+func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) Endpoints {
 	out := Endpoints{ClusterName: ref.ClusterName}
 	for _, p := range ref.Parts {
 		g := EndpointGroup{Weight: p.Weight}
@@ -49,7 +76,7 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef) Endpoints {
 			g.Name = p.SNI
 		}
 		var problems []Problem
-		g.Endpoints, problems = endpointsOf(snap, p.Target)
+		g.Endpoints, problems = endpointsOf(snap, p.Target, filters)
 		out.Groups = append(out.Groups, g)
 		out.Problems = append(out.Problems, problems...)
 	}
@@ -58,10 +85,10 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef) Endpoints {
 }
 
 // endpointsOf are the endpoints of one target.
-func endpointsOf(snap *catalog.Snapshot, t routing.Target) (out []Endpoint, problems []Problem) {
+func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters) (out []Endpoint, problems []Problem) {
 	matches := func(catalog.Instance) bool { return true }
 	if t.Filter != "" {
-		f, err := config.CompileFilter(t.Filter)
+		f, err := filters.compile(t.Filter)
 		if err != nil {
 			// Nobody is better than somebody who was not meant.
 			return nil, []Problem{{Service: t.Service, Subject: fmt.Sprintf("service-resolver/%s subset %q", t.Service, t.Subset), Reason: "nobody is in it: filter: " + err.Error()}}

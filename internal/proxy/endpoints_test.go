@@ -99,7 +99,7 @@ func TestBuildEndpoints(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			f := fleet{}
 			tc.make(f)
-			got := proxy.BuildEndpoints(f.snapshot(), proxy.EndpointsOf(routing.Target{Service: "web", Datacenter: "dc1"}, "td.consul"))
+			got := proxy.BuildEndpoints(f.snapshot(), proxy.EndpointsOf(routing.Target{Service: "web", Datacenter: "dc1"}, "td.consul"), nil)
 			if describe(got) != tc.want {
 				t.Errorf("got  %s\nwant %s", describe(got), tc.want)
 			}

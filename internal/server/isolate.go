@@ -54,10 +54,10 @@ func (m *mesh) make(in proxy.Input) (out made, err error) {
 	return out, err
 }
 
-// makeEndpoints builds one endpoint resource.
+// makeEndpoints builds one endpoint resource. Only run calls it.
 func (m *mesh) makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef) (res *xds.Resource, problems []proxy.Problem, err error) {
 	err = isolated(func() error {
-		made := proxy.BuildEndpoints(snap, ref)
+		made := proxy.BuildEndpoints(snap, ref, &m.filters)
 		problems = made.Problems
 		res, err = xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 		return err

@@ -62,6 +62,7 @@ type mesh struct {
 	sidecars    map[string]*sidecar
 	endpoints   endpointSets
 	chains      *chains
+	filters     proxy.Filters
 }
 
 // node is who is at the other end of a stream.
