@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ type service struct {
 	name, protocol string
 	port           int
 	entry          string // more fields of its service-defaults
+	memory         int64  // of its sidecar, in bytes; 0: no limit
 }
 
 // mesh is one caller's sidecar and one per service, all real Envoys.
@@ -70,17 +72,17 @@ func start(t *testing.T, services ...service) *mesh {
 		caller, ports[2*len(services)], upstreams.String())
 	scenario := meshtest.Parse(t, txtar.Parse(text.Bytes()).Files)
 	for _, s := range services {
-		m.sidecar(scenario, s.name)
+		m.sidecar(scenario, s.name, s.memory)
 	}
-	m.sidecar(scenario, caller)
+	m.sidecar(scenario, caller, 0)
 	for _, e := range m.envoys {
 		e.WaitReady()
 	}
 	return m
 }
 
-// sidecar starts a service's Envoy.
-func (m *mesh) sidecar(s meshtest.Scenario, service string) {
+// sidecar starts a service's Envoy, sized as a sidecar sizes it.
+func (m *mesh) sidecar(s meshtest.Scenario, service string, memory int64) {
 	m.t.Helper()
 	in, ok := s.Snapshot.Proxy(service+"-sidecar-proxy", "")
 	if !ok {
@@ -99,19 +101,36 @@ func (m *mesh) sidecar(s meshtest.Scenario, service string) {
 		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, ref, nil)))
 	}
 	cert, key := m.ca.Leaf(p.Identity)
-	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{
+	o := envoy.BootstrapOptions{
 		NodeID: p.ID, Service: p.Identity.Service, Datacenter: meshtest.Datacenter,
-		AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock"), MaxDownstreamConnections: maxConnections,
-	}, r, endpoints, envoy.LeafSecret(cert, key), envoy.RootsSecret(m.ca.PEM))
+		AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock"), MaxDownstreamConnections: int64(connections(m.t)),
+	}
+	if memory > 0 {
+		o.MaxHeapBytes = envoy.HeapLimit(memory)
+	}
+	b, err := envoy.StaticBootstrap(o, r, endpoints, envoy.LeafSecret(cert, key), envoy.RootsSecret(m.ca.PEM))
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	m.envoys[service] = meshtest.StartEnvoy(m.t, b)
 }
 
-// maxConnections is half of the files that a process may commonly open, as a
-// sidecar sets it.
-const maxConnections = 10000
+// connections is how many a sidecar's Envoy takes: as a sidecar sets it, less than
+// half of the files that it may open, and no more than on a common host.
+func connections(t testing.TB) int {
+	t.Helper()
+	return min(int(files(t))/2-64, 10000)
+}
+
+// files is how many a process may open.
+func files(t testing.TB) uint64 {
+	t.Helper()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	return limit.Max
+}
 
 func spiffe(service string) identity.SPIFFE {
 	return identity.SPIFFE{TrustDomain: meshtest.TrustDomain, Datacenter: meshtest.Datacenter, Service: service}

@@ -22,9 +22,14 @@ certificate authority, and xDS for sidecars.
 With --dev everything is kept in memory, in plaintext, and every client is served.
 Otherwise --data-dir keeps it, and both ports speak TLS to callers that show a token,
 or, as sidecars do, their own certificate. The first start makes an operator's token
-and the CA, and prints where they are and the CA's fingerprint.`,
+and the CA, and prints where they are and the CA's fingerprint.
+
+With --config-dir the configuration entries in the files of a folder are written at the
+start and whenever a file changes. A file that is wrong is named in the log, and leaves
+its entry as it was.`,
 		Example: `  crossfade server --dev
-  crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny`,
+  crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny
+  crossfade server --dev --config-dir entries --config-prune`,
 		Args: exactly(),
 	}
 	f := cmd.Flags()
@@ -40,16 +45,22 @@ and the CA, and prints where they are and the CA's fingerprint.`,
 	f.StringVar(&o.DNSBind, "dns-bind", "", "address of the DNS interface, which asks nobody for a token (default 127.0.0.1)")
 	addChoice(cmd, &policy, "default-intention-policy", "", "allow", "allow or deny callers that no intention mentions", "allow", "deny")
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
+	f.StringVar(&o.ConfigDir, "config-dir", "", "folder of .hcl, .json and .yaml files with one configuration entry each, which are written whenever a file changes")
+	f.BoolVar(&o.ConfigPrune, "config-prune", false, "delete entries that came from a file of --config-dir which is gone")
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	complete(cmd, "data-dir", folders())
+	complete(cmd, "config-dir", folders())
 	logger := addLog(cmd, s)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		o.DefaultAllow = policy == "allow"
 		if err := errors.Join(checkPort("http-port", o.HTTPPort, 0), checkPort("grpc-port", o.GRPCPort, 0), checkPort("dns-port", o.DNSPort, -1),
 			checkIP("dns-bind", o.DNSBind), checkDatacenter(o.Datacenter)); err != nil {
 			return usageError{err, "crossfade server --help"}
+		}
+		if o.ConfigPrune && o.ConfigDir == "" {
+			return usageError{errors.New("--config-prune: deletes what came from --config-dir: give that too"), "crossfade server --help"}
 		}
 		offset := 0
 		if o.Consul != "" {

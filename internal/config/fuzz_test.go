@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
 )
 
 // seed adds every file of the test archives.
@@ -111,4 +113,24 @@ func sameAgain(t *testing.T, d Definition) {
 	if diff := cmp.Diff(d, again); diff != "" {
 		t.Errorf("%s\n(-decoded +again)\n%s", body, diff)
 	}
+}
+
+func FuzzCompileFilter(f *testing.F) {
+	for _, text := range []string{
+		`Service.Meta.version == 2 and Service.Meta["a-b"] == c`, `not (canary in Service.Tags or Checks.Status != passing)`,
+		"Node.Node matches `^n[0-9]+$`", `Service.TaggedAddresses.lan.Port is empty`, `((Service.Port == 1))`, `"a" not in Node.Meta`,
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		filter, err := CompileFilter(text)
+		if err != nil {
+			clearLines(t, err)
+			return
+		}
+		if first, second := filter.Match(filtered()), filter.Match(filtered()); first != second {
+			t.Error("matches by chance")
+		}
+		filter.Match(catalog.Instance{Node: &catalog.Node{}, Service: &catalog.Service{}})
+	})
 }

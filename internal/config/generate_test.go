@@ -134,9 +134,9 @@ func fieldsOf(t reflect.Type, seen []reflect.Type) (out []string) {
 		if slices.Contains(seen, t) {
 			return nil
 		}
-		for i := range t.NumField() {
-			out = append(out, t.Name()+"."+t.Field(i).Name)
-			out = append(out, fieldsOf(t.Field(i).Type, append(seen, t))...)
+		for f := range t.Fields() {
+			out = append(out, t.Name()+"."+f.Name)
+			out = append(out, fieldsOf(f.Type, append(seen, t))...)
 		}
 	}
 	return out

@@ -82,6 +82,9 @@ func (d dice) entries() *config.Set {
 				`{"Kind":%q,"Name":%q}`,
 				`{"Kind":%q,"Name":%q,"Protocol":"http"}`,
 				`{"Kind":%q,"Name":%q,"Sources":[{"Name":"web","Action":"allow"},{"Name":"*","Action":"deny"}]}`,
+				`{"Kind":%q,"Name":%q,"JWT":{"Providers":[{"Name":"web"}]},"Sources":[{"Name":"web","Permissions":[{"Action":"allow","HTTP":{"PathPrefix":"/","Header":[{"Name":"x","Exact":"y"}]},"JWT":{"Providers":[{"Name":"api","VerifyClaims":[{"Path":["a"],"Value":"b"}]}]}},{"Action":"deny","HTTP":{"PathRegex":"/a.*"}}]}]}`,
+				`{"Kind":%q,"Name":%q,"Issuer":"i","JSONWebKeySet":{"Local":{"JWKS":"eyJrZXlzIjpbeyJrdHkiOiJFQyIsImNydiI6IlAtMjU2IiwiYWxnIjoiRVMyNTYiLCJraWQiOiIxIiwieCI6IjBHWmRGd0dzck9EdGRPRVNRYkZWMEN6Yldna19fSUI2T3pGV2dZOGhjY2ciLCJ5IjoieDU2RGVvOC1YZnR6TkpyZk9kTXVkMGxxZktIdzVRU21uQVJqdFpEN1pCZyJ9XX0="}},"Locations":[{"Header":{"Name":"x"}}],"Forwarding":{"HeaderName":"x"}}`,
+				`{"Kind":%q,"Name":%q,"Audit":{"Sources":["web"],"Default":true}}`,
 			} {
 				e, err := config.DecodeEntryJSON(fmt.Appendf(nil, seed, kind, name))
 				if err != nil {
@@ -183,9 +186,11 @@ func sendable(t *testing.T, m proto.Message) {
 	if _, err := proto.Marshal(m); err != nil {
 		t.Errorf("%v: %v", m, err)
 	}
-	if v, ok := m.(interface{ ValidateAll() error }); ok {
-		if err := v.ValidateAll(); err != nil {
-			t.Errorf("Envoy will refuse %v: %v", m, err)
+	for _, part := range append(packed(m), m) {
+		if v, ok := part.(interface{ ValidateAll() error }); ok {
+			if err := v.ValidateAll(); err != nil {
+				t.Errorf("Envoy will refuse %v: %v", part, err)
+			}
 		}
 	}
 }

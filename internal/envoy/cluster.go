@@ -20,9 +20,6 @@ const (
 	// per connection and direction; a longer request body cannot be retried.
 	bufferLimit = 64 << 10
 
-	streamWindow     = 1 << 20 // bytes a peer may send ahead on one HTTP/2 stream
-	connectionWindow = 4 << 20 // and on all streams of a connection together
-
 	// minRetries may be under way whatever the budget says: an instance that stops
 	// refuses all that is just on its way to it at once.
 	minRetries = 25
@@ -30,6 +27,14 @@ const (
 	// upstreamStreams is how many requests share a connection before another is
 	// opened: one connection is one worker at the callee.
 	upstreamStreams = 100
+
+	// streamWindow is how many bytes a peer may send ahead on one HTTP/2 stream.
+	// connectionWindow is the same for all streams of a connection together: so much
+	// that it never runs out, since then requests whose answers nobody reads would
+	// stop all others on their connection. Twice, since a receiver says what it has
+	// taken only when that is a third or half of the window.
+	streamWindow     = 256 << 10
+	connectionWindow = 2 * upstreamStreams * streamWindow
 )
 
 // upstreamCluster is a target reached through its sidecars.
@@ -100,7 +105,6 @@ func upstreamKeepalive() *clusterv3.UpstreamConnectionOptions {
 
 func (b *builder) upstreamHTTP() map[string]*anypb.Any {
 	h2 := http2Options()
-	h2.MaxConcurrentStreams = number(upstreamStreams)
 	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(5)}
 	return b.httpOptions(&httpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
@@ -112,9 +116,10 @@ func (b *builder) upstreamHTTP() map[string]*anypb.Any {
 	})
 }
 
-// http2Options are those of every HTTP/2 hop between sidecars.
+// http2Options are those of every HTTP/2 hop.
 func http2Options() *corev3.Http2ProtocolOptions {
 	return &corev3.Http2ProtocolOptions{
+		MaxConcurrentStreams:        number(upstreamStreams),
 		InitialStreamWindowSize:     number(streamWindow),
 		InitialConnectionWindowSize: number(connectionWindow),
 		AllowConnect:                true,

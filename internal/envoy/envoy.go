@@ -5,8 +5,9 @@
 // knob that is set, and why it has its value, stands in docs/envoy.md.
 //
 // What a write may change lives outside listeners, since a listener that changes
-// drains its connections: HTTP rules are in routes, TCP intentions in an extension
-// of their own (ECDS), the connection limit in runtime (RTDS).
+// drains its connections: HTTP rules are in routes, TCP intentions and how tokens
+// are verified in extensions of their own (ECDS), the connection limit in runtime
+// (RTDS).
 //
 // A proxy also needs its endpoints ([Endpoints], one per [proxy.EndpointsRef]) and
 // the secrets named [LeafSecretName] and [RootsSecretName], which whoever holds

@@ -18,9 +18,12 @@ const (
 )
 
 // What happens at which share of the heap limit: first what costs nothing, then
-// what callers notice least (a connection that ends between requests), refusals last.
+// what callers notice least (a new connection refused, one that ends between requests),
+// the refusal of requests last. New connections come well before that: a crowd of
+// idle ones, which arrives between two looks, must not cost others their requests.
 const (
 	shrinkAt   = 0.90
+	rejectAt   = 0.90
 	hurryFrom  = 0.85 // idle connections live shorter and shorter from here …
 	hurryTo    = 0.95 // … to here
 	goodbyeAt  = 0.95
@@ -72,7 +75,7 @@ func (o BootstrapOptions) overload(boot *bootstrapv3.Bootstrap, b *builder) {
 			action("shrink_heap", above(shrinkAt)),
 			action("disable_http_keepalive", above(goodbyeAt)),
 			action("stop_accepting_requests", above(refuseAt)),
-			action("reject_incoming_connections", above(refuseAt)),
+			action("reject_incoming_connections", above(rejectAt)),
 		}
 		boot.MemoryAllocatorManager = &bootstrapv3.MemoryAllocatorManager{BytesToRelease: 16 << 20, MemoryReleaseInterval: seconds(1)}
 		boot.LayeredRuntime.Layers = append(boot.LayeredRuntime.Layers, &bootstrapv3.RuntimeLayer{

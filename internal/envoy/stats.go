@@ -45,7 +45,7 @@ func families() []statFamily {
 		// A listener's name is its address, without the stats per worker and the copies
 		// of its HTTP stats.
 		{`listener\.[0-9a-fA-F_.:\[\]]+\.`, []string{
-			"downstream_cx_active", "downstream_cx_total", "downstream_cx_overflow", "downstream_cx_overload_reject",
+			"downstream_cx_active", "downstream_cx_total", "downstream_cx_overflow", "downstream_global_cx_overflow", "downstream_cx_overload_reject",
 			tls + "handshake", tls + "session_reused", tls + "connection_error", tls + "fail_verify_san", tls + "fail_verify_error", tls + "fail_verify_no_cert",
 			tls + "versions.TLSv1.3", "server_ssl_socket_factory.ssl_context_update_by_sds",
 		}},

@@ -38,7 +38,11 @@ func (m *mesh) input(in catalog.Instance, entries *config.Set, known map[string]
 }
 
 // make builds for one sidecar. It may be called by several goroutines.
-func (m *mesh) make(in proxy.Input) (out made, err error) {
+func (m *mesh) make(in catalog.Instance, entries *config.Set, known map[string]struct{}) (made, error) {
+	return m.makeOf(m.input(in, entries, known))
+}
+
+func (m *mesh) makeOf(in proxy.Input) (out made, err error) {
 	err = isolated(func() error {
 		out.proxy, out.problems = m.decide(in)
 		own, unread, err := encode(out.proxy)

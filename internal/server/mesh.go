@@ -333,7 +333,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	in, _ := snap.Proxy(n.id, n.name)
 	input := m.input(in, entries, m.known)
 	input.Chain = m.chains.compile
-	made, err := m.make(input)
+	made, err := m.makeOf(input)
 	p, problems := made.proxy, made.problems
 	for _, pr := range problems {
 		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())

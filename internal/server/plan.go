@@ -292,8 +292,8 @@ func (p *planner) keep(proxies []catalog.Instance) {
 // compare builds a sidecar with either set of entries. problems are those that only
 // the second gives.
 func (m *mesh) compare(in catalog.Instance, entries, next *config.Set, known map[string]struct{}) (out []difference, problems []string) {
-	before, _ := m.make(m.input(in, entries, known))
-	after, err := m.make(m.input(in, next, known))
+	before, _ := m.make(in, entries, known)
+	after, err := m.make(in, next, known)
 	problems = newProblems(before.problems, after.problems)
 	if err != nil {
 		return nil, problems

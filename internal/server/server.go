@@ -68,6 +68,11 @@ type Options struct {
 	// AllowEscapeHatches honours resources that registrations and entries hold in
 	// Envoy's own words: whoever may write those rules the Envoys of the service.
 	AllowEscapeHatches bool
+	// ConfigDir, if set, is a folder of files whose configuration entries are written at
+	// the start and whenever a file changes. With ConfigPrune entries that came from a
+	// file which is gone are deleted.
+	ConfigDir   string
+	ConfigPrune bool
 	// Consul, if set, is the address of a real Consul whose catalog and health are
 	// read in place of the embedded registry's.
 	Consul, ConsulToken string
@@ -87,6 +92,7 @@ type Server struct {
 	mesh   *mesh
 	door   *door
 	tokens *tokens.Tokens
+	dir    *configDir     // nil for none
 	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
 
 	operatorFile string
@@ -111,6 +117,12 @@ func New(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
+	if o.ConfigDir != "" {
+		s.dir = newConfigDir(o.ConfigDir, o.ConfigPrune, s.store, o.Log)
+		if err := s.dir.look(time.Now()); err != nil {
+			return nil, err
+		}
+	}
 	s.door = newDoor(o.Dev, o.Log)
 	if s.tokens, err = tokens.Open(tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}); err != nil {
 		return nil, err
@@ -239,6 +251,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	part("catalog", func() error { return s.source.Run(ctx, s.mesh.setCatalog) })
 	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
+	if s.dir != nil {
+		part("configuration directory", func() error { s.dir.run(ctx); return nil })
+	}
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })

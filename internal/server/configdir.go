@@ -1,0 +1,323 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+const (
+	// dirEvery is how often the folder of entries is looked at.
+	dirEvery = time.Second
+	// maxDirFiles bounds how many of its files are read, maxDirFile the size of each.
+	maxDirFiles = 10_000
+	maxDirFile  = 8 << 20
+	// dirAuthor begins the author of what comes from the folder; the file's name ends it.
+	dirAuthor = "config-dir "
+)
+
+// configDir keeps the store's entries as the files of a folder have them. A file is
+// taken when it is new or has changed, and at the start; between, what somebody writes
+// by other means stays. What a file that is wrong was when it was last right stays, too.
+type configDir struct {
+	path  string
+	prune bool
+	store *store.Store
+	log   *slog.Logger
+
+	mu      sync.Mutex          // guards the following
+	files   map[string]*dirFile // by name
+	trouble string              // with the folder as a whole
+	due     map[string]bool     // files whose entries the store does not have yet
+	untidy  bool                // there may be something to prune
+}
+
+// dirFile is one file of the folder.
+type dirFile struct {
+	changed time.Time
+	size    int64
+	entry   config.Entry // as it was last right; nil: never
+	problem string       // one line, empty when it is right
+}
+
+func newConfigDir(path string, prune bool, s *store.Store, log *slog.Logger) *configDir {
+	return &configDir{path: path, prune: prune, store: s, log: log, files: map[string]*dirFile{}, due: map[string]bool{}, untidy: true}
+}
+
+// run looks at the folder until ctx ends.
+func (d *configDir) run(ctx context.Context) {
+	tick := time.NewTicker(dirEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := d.look(time.Now()); err != nil && ctx.Err() == nil {
+			d.mu.Lock()
+			news := d.trouble != err.Error()
+			d.trouble = err.Error()
+			d.mu.Unlock()
+			if news {
+				d.log.Error("configuration directory not taken, entries stay as they are", "problem", err)
+			}
+		}
+	}
+}
+
+// look brings the store up to the folder. An error is about the folder or the store as
+// a whole: then nothing was deleted.
+func (d *configDir) look(now time.Time) error {
+	seen, err := d.list()
+	if err != nil {
+		return fmt.Errorf("config directory %q: %w", d.path, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.owners()
+	for _, name := range slices.Sorted(maps.Keys(seen)) {
+		d.read(name, seen[name])
+	}
+	for name := range d.files {
+		if _, there := seen[name]; !there {
+			delete(d.files, name)
+			delete(d.due, name)
+			d.untidy = true
+		}
+	}
+	owners := d.owners()
+	for k, name := range owners {
+		if before[k] != name {
+			d.due[name] = true
+		}
+	}
+	d.judgeRivals(owners)
+	if len(d.due) > 0 || d.untidy && d.prune {
+		if err := d.apply(owners, now); err != nil {
+			return fmt.Errorf("config directory %q: %w", d.path, err)
+		}
+	}
+	clear(d.due)
+	d.untidy = false
+	if d.trouble != "" {
+		d.trouble = ""
+		d.log.Info("configuration directory is taken again", "directory", d.path)
+	}
+	return nil
+}
+
+// list is the folder's files that hold entries.
+func (d *configDir) list() (map[string]os.FileInfo, error) {
+	all, err := os.ReadDir(d.path)
+	if err != nil {
+		return nil, reasonOf(err)
+	}
+	out := map[string]os.FileInfo{}
+	for _, e := range all {
+		name := e.Name()
+		if ext := strings.ToLower(filepath.Ext(name)); strings.HasPrefix(name, ".") || ext != ".hcl" && ext != ".json" && ext != ".yaml" && ext != ".yml" {
+			continue
+		}
+		info, err := os.Stat(filepath.Join(d.path, name)) // what a link leads to
+		if errors.Is(err, os.ErrNotExist) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, reasonOf(err)
+		}
+		if !info.Mode().IsRegular() {
+			continue
+		}
+		if len(out) == maxDirFiles {
+			return nil, fmt.Errorf("more than %d files", maxDirFiles)
+		}
+		out[name] = info
+	}
+	return out, nil
+}
+
+// reasonOf is an error of the file system without the path.
+func reasonOf(err error) error {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
+
+// read takes a file in if it has changed.
+func (d *configDir) read(name string, info os.FileInfo) {
+	f := d.files[name]
+	if f != nil && f.changed.Equal(info.ModTime()) && f.size == info.Size() {
+		return
+	}
+	next := &dirFile{changed: info.ModTime(), size: info.Size()}
+	if f != nil {
+		next.entry = f.entry
+	}
+	d.files[name] = next
+	path := filepath.Join(d.path, name)
+	e, err := readEntry(path)
+	if err != nil {
+		next.problem = firstLine(err)
+		d.log.Error("configuration file not taken, its entry stays as it was when it was last right", "file", path, "problem", next.problem)
+		return
+	}
+	d.untidy = d.untidy || next.entry != nil && config.KeyOf(next.entry) != config.KeyOf(e)
+	next.entry = e
+	d.due[name] = true
+}
+
+func readEntry(path string) (config.Entry, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, reasonOf(err))
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxDirFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, reasonOf(err))
+	}
+	return config.DecodeEntry(path, b)
+}
+
+// firstLine is what is wrong first, and how much more is.
+func firstLine(err error) string {
+	first, rest, more := strings.Cut(err.Error(), "\n")
+	if more {
+		first += fmt.Sprintf(" (and %d more)", 1+strings.Count(rest, "\n"))
+	}
+	return first
+}
+
+// owners says which file an entry comes from: of several the first by name.
+func (d *configDir) owners() map[config.Key]string {
+	out := map[config.Key]string{}
+	for _, name := range slices.Sorted(maps.Keys(d.files)) {
+		if e := d.files[name].entry; e != nil {
+			if _, taken := out[config.KeyOf(e)]; !taken {
+				out[config.KeyOf(e)] = name
+			}
+		}
+	}
+	return out
+}
+
+const rivalOf = " is given already by "
+
+// judgeRivals finds the files whose entry another one gives.
+func (d *configDir) judgeRivals(owners map[config.Key]string) {
+	for _, name := range slices.Sorted(maps.Keys(d.files)) {
+		f := d.files[name]
+		if f.entry == nil {
+			continue
+		}
+		k := config.KeyOf(f.entry)
+		problem := ""
+		if owners[k] != name {
+			problem = fmt.Sprintf("%s: %s %q:%s%s", filepath.Join(d.path, name), k.Kind, k.Name, rivalOf, owners[k])
+		}
+		switch {
+		case problem != "" && f.problem == "":
+			d.log.Error("configuration file not taken", "file", filepath.Join(d.path, name), "problem", problem)
+			f.problem = problem
+		case problem == "" && strings.Contains(f.problem, rivalOf):
+			f.problem = ""
+		}
+	}
+}
+
+// apply writes what is due and deletes what is to be pruned, all or nothing.
+func (d *configDir) apply(owners map[config.Key]string, now time.Time) error {
+	var wrote, pruned []string
+	err := d.store.Update(func(w *store.Writer) error {
+		wrote, pruned = nil, nil
+		for _, k := range slices.SortedFunc(maps.Keys(owners), config.Key.Compare) {
+			name := owners[k]
+			if !d.due[name] {
+				continue
+			}
+			before := w.Index()
+			if err := w.PutEntry(d.files[name].entry, store.Author{Who: dirAuthor + name, Time: now}); err != nil {
+				return err
+			}
+			if w.Index() != before {
+				wrote = append(wrote, k.String())
+			}
+		}
+		if !d.prune {
+			return nil
+		}
+		for _, e := range w.Entries("") {
+			k := config.KeyOf(e.Entry)
+			from, ok := fromDir(w.Latest(k))
+			if !ok || !abandoned(k, from, owners, d.files) {
+				continue
+			}
+			if err := w.DeleteEntry(k, store.Author{Who: dirAuthor + from, Time: now}); err != nil {
+				return err
+			}
+			pruned = append(pruned, k.String())
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range wrote {
+		d.log.Info("entry taken from the configuration directory", "entry", k)
+	}
+	for _, k := range pruned {
+		d.log.Info("entry deleted: its file in the configuration directory is gone", "entry", k)
+	}
+	return nil
+}
+
+// fromDir is the file that the newest version of an entry came from, if it came from one.
+func fromDir(v *store.Version) (file string, ok bool) {
+	if v == nil {
+		return "", false
+	}
+	return strings.CutPrefix(v.Who, dirAuthor)
+}
+
+// abandoned decides whether an entry that came from a file has lost it. A file that is
+// there and was never right since the start may be that of any entry it once gave.
+func abandoned(k config.Key, file string, owners map[config.Key]string, files map[string]*dirFile) bool {
+	if _, owned := owners[k]; owned {
+		return false
+	}
+	f := files[file]
+	return f == nil || f.entry != nil
+}
+
+// problems lists what is wrong with the folder and its files, sorted.
+func (d *configDir) problems() (out []string) {
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.trouble != "" {
+		out = append(out, d.trouble)
+	}
+	for _, f := range d.files {
+		if f.problem != "" {
+			out = append(out, f.problem)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
