@@ -18,7 +18,7 @@ import (
 func newConfig(s streams) *cobra.Command {
 	return group("config", "Write and read configuration entries",
 		newConfigWrite(s), newConfigRead(s), newConfigList(s), newConfigDelete(s),
-		newConfigPlan(s), newConfigHistory(s), newConfigDiff(s), newConfigRollback(s))
+		newConfigPlan(s), newConfigCheck(s), newConfigHistory(s), newConfigDiff(s), newConfigRollback(s))
 }
 
 func newConfigWrite(s streams) *cobra.Command {

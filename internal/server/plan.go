@@ -35,9 +35,11 @@ const (
 type planner struct {
 	turn chan struct{} // holds a token while nobody plans
 
-	// What sidecars read under the present entries. Guarded by turn.
+	// What sidecars read under the present entries, and what cannot be honoured of them.
+	// Guarded by turn.
 	entries *config.Set
 	reads   map[*catalog.Service][]config.Key
+	found   map[*catalog.Service][]proxy.Problem
 }
 
 func newPlanner() planner {
@@ -257,9 +259,7 @@ func sameEntry(a, b config.Entry) bool {
 // concerns reports whether a sidecar reads any of the keys. What it reads follows from
 // the entries that it reads, so no other change can make it read more.
 func (p *planner) concerns(m *mesh, in catalog.Instance, entries *config.Set, known map[string]struct{}, keys []config.Key) bool {
-	if p.entries != entries {
-		p.entries, p.reads = entries, map[*catalog.Service][]config.Key{}
-	}
+	p.begin(entries)
 	reads, ok := p.reads[in.Service]
 	if !ok {
 		err := isolated(func() error {
@@ -275,18 +275,24 @@ func (p *planner) concerns(m *mesh, in catalog.Instance, entries *config.Set, kn
 	return slices.ContainsFunc(keys, func(k config.Key) bool { return slices.Contains(reads, k) })
 }
 
+// begin forgets what was true of other entries.
+func (p *planner) begin(entries *config.Set) {
+	if p.entries != entries {
+		p.entries, p.reads, p.found = entries, map[*catalog.Service][]config.Key{}, map[*catalog.Service][]proxy.Problem{}
+	}
+}
+
 // keep forgets what is no longer registered.
 func (p *planner) keep(proxies []catalog.Instance) {
-	if len(p.reads) <= 2*len(proxies) {
+	if max(len(p.reads), len(p.found)) <= 2*len(proxies) {
 		return
 	}
-	kept := make(map[*catalog.Service][]config.Key, len(proxies))
+	there := make(map[*catalog.Service]bool, len(proxies))
 	for _, in := range proxies {
-		if reads, ok := p.reads[in.Service]; ok {
-			kept[in.Service] = reads
-		}
+		there[in.Service] = true
 	}
-	p.reads = kept
+	maps.DeleteFunc(p.reads, func(s *catalog.Service, _ []config.Key) bool { return !there[s] })
+	maps.DeleteFunc(p.found, func(s *catalog.Service, _ []proxy.Problem) bool { return !there[s] })
 }
 
 // compare builds a sidecar with either set of entries. problems are those that only
