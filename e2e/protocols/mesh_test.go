@@ -98,7 +98,7 @@ func (m *mesh) sidecar(s meshtest.Scenario, service string, memory int64) {
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {
-		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, meshtest.TrustDomain, ref.Service)))
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, ref, nil)))
 	}
 	cert, key := m.ca.Leaf(p.Identity)
 	o := envoy.BootstrapOptions{

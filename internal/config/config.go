@@ -198,6 +198,9 @@ func IsHTTP(protocol string) bool { return protocol == HTTP || protocol == HTTP2
 // number is nanoseconds, as in Consul's API.
 type Duration time.Duration
 
+// Std is the duration as package time has it.
+func (d Duration) Std() time.Duration { return time.Duration(d) }
+
 // String is the duration as Go writes it: "10s".
 func (d Duration) String() string { return time.Duration(d).String() }
 

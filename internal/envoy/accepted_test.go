@@ -13,6 +13,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
 // dice throws values into anything that JSON can say: most fields stay as they are,
@@ -173,7 +174,9 @@ func FuzzAccepted(f *testing.F) {
 			service.Name:            catalog.NewSet(service.Name, []catalog.Instance{in, in}),
 			definition.Service.Name: catalog.NewSet(definition.Service.Name, []catalog.Instance{{Node: node, Service: &definition.Service}}),
 		})
-		sendable(t, envoy.Endpoints(proxy.BuildEndpoints(snap, "test.consul", definition.Service.Name)))
+		for _, ref := range append(p.Endpoints(), proxy.EndpointsOf(routing.Target{Service: definition.Service.Name, Datacenter: "dc1"}, "test.consul")) {
+			sendable(t, envoy.Endpoints(proxy.BuildEndpoints(snap, ref, nil)))
+		}
 	})
 }
 

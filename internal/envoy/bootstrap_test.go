@@ -8,7 +8,6 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
-	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
 func TestBootstrapRefuses(t *testing.T) {
@@ -80,23 +79,5 @@ func TestBuildRefusesWhatProtobufCannotHold(t *testing.T) {
 	p.Clusters[0].PeerURI = "bad\xff"
 	if _, err := envoy.Build(p); err == nil || !strings.Contains(err.Error(), "UTF-8") {
 		t.Errorf("%v, want an error about UTF-8", err)
-	}
-}
-
-// TestWeightedLegs is for chains that nobody compiles yet: several legs become
-// weighted clusters, each with a cluster of its own.
-func TestWeightedLegs(t *testing.T) {
-	p, _ := proxy.Build(input(parse(t, "http_caller.txtar")))
-	other := p.Clusters[0]
-	other.Target, other.Name = routing.Target{Service: "catalog-v2", Datacenter: "dc1"}, "catalog-v2"
-	p.Clusters = append(p.Clusters, other)
-	p.Routes[0].Chain.Routes = []routing.Route{{Legs: []routing.Leg{{Weight: 9000, Target: p.Clusters[0].Target}, {Weight: 1000, Target: other.Target}}}}
-	got := resources(t, p).Routes[0].VirtualHosts[0].Routes[0].GetRoute().GetWeightedClusters().GetClusters()
-	if len(got) != 2 || got[1].Name != "catalog-v2" || got[1].Weight.Value != 1000 {
-		t.Errorf("weighted clusters %v", got)
-	}
-	p.Clusters = p.Clusters[:1]
-	if _, err := envoy.Build(p); err == nil || !strings.Contains(err.Error(), `target "catalog-v2.dc1" has no cluster`) {
-		t.Errorf("%v, want the missing cluster named", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -42,18 +43,24 @@ func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 		Name:                          c.Name,
 		ConnectTimeout:                duration(c.ConnectTimeout),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
-		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
-		LbConfig:                      once(b, "least request", leastRequest),
 		CommonLbConfig:                once(b, "common lb", commonLB),
 		IgnoreHealthOnHostRemoval:     true,
 		CircuitBreakers:               once(b, c.Limits, func() *clusterv3.CircuitBreakers { return breakers(c.Limits) }),
 		OutlierDetection:              once(b, c.Outlier, func() *clusterv3.OutlierDetection { return outlier(c.Outlier) }),
-		TransportSocket:               b.upstreamTLS(c),
 		UpstreamConnectionOptions:     once(b, "tcp keepalive", upstreamKeepalive),
+	}
+	b.balance(out, c.LoadBalancer)
+	if c.Split == nil {
+		out.TransportSocket = b.upstreamTLS(c.SNI, c.PeerURI, c.Multiplexed)
+	} else {
+		b.split(out, c)
 	}
 	if c.Unreachable == "" {
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: once(b, "ads", ads)}
+		if name := c.EndpointsName(); name != c.Name {
+			out.EdsClusterConfig.ServiceName = name
+		}
 	} else {
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		out.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.Name}
@@ -64,8 +71,26 @@ func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 	return out
 }
 
-func leastRequest() *clusterv3.Cluster_LeastRequestLbConfig_ {
-	return &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{ChoiceCount: number(3)}}
+// split divides connections among the localities of one cluster, each with its own
+// identity: a change of weights, or of who is there, is one of endpoints alone.
+func (b *builder) split(out *clusterv3.Cluster, c proxy.Cluster) {
+	out.CommonLbConfig = commonLB()
+	out.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
+		LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
+	}
+	for _, p := range c.Split {
+		out.TransportSocketMatches = append(out.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
+			Name: p.SNI, Match: partMetadata(p.SNI), TransportSocket: b.upstreamTLS(p.SNI, p.PeerURI, c.Multiplexed),
+		})
+	}
+}
+
+// socketMatchKey is where Envoy looks for an endpoint's transport socket.
+const socketMatchKey = "envoy.transport_socket_match"
+
+// partMetadata tells the endpoints of one part of a split from others.
+func partMetadata(sni string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{"part": structpb.NewStringValue(sni)}}
 }
 
 func commonLB() *clusterv3.Cluster_CommonLbConfig {

@@ -4,24 +4,36 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
 // Endpoints is where a target's sidecars are. Without any it is still a resource,
-// since a cluster waits for one.
+// since a cluster waits for one. The targets of a split are localities of their own,
+// and one of them that is empty is left out: what it would get goes to the others.
 func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: e.ClusterName}
-	if len(e.Endpoints) == 0 {
-		return out
+	for _, g := range e.Groups {
+		if len(g.Endpoints) == 0 {
+			continue
+		}
+		locality := &endpointv3.LocalityLbEndpoints{LbEndpoints: make([]*endpointv3.LbEndpoint, 0, len(g.Endpoints))}
+		var metadata *corev3.Metadata
+		if g.Name != "" {
+			locality.Locality = &corev3.Locality{SubZone: g.Name}
+			locality.LoadBalancingWeight = number(g.Weight)
+			metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{socketMatchKey: partMetadata(g.Name)}}
+		}
+		for _, ep := range g.Endpoints {
+			locality.LbEndpoints = append(locality.LbEndpoints, &endpointv3.LbEndpoint{
+				HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: socketAddress(ep.Address, ep.Port)}},
+				HealthStatus:        corev3.HealthStatus_HEALTHY,
+				LoadBalancingWeight: number(uint32(ep.Weight)),
+				Metadata:            metadata,
+			})
+		}
+		out.Endpoints = append(out.Endpoints, locality)
 	}
-	locality := &endpointv3.LocalityLbEndpoints{LbEndpoints: make([]*endpointv3.LbEndpoint, 0, len(e.Endpoints))}
-	for _, ep := range e.Endpoints {
-		locality.LbEndpoints = append(locality.LbEndpoints, &endpointv3.LbEndpoint{
-			HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: socketAddress(ep.Address, ep.Port)}},
-			HealthStatus:        corev3.HealthStatus_HEALTHY,
-			LoadBalancingWeight: number(uint32(ep.Weight)),
-		})
-	}
-	out.Endpoints = []*endpointv3.LocalityLbEndpoints{locality}
 	return out
 }

@@ -89,6 +89,9 @@ func (b *builder) resources() Resources {
 	for _, c := range b.proxy.Clusters {
 		r.Clusters = append(r.Clusters, cmp.Or(b.customCluster(c), b.upstreamCluster(c)))
 	}
+	for _, g := range b.proxy.Groups {
+		r.Clusters = append(r.Clusters, b.groupCluster(g))
+	}
 	for _, u := range b.proxy.Upstreams {
 		r.Listeners = append(r.Listeners, cmp.Or(b.customOutboundListener(u), b.outboundListener(u)))
 	}

@@ -165,7 +165,11 @@ func TestValidate(t *testing.T) {
 		p := build(t, meshtest.Parse(t, files))
 		var endpoints []*endpointv3.ClusterLoadAssignment
 		for _, ref := range p.Endpoints() {
-			endpoints = append(endpoints, envoy.Endpoints(proxy.Endpoints{ClusterName: ref.ClusterName, Endpoints: []proxy.Endpoint{{Address: "127.0.0.1", Port: 1, Weight: 1}}}))
+			made := proxy.Endpoints{ClusterName: ref.ClusterName}
+			for _, part := range ref.Parts {
+				made.Groups = append(made.Groups, proxy.EndpointGroup{Name: part.SNI, Weight: max(1, part.Weight), Endpoints: []proxy.Endpoint{{Address: "127.0.0.1", Port: 1, Weight: 1}}})
+			}
+			endpoints = append(endpoints, envoy.Endpoints(made))
 		}
 		cert, key := ca.Leaf(p.Identity)
 		b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{NodeID: p.ID, Service: p.Identity.Service, Datacenter: meshtest.Datacenter, AdminSocket: filepath.Join(meshtest.RunDir(t), "admin.sock")},

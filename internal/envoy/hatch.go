@@ -110,7 +110,7 @@ func (b *builder) customCluster(c proxy.Cluster) *clusterv3.Cluster {
 	out := &clusterv3.Cluster{}
 	if !b.hatch(c.Name, config.ClusterHatch, c.JSON, out, func() {
 		out.Name = c.Name
-		out.TransportSocket, out.TransportSocketMatches = b.upstreamTLS(c), nil
+		out.TransportSocket, out.TransportSocketMatches = b.upstreamTLS(c.SNI, c.PeerURI, c.Multiplexed), nil
 		if len(out.TypedExtensionProtocolOptions) == 0 {
 			out.TypedExtensionProtocolOptions = b.upstreamCluster(c).TypedExtensionProtocolOptions
 		}

@@ -57,6 +57,7 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 func (b *builder) outboundHTTP(u proxy.Upstream) *hcmv3.HttpConnectionManager {
 	m := b.connectionManager(u.StatPrefix(), u.Name, u.Protocol)
 	m.LocalReplyConfig = b.outboundReplies(u.Name, u.Protocol)
+	m.GenerateRequestId = truth(true)
 	acceptHTTP10(m, u.Target.Service)
 	return m
 }

@@ -90,7 +90,7 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	if config.IsHTTP(u.Protocol) {
 		filter = b.networkFilter("envoy.filters.network.http_connection_manager", b.outboundHTTP(u))
 	} else {
-		filter = b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(u.StatPrefix(), b.clusterName(u.Target), seconds(0)))
+		filter = b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(u.StatPrefix(), u.Cluster, seconds(0)))
 	}
 	l := &listenerv3.Listener{
 		Name:             u.ListenerName,

@@ -1,15 +1,19 @@
 package envoy
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
-	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
 // retryOn names failures after which the callee cannot have seen the request, so
@@ -19,42 +23,86 @@ const retryOn = "connect-failure,refused-stream,reset-before-request"
 // outboundRoutes are what the app's requests to an upstream follow.
 func (b *builder) outboundRoutes(r proxy.Route) *routev3.RouteConfiguration {
 	host := &routev3.VirtualHost{Name: r.Name, Domains: []string{"*"}}
-	for _, route := range r.Chain.Routes {
-		host.Routes = append(host.Routes, b.outboundRoute(r, route))
+	for _, rule := range r.Rules {
+		host.Routes = append(host.Routes, b.outboundRoute(r, rule))
 	}
 	return &routev3.RouteConfiguration{Name: r.Name, VirtualHosts: []*routev3.VirtualHost{host}}
 }
 
-func (b *builder) outboundRoute(r proxy.Route, route routing.Route) *routev3.Route {
-	out := &routev3.Route{Match: everything()}
-	if len(route.Legs) == 1 {
-		if c, ok := b.proxy.Cluster(route.Legs[0].Target); ok && c.Unreachable != "" {
-			text := explain(fmt.Sprintf("upstream %q", r.Chain.Service), c.Unreachable, r.Chain.Protocol)
-			out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: inlineString(text)}}
-			return out
-		}
+func (b *builder) outboundRoute(r proxy.Route, rule proxy.Rule) *routev3.Route {
+	out := &routev3.Route{
+		Match:                   ruleMatch(rule),
+		RequestHeadersToAdd:     headersToAdd(rule.RequestHeaders),
+		RequestHeadersToRemove:  headersToRemove(rule.RequestHeaders),
+		ResponseHeadersToAdd:    headersToAdd(rule.ResponseHeaders),
+		ResponseHeadersToRemove: headersToRemove(rule.ResponseHeaders),
+	}
+	if rule.Unreachable != "" {
+		text := explain(fmt.Sprintf("upstream %q", r.Chain.Service), rule.Unreachable, r.Chain.Protocol)
+		out.Action = &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: inlineString(text)}}
+		return out
+	}
+	if c := rule.NewCookie; c != nil {
+		out.ResponseHeadersToAdd = append(out.ResponseHeadersToAdd, newCookie(*c))
 	}
 	action := &routev3.RouteAction{
-		Timeout:     seconds(0),
-		RetryPolicy: once(b, "retries", b.retries),
+		Timeout:       duration(rule.Timeout),
+		PrefixRewrite: rule.PrefixRewrite,
+		RetryPolicy:   once(b, retryKey(rule.Retry), func() *routev3.RetryPolicy { return b.retries(rule.Retry) }),
+		HashPolicy:    hashPolicies(rule.Hash),
 	}
-	if len(route.Legs) == 1 {
-		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: b.clusterName(route.Legs[0].Target)}
+	if rule.IdleTimeout > 0 {
+		action.IdleTimeout = duration(rule.IdleTimeout)
+	}
+	if l := rule.Legs[0]; len(rule.Legs) == 1 && l.RequestHeaders == nil && l.ResponseHeaders == nil {
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: l.Cluster}
 	} else {
-		legs := &routev3.WeightedCluster{}
-		for _, l := range route.Legs {
-			legs.Clusters = append(legs.Clusters, &routev3.WeightedCluster_ClusterWeight{Name: b.clusterName(l.Target), Weight: number(l.Weight)})
-		}
-		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: legs}
+		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weightedClusters(rule)}
 	}
 	out.Action = &routev3.Route_Route{Route: action}
 	return out
 }
 
-func (b *builder) retries() *routev3.RetryPolicy {
+func weightedClusters(rule proxy.Rule) *routev3.WeightedCluster {
+	out := &routev3.WeightedCluster{}
+	for _, l := range rule.Legs {
+		out.Clusters = append(out.Clusters, &routev3.WeightedCluster_ClusterWeight{
+			Name: l.Cluster, Weight: number(l.Weight),
+			RequestHeadersToAdd: headersToAdd(l.RequestHeaders), RequestHeadersToRemove: headersToRemove(l.RequestHeaders),
+			ResponseHeadersToAdd: headersToAdd(l.ResponseHeaders), ResponseHeadersToRemove: headersToRemove(l.ResponseHeaders),
+		})
+	}
+	if rule.Sticky {
+		out.RandomValueSpecifier = &routev3.WeightedCluster_UseHashPolicy{UseHashPolicy: truth(true)}
+	}
+	return out
+}
+
+// newCookie gives a caller the cookie that keeps it on its leg: the value is what
+// this first request was hashed by, so that the next one hashes alike.
+func newCookie(c config.StickyCookie) *corev3.HeaderValueOption {
+	text := strings.ReplaceAll(c.Name, "%", "%%") + "=%REQ(x-request-id)%; Path=" + strings.ReplaceAll(cmp.Or(c.Path, "/"), "%", "%%") + "; HttpOnly"
+	if c.TTL > 0 {
+		text += fmt.Sprintf("; Max-Age=%d", int64(c.TTL.Std()/time.Second))
+	}
+	return &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: "set-cookie", Value: text},
+		AppendAction: corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD,
+	}
+}
+
+// retryKey is that of a retry policy among the parts made once.
+func retryKey(r proxy.Retry) string { return fmt.Sprint("retries ", r) }
+
+func (b *builder) retries(r proxy.Retry) *routev3.RetryPolicy {
+	on := append([]string{retryOn}, r.On...)
+	if len(r.Codes) > 0 && !slices.Contains(on, "retriable-status-codes") {
+		on = append(on, "retriable-status-codes")
+	}
 	return &routev3.RetryPolicy{
-		RetryOn:    retryOn,
-		NumRetries: number(2),
+		RetryOn:              strings.Join(on, ","),
+		RetriableStatusCodes: r.Codes,
+		NumRetries:           number(r.Number),
 		RetryBackOff: &routev3.RetryPolicy_RetryBackOff{
 			BaseInterval: duration(2 * time.Millisecond), MaxInterval: duration(20 * time.Millisecond),
 		},
@@ -89,13 +137,4 @@ func (b *builder) inboundRoutes(in *proxy.Inbound) *routev3.RouteConfiguration {
 
 func everything() *routev3.RouteMatch {
 	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
-}
-
-// clusterName is the cluster of a target. Proxy has one for every target it routes to.
-func (b *builder) clusterName(t routing.Target) string {
-	c, ok := b.proxy.Cluster(t)
-	if !ok && b.err == nil {
-		b.err = fmt.Errorf("target %q has no cluster", t)
-	}
-	return c.Name
 }

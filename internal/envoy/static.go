@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"cmp"
 	"fmt"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -65,13 +66,17 @@ func (s *static) cluster(c *clusterv3.Cluster) *clusterv3.Cluster {
 	c = proto.CloneOf(c)
 	if c.GetType() == clusterv3.Cluster_EDS {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+		name := cmp.Or(c.GetEdsClusterConfig().GetServiceName(), c.Name)
 		c.EdsClusterConfig = nil
-		c.LoadAssignment = s.endpoints[c.Name]
+		c.LoadAssignment = s.endpoints[name]
 		if c.LoadAssignment == nil {
 			c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.Name}
 		}
 	}
 	s.socket(c.TransportSocket, &tlsv3.UpstreamTlsContext{})
+	for _, m := range c.TransportSocketMatches {
+		s.socket(m.TransportSocket, &tlsv3.UpstreamTlsContext{})
+	}
 	return c
 }
 

@@ -11,10 +11,10 @@ import (
 )
 
 // upstreamTLS proves this sidecar to a target and accepts the target's identity alone.
-func (b *builder) upstreamTLS(c proxy.Cluster) *corev3.TransportSocket {
-	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: c.PeerURI}}
-	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: b.commonTLS(peer), Sni: c.Name}
-	if c.Multiplexed {
+func (b *builder) upstreamTLS(sni, peerURI string, multiplexed bool) *corev3.TransportSocket {
+	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: peerURI}}
+	ctx := &tlsv3.UpstreamTlsContext{CommonTlsContext: b.commonTLS(peer), Sni: sni}
+	if multiplexed {
 		ctx.CommonTlsContext.AlpnProtocols = []string{"h2"}
 	}
 	return b.tlsSocket(ctx)

@@ -53,7 +53,7 @@ func (m *mesh) start(proxyID string) *meshtest.Envoy {
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {
-		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(m.scenario.Snapshot, meshtest.TrustDomain, ref.Service)))
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(m.scenario.Snapshot, ref, nil)))
 	}
 	cert, key := m.ca.Leaf(p.Identity)
 	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{NodeID: p.ID, Service: p.Identity.Service, Datacenter: meshtest.Datacenter, AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock")},
@@ -307,7 +307,7 @@ func (s *shop) testHTTP(t *testing.T) {
 		switch name = strings.ToLower(name); {
 		case name == "x-forwarded-client-cert":
 			xfcc = value
-		case strings.HasPrefix(name, "x-envoy") || name == "x-request-id" || name == "x-forwarded-for" || name == "via":
+		case strings.HasPrefix(name, "x-envoy") || name == "x-forwarded-for" || name == "via":
 			t.Errorf("the app got %q, which the caller did not send", line)
 		}
 	}

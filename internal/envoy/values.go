@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -46,3 +47,5 @@ func inlineString(s string) *corev3.DataSource {
 func sortByName[T interface{ GetName() string }](list []T) {
 	slices.SortFunc(list, func(a, b T) int { return cmp.Compare(a.GetName(), b.GetName()) })
 }
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

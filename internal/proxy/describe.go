@@ -23,6 +23,10 @@ func (p *Proxy) Describe() string {
 	}
 	for _, r := range p.Routes {
 		fmt.Fprintf(&b, "route %s: %s", r.Name, r.Chain.Describe())
+		r.describe(&b)
+	}
+	for _, g := range p.Groups {
+		fmt.Fprintf(&b, "group %s as %s%s\n  %s\n", g.Name, g.StatName, flag(g.Requests, ", one after the other"), strings.Join(g.Members, "\n  "))
 	}
 	for _, c := range p.Clusters {
 		c.describe(&b)
@@ -68,10 +72,43 @@ func (in *Inbound) describe(b *strings.Builder) {
 	}
 }
 
+// describe prints what the chain does not say: the clusters of the legs, where they
+// are not those of the targets.
+func (r Route) describe(b *strings.Builder) {
+	for i, rule := range r.Rules {
+		if len(r.Rules) == 1 && len(rule.Legs) == 1 && !rule.Sticky && !rule.Retry.afterSending() || rule.Unreachable != "" {
+			continue
+		}
+		fmt.Fprintf(b, "  rule %d%s%s%s%s, %d retries\n", i, flag(rule.Idempotent, " idempotent"), flag(rule.Sticky, " sticky"),
+			flag(rule.Cookie != nil, " known"), flag(rule.NewCookie != nil, " stranger"), rule.Retry.Number)
+		for j, l := range rule.Legs {
+			if j == maxDescribed {
+				fmt.Fprintf(b, "    and %d more\n", len(rule.Legs)-j)
+				break
+			}
+			fmt.Fprintf(b, "    %5d %s\n", l.Weight, l.Cluster)
+		}
+	}
+}
+
+// maxDescribed legs are printed of a rule.
+const maxDescribed = 10
+
 func (c Cluster) describe(b *strings.Builder) {
 	fmt.Fprintf(b, "cluster %s%s\n", c.Name, flag(c.Multiplexed, " h2")+flag(c.JSON != "", " "+config.ClusterHatch))
+	switch {
+	case c.Split != nil:
+		for _, part := range c.Split {
+			fmt.Fprintf(b, "  %5d %s\n", part.Weight, part.SNI)
+		}
+	case c.SNI != c.Name:
+		fmt.Fprintf(b, "  of %s\n", c.SNI)
+	}
 	if c.Unreachable != "" {
 		fmt.Fprintf(b, "  unreachable: %s\n", c.Unreachable)
+	}
+	if lb := c.LoadBalancer; lb != nil && lb.Policy != "" {
+		fmt.Fprintf(b, "  %s\n", lb.Policy)
 	}
 	l, o := c.Limits, c.Outlier
 	fmt.Fprintf(b, "  connect %v, at most %d connections, %d pending, %d requests\n", c.ConnectTimeout, l.MaxConnections, l.MaxPendingRequests, l.MaxRequests)

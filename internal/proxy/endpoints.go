@@ -7,20 +7,28 @@ import (
 	"slices"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
-	"github.com/crossfade-mesh/crossfade/internal/identity"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
-// Endpoints is where the sidecars of one target are. It is the same for all
-// callers.
+// Endpoints is where the sidecars of one target are, or of the targets that divide
+// connections among them. It is the same for all callers.
 type Endpoints struct {
-	ClusterName string
-	Service     string
-	Datacenter  string
+	ClusterName string // of the [EndpointsRef]
+	Groups      []EndpointGroup
+	// Problems are instances that were left out for their address, and filters that
+	// cannot be applied.
+	Problems []Problem
+}
+
+// EndpointGroup is the endpoints of one target.
+type EndpointGroup struct {
+	// Name is the target's SNI in a split, else empty.
+	Name   string
+	Weight uint32 // of routing.TotalWeight, in a split; else 0
 	// Endpoints are sorted by address, then port; no two share both. Empty when
 	// no instance is in service.
 	Endpoints []Endpoint
-	// Problems are instances that were left out for their address.
-	Problems []Problem
 }
 
 // Endpoint is one sidecar, or one instance that speaks mTLS itself.
@@ -30,44 +38,97 @@ type Endpoint struct {
 	Weight  int // relative to its peers, 1 or more
 }
 
-// BuildEndpoints finds the sidecars of a service in snap's datacenter. An instance
-// is left out when it, or the service instance that it stands for, is critical.
-func BuildEndpoints(snap *catalog.Snapshot, trustDomain, service string) Endpoints {
-	id := identity.SPIFFE{TrustDomain: trustDomain, Datacenter: snap.Datacenter, Service: service}
-	out := Endpoints{ClusterName: id.SNI(), Service: service, Datacenter: snap.Datacenter}
-	apps := instancesByID(snap.Set(service))
-	for _, in := range snap.Connect(service) {
+// Filters remembers compiled filters of subsets, which cost much more than their
+// use. Not safe for concurrent use; nil remembers nothing.
+type Filters struct {
+	made map[string]config.Filter
+}
+
+func (f *Filters) compile(text string) (config.Filter, error) {
+	if f == nil {
+		return config.CompileFilter(text)
+	}
+	if made, ok := f.made[text]; ok {
+		return made, nil
+	}
+	made, err := config.CompileFilter(text)
+	if err != nil {
+		return made, err
+	}
+	if f.made == nil || len(f.made) >= maxFilters {
+		f.made = map[string]config.Filter{}
+	}
+	f.made[text] = made
+	return made, nil
+}
+
+// maxFilters are remembered; then all are forgotten.
+const maxFilters = 10_000
+
+// BuildEndpoints finds the sidecars that ref asks for in snap's datacenter. An
+// instance is left out when it, or the service instance that it stands for, is
+// critical.
+func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) Endpoints {
+	out := Endpoints{ClusterName: ref.ClusterName}
+	for _, p := range ref.Parts {
+		g := EndpointGroup{Weight: p.Weight}
+		if p.Weight > 0 {
+			g.Name = p.SNI
+		}
+		var problems []Problem
+		g.Endpoints, problems = endpointsOf(snap, p.Target, filters)
+		out.Groups = append(out.Groups, g)
+		out.Problems = append(out.Problems, problems...)
+	}
+	slices.SortFunc(out.Problems, Problem.Compare)
+	return out
+}
+
+// endpointsOf are the endpoints of one target.
+func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters) (out []Endpoint, problems []Problem) {
+	matches := func(catalog.Instance) bool { return true }
+	if t.Filter != "" {
+		f, err := filters.compile(t.Filter)
+		if err != nil {
+			// Nobody is better than somebody who was not meant.
+			return nil, []Problem{{Service: t.Service, Subject: fmt.Sprintf("service-resolver/%s subset %q", t.Service, t.Subset), Reason: "nobody is in it: filter: " + err.Error()}}
+		}
+		matches = f.Match
+	}
+	apps := instancesByID(snap.Set(t.Service))
+	for _, in := range snap.Connect(t.Service) {
 		weight := in.Weight()
+		passing := in.Status() == catalog.Passing
 		if in.Service.Kind == catalog.ConnectProxy {
 			if app, ok := apps[instanceKey{in.Node.Name, in.Service.Proxy.DestinationServiceID}]; ok {
 				weight = behind(in, app)
+				passing = passing && app.Status() == catalog.Passing
 			}
 		}
-		if weight == 0 {
+		if weight == 0 || t.OnlyPassing && !passing || !matches(in) {
 			continue
 		}
 		subject := fmt.Sprintf("instance %q on node %q", in.Service.ID, in.Node.Name)
 		addr, err := netip.ParseAddr(in.Address())
 		if err != nil {
-			out.Problems = append(out.Problems, Problem{Service: service, Subject: subject,
+			problems = append(problems, Problem{Service: t.Service, Subject: subject,
 				Reason: fmt.Sprintf("address %q is no IP address: register it with one, nobody can reach it", in.Address())})
 			continue
 		}
 		if in.Service.Port < 1 || in.Service.Port > 65535 {
-			out.Problems = append(out.Problems, Problem{Service: service, Subject: subject,
+			problems = append(problems, Problem{Service: t.Service, Subject: subject,
 				Reason: fmt.Sprintf("port %d is out of range: nobody can reach it", in.Service.Port)})
 			continue
 		}
-		out.Endpoints = append(out.Endpoints, Endpoint{Address: addr.String(), Port: in.Service.Port, Weight: weight})
+		out = append(out, Endpoint{Address: addr.String(), Port: in.Service.Port, Weight: weight})
 	}
 	// Of two registrations of one address the heavier stays: the other is most
 	// likely what a previous owner of the port left behind.
-	slices.SortFunc(out.Endpoints, func(x, y Endpoint) int {
+	slices.SortFunc(out, func(x, y Endpoint) int {
 		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Port, y.Port), -cmp.Compare(x.Weight, y.Weight))
 	})
-	out.Endpoints = slices.CompactFunc(out.Endpoints, func(x, y Endpoint) bool { return x.Address == y.Address && x.Port == y.Port })
-	slices.SortFunc(out.Problems, Problem.Compare)
-	return out
+	out = slices.CompactFunc(out, func(x, y Endpoint) bool { return x.Address == y.Address && x.Port == y.Port })
+	return out, problems
 }
 
 type instanceKey struct{ node, id string }

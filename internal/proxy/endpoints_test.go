@@ -8,6 +8,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
 // fleet collects instances of a catalog.
@@ -39,8 +40,13 @@ func (f fleet) snapshot() *catalog.Snapshot {
 
 func describe(e proxy.Endpoints) string {
 	var b strings.Builder
-	for _, ep := range e.Endpoints {
-		fmt.Fprintf(&b, "%s:%d/%d ", ep.Address, ep.Port, ep.Weight)
+	for _, g := range e.Groups {
+		if g.Name != "" {
+			fmt.Fprintf(&b, "%s=%d: ", g.Name, g.Weight)
+		}
+		for _, ep := range g.Endpoints {
+			fmt.Fprintf(&b, "%s:%d/%d ", ep.Address, ep.Port, ep.Weight)
+		}
 	}
 	for _, p := range e.Problems {
 		fmt.Fprintf(&b, "[%s] ", p)
@@ -93,12 +99,12 @@ func TestBuildEndpoints(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			f := fleet{}
 			tc.make(f)
-			got := proxy.BuildEndpoints(f.snapshot(), "td.consul", "web")
+			got := proxy.BuildEndpoints(f.snapshot(), proxy.EndpointsOf(routing.Target{Service: "web", Datacenter: "dc1"}, "td.consul"), nil)
 			if describe(got) != tc.want {
 				t.Errorf("got  %s\nwant %s", describe(got), tc.want)
 			}
-			if got.ClusterName != "web.default.dc1.internal.td.consul" || got.Service != "web" || got.Datacenter != "dc1" {
-				t.Errorf("made for %q %q %q", got.ClusterName, got.Service, got.Datacenter)
+			if got.ClusterName != "web.default.dc1.internal.td.consul" {
+				t.Errorf("made for %q", got.ClusterName)
 			}
 		})
 	}

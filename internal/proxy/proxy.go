@@ -46,6 +46,8 @@ type Proxy struct {
 	Routes []Route
 	// Clusters are the targets of all upstreams, sorted by name, each once.
 	Clusters []Cluster
+	// Groups are clusters of clusters, sorted by name, each once.
+	Groups []Group
 
 	// Reads lists the entries that Build looked for, found or not. Sorted.
 	Reads []config.Key
@@ -60,6 +62,9 @@ type Input struct {
 	// AllowEscapeHatches lets registrations and entries hold resources in Envoy's own words.
 	AllowEscapeHatches bool
 	DefaultAllow       bool // what happens to a caller that no intention mentions
+	// Chain, when set, stands in place of [routing.Compile], to compile once for many
+	// sidecars and to keep what worked where entries make no chain any more.
+	Chain func(routing.Request) (routing.Chain, []Problem)
 	// Known reports whether a service was ever registered. Nil: all were. It decides
 	// nothing but [Upstream.Unknown].
 	Known func(service string) bool
@@ -114,7 +119,10 @@ type Upstream struct {
 	Address      string // an IP
 	Port         int
 	Protocol     string
-	Target       routing.Target
+	Target       routing.Target // the destination that was declared
+	// Cluster or group that the connections of a tcp upstream go to. Its name is that
+	// of the destination whatever entries say, since the listener holds it.
+	Cluster      string
 	ExactBalance bool
 	// ListenerJSON, when set, is a listener to stand in place of this one.
 	ListenerJSON string
@@ -126,58 +134,6 @@ type Upstream struct {
 // StatPrefix names the upstream's listener in Envoy's stats.
 func (u Upstream) StatPrefix() string {
 	return "upstream." + u.Target.Service + "." + identity.Namespace + "." + identity.Namespace + "." + u.Target.Datacenter
-}
-
-// Route is what requests to an HTTP upstream follow.
-type Route struct {
-	Name  string // [Upstream.Name]
-	Chain routing.Chain
-}
-
-// Cluster is one target with the way in which this sidecar calls it.
-type Cluster struct {
-	Name    string // also the SNI and the name of its [Endpoints]
-	Target  routing.Target
-	PeerURI string // the only identity accepted from its instances
-	// Multiplexed says that requests share HTTP/2 connections to its sidecars,
-	// whatever the app speaks. False for tcp.
-	Multiplexed bool
-	// Unreachable is why the target has no endpoints, ever; empty when it is reachable.
-	Unreachable string
-
-	ConnectTimeout time.Duration
-	Limits         Limits
-	Outlier        Outlier
-	// JSON, when set, is a cluster to stand in place of this one.
-	JSON string
-}
-
-// Cluster finds the cluster of a target.
-func (p *Proxy) Cluster(t routing.Target) (Cluster, bool) {
-	for _, c := range p.Clusters {
-		if c.Target == t {
-			return c, true
-		}
-	}
-	return Cluster{}, false
-}
-
-// EndpointsRef names an endpoint resource and what it is made of.
-type EndpointsRef struct {
-	ClusterName string
-	Service     string
-	Datacenter  string
-}
-
-// Endpoints lists the endpoint resources that the sidecar needs, sorted.
-func (p *Proxy) Endpoints() []EndpointsRef {
-	var out []EndpointsRef
-	for _, c := range p.Clusters {
-		if c.Unreachable == "" {
-			out = append(out, EndpointsRef{c.Name, c.Target.Service, c.Target.Datacenter})
-		}
-	}
-	return out
 }
 
 // Build decides all that the sidecar in.Instance needs.
@@ -211,6 +167,7 @@ func Build(in Input) (*Proxy, []Problem) {
 	slices.SortFunc(p.Upstreams, func(x, y Upstream) int { return cmp.Compare(x.ListenerName, y.ListenerName) })
 	slices.SortFunc(p.Routes, func(x, y Route) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(p.Clusters, func(x, y Cluster) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(p.Groups, func(x, y Group) int { return cmp.Compare(x.Name, y.Name) })
 	for k := range b.reads {
 		p.Reads = append(p.Reads, k)
 	}

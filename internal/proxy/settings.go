@@ -41,31 +41,47 @@ type Outlier struct {
 	Enforcing5xx   uint32
 }
 
-// cluster decides how the upstream's target is called.
-func (b *builder) cluster(u Upstream, s config.UpstreamSettings) Cluster {
-	id := u.Target.Identity(b.in.TrustDomain)
+// cluster decides how a target is called, under the target's own name.
+func (b *builder) cluster(r routing.Resolver, s config.UpstreamSettings, multiplexed bool) Cluster {
 	c := Cluster{
-		Name:           id.SNI(),
-		Target:         u.Target,
-		PeerURI:        id.URI(),
-		Multiplexed:    config.IsHTTP(u.Protocol),
-		ConnectTimeout: millis(s.ConnectTimeoutMs, connectTimeout),
-		Limits:         Limits{MaxConnections: limit, MaxPendingRequests: limit, MaxRequests: limit},
-		Outlier: Outlier{
-			Interval: outlierInterval, BaseEjection: outlierBaseEjection, MaxPercent: outlierMaxPercent,
-			GatewayFailures: outlierFailures, Consecutive5xx: outlierFailures,
-		},
+		Name:           r.Target.SNI(b.in.TrustDomain),
+		SNI:            r.Target.SNI(b.in.TrustDomain),
+		Target:         r.Target,
+		PeerURI:        r.Target.Identity(b.in.TrustDomain).URI(),
+		Multiplexed:    multiplexed,
+		Unreachable:    b.unreachable(r.Target),
+		ConnectTimeout: millis(s.ConnectTimeoutMs, first(r.ConnectTimeout, connectTimeout)),
+		Limits:         limits(s),
+		Outlier:        outlier(s),
+		LoadBalancer:   r.LoadBalancer,
 	}
-	if u.Target.Datacenter != b.in.Datacenter {
-		c.Unreachable = "no mesh gateway for " + u.Target.Datacenter
+	return c
+}
+
+// unreachable is why nobody of a target can be called, or "".
+func (b *builder) unreachable(t routing.Target) string {
+	if t.Datacenter != b.in.Datacenter {
+		return "no mesh gateway for " + t.Datacenter
 	}
+	return ""
+}
+
+func limits(s config.UpstreamSettings) Limits {
+	out := Limits{MaxConnections: limit, MaxPendingRequests: limit, MaxRequests: limit}
 	if l := s.Limits; l != nil {
-		bound(&c.Limits.MaxConnections, l.MaxConnections)
-		bound(&c.Limits.MaxPendingRequests, l.MaxPendingRequests)
-		bound(&c.Limits.MaxRequests, l.MaxConcurrentRequests)
+		bound(&out.MaxConnections, l.MaxConnections)
+		bound(&out.MaxPendingRequests, l.MaxPendingRequests)
+		bound(&out.MaxRequests, l.MaxConcurrentRequests)
+	}
+	return out
+}
+
+func outlier(s config.UpstreamSettings) Outlier {
+	o := Outlier{
+		Interval: outlierInterval, BaseEjection: outlierBaseEjection, MaxPercent: outlierMaxPercent,
+		GatewayFailures: outlierFailures, Consecutive5xx: outlierFailures,
 	}
 	if h := s.PassiveHealthCheck; h != nil {
-		o := &c.Outlier
 		o.Interval = first(time.Duration(h.Interval), o.Interval)
 		o.BaseEjection = first(time.Duration(h.BaseEjectionTime), o.BaseEjection)
 		// Whoever asks for passive checks asks, as with Consul, for 5xx to count.
@@ -77,7 +93,7 @@ func (b *builder) cluster(u Upstream, s config.UpstreamSettings) Cluster {
 			o.MaxPercent, o.AlwaysOne = *h.MaxEjectionPercent, *h.MaxEjectionPercent > 0
 		}
 	}
-	return c
+	return o
 }
 
 func bound(into *uint32, value *int) {

@@ -27,40 +27,39 @@ func (b *builder) upstream(decl catalog.Upstream) {
 		return
 	}
 
-	chain, problems := routing.Compile(b.in.Config, u.Target.Service, u.Target.Datacenter)
+	settings := b.upstreamSettings(decl, subject)
+	chain, problems := b.chain(routing.Request{Config: b.in.Config, Service: u.Target.Service, Datacenter: u.Target.Datacenter, Protocol: settings.Protocol})
 	b.read(chain.Reads...)
 	b.problems = append(b.problems, problems...)
-	settings := b.upstreamSettings(decl, subject)
-	if settings.Protocol != "" {
-		chain.Protocol = settings.Protocol
-	}
 	u.Protocol = chain.Protocol
-	u.Unknown = settings.Protocol == "" && b.unknown(u.Target)
+	u.Unknown = settings.Protocol == "" && chain.IsDefault() && b.unknown(u.Target)
 	u.ExactBalance = settings.BalanceOutboundConnections == exactBalance
-
 	u.ListenerJSON = b.hatch(subject, config.ListenerHatch, settings.EnvoyListenerJSON)
 
-	cluster := b.cluster(u, settings)
-	cluster.JSON = b.hatch(subject, config.ClusterHatch, settings.EnvoyClusterJSON)
-	prior, shared := b.proxy.Cluster(cluster.Target)
-	if shared && prior.Multiplexed != cluster.Multiplexed {
-		b.problem(subject, "protocol %s does not go with that of another upstream to %q: this listener is left out", u.Protocol, u.Name)
-		return
+	out := b.outbound(u, chain, settings, subject)
+	u.Cluster = out.entry
+	for _, c := range out.clusters {
+		if prior, ok := b.proxy.Cluster(c.Name); ok && prior.Multiplexed != c.Multiplexed {
+			b.problem(subject, "protocol %s does not go with that of another upstream to %q: this listener is left out", u.Protocol, u.Name)
+			return
+		}
 	}
 	if holder, ok := b.claim(place, subject); !ok {
 		b.problem(subject, "%s is taken by %s: this listener is left out", placeOf(u), holder)
 		return
 	}
-	if shared && prior != cluster {
+	if differs := b.adopt(out); differs {
 		b.problem(subject, "settings differ from those of another upstream to %q: the one declared first counts", u.Name)
 	}
-	if !shared {
-		b.proxy.Clusters = append(b.proxy.Clusters, cluster)
-		if config.IsHTTP(u.Protocol) {
-			b.proxy.Routes = append(b.proxy.Routes, Route{Name: u.Name, Chain: chain})
-		}
-	}
 	b.proxy.Upstreams = append(b.proxy.Upstreams, u)
+}
+
+// chain is the compiled chain of a service.
+func (b *builder) chain(req routing.Request) (routing.Chain, []Problem) {
+	if b.in.Chain != nil {
+		return b.in.Chain(req)
+	}
+	return routing.Compile(req)
 }
 
 // unknown reports whether nothing at all is known of a service of this datacenter.

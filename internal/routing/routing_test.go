@@ -37,7 +37,7 @@ func TestProtocol(t *testing.T) {
 		{"no string", []config.Entry{global(map[string]any{"protocol": 7})}, "tcp", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c, problems := routing.Compile(config.NewSet(tc.entries...), "web", "dc1")
+			c, problems := routing.Compile(routing.Request{Config: config.NewSet(tc.entries...), Service: "web", Datacenter: "dc1"})
 			var got string
 			if len(problems) > 0 {
 				got = problems[0].String()
@@ -50,14 +50,14 @@ func TestProtocol(t *testing.T) {
 }
 
 func TestCompile(t *testing.T) {
-	c, _ := routing.Compile(nil, "web", "dc2")
+	c, _ := routing.Compile(routing.Request{Service: "web", Datacenter: "dc2"})
 	if got, want := c.Describe(), "web.dc2 tcp\n  all\n    100.00% web.dc2\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	if got := c.Targets(); !slices.Equal(got, []routing.Target{{Service: "web", Datacenter: "dc2"}}) {
 		t.Errorf("targets %v", got)
 	}
-	if !slices.IsSortedFunc(c.Reads, config.Key.Compare) || len(c.Reads) != 2 {
+	if !slices.IsSortedFunc(c.Reads, config.Key.Compare) || len(c.Reads) != 7 {
 		t.Errorf("reads %v", c.Reads)
 	}
 	if sni := c.Targets()[0].Identity("td.consul").SNI(); !strings.HasPrefix(sni, "web.default.dc2.") {
@@ -65,11 +65,15 @@ func TestCompile(t *testing.T) {
 	}
 }
 
+func leg(weight uint32, t routing.Target) routing.Leg {
+	return routing.Leg{Weight: weight, Resolver: routing.Resolver{Target: t}}
+}
+
 func TestTargetsOfManyLegs(t *testing.T) {
 	a, b := routing.Target{Service: "a", Datacenter: "dc1"}, routing.Target{Service: "b", Datacenter: "dc1"}
 	c := routing.Chain{Service: "a", Datacenter: "dc1", Protocol: "http", Routes: []routing.Route{
-		{Legs: []routing.Leg{{Weight: 2500, Target: b}, {Weight: 7500, Target: a}}},
-		{Legs: []routing.Leg{{Weight: 10_000, Target: b}}},
+		{Legs: []routing.Leg{leg(2500, b), leg(7500, a)}},
+		{Legs: []routing.Leg{leg(10_000, b)}},
 	}}
 	if got := c.Targets(); !slices.Equal(got, []routing.Target{a, b}) {
 		t.Errorf("targets %v", got)

@@ -138,7 +138,7 @@ func (m *mesh) routingProblems(entries *config.Set, keys []config.Key) (out []pr
 	}
 	for _, service := range slices.Sorted(maps.Keys(services)) {
 		err := isolated(func() error {
-			_, problems := routing.Compile(entries, service, m.datacenter)
+			_, problems := routing.Compile(routing.Request{Config: entries, Service: service, Datacenter: m.datacenter})
 			out = append(out, problems...)
 			return nil
 		})

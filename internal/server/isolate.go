@@ -38,26 +38,30 @@ func (m *mesh) input(in catalog.Instance, entries *config.Set, known map[string]
 }
 
 // make builds for one sidecar. It may be called by several goroutines.
-func (m *mesh) make(in catalog.Instance, entries *config.Set, known map[string]struct{}) (out made, err error) {
+func (m *mesh) make(in catalog.Instance, entries *config.Set, known map[string]struct{}) (made, error) {
+	return m.makeOf(m.input(in, entries, known))
+}
+
+func (m *mesh) makeOf(in proxy.Input) (out made, err error) {
 	err = isolated(func() error {
-		out.proxy, out.problems = m.decide(m.input(in, entries, known))
+		out.proxy, out.problems = m.decide(in)
 		own, unread, err := encode(out.proxy)
 		out.own, out.problems = own, append(out.problems, unread...)
 		return err
 	})
 	if err != nil {
 		out.problems = append(out.problems, proxy.Problem{
-			Service: in.Service.Proxy.DestinationServiceName, Subject: "sidecar " + in.Service.ID,
+			Service: in.Instance.Service.Proxy.DestinationServiceName, Subject: "sidecar " + in.Instance.Service.ID,
 			Reason: "its configuration cannot be built, it keeps the one it has; the server's log says why",
 		})
 	}
 	return out, err
 }
 
-// makeEndpoints builds the endpoints of one service.
-func (m *mesh) makeEndpoints(snap *catalog.Snapshot, service string) (res *xds.Resource, problems []proxy.Problem, err error) {
+// makeEndpoints builds one endpoint resource. Only run calls it.
+func (m *mesh) makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef) (res *xds.Resource, problems []proxy.Problem, err error) {
 	err = isolated(func() error {
-		made := proxy.BuildEndpoints(snap, m.trustDomain, service)
+		made := proxy.BuildEndpoints(snap, ref, &m.filters)
 		problems = made.Problems
 		res, err = xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 		return err

@@ -48,6 +48,7 @@ type mesh struct {
 	progress  chan struct{}   // closed when applied, or changes, moves on
 	changes   changes         // of entries, that streams are told of
 	problems  map[string][]proxy.Problem
+	named     map[string][]string // names of endpoint resources, by service
 	// known are the services registered at some time since the start. Only run replaces
 	// it, by another map: this one never changes.
 	known map[string]struct{}
@@ -59,7 +60,9 @@ type mesh struct {
 	doneCatalog *catalog.Snapshot
 	doneEntries *config.Set
 	sidecars    map[string]*sidecar
-	endpoints   map[string]*endpoints // by service
+	endpoints   endpointSets
+	chains      *chains
+	filters     proxy.Filters
 }
 
 // node is who is at the other end of a stream.
@@ -77,24 +80,18 @@ type node struct {
 type sidecar struct {
 	service *catalog.Service // the registration it was made from
 	reads   map[config.Key]struct{}
-	calls   []string // services whose endpoints it needs
+	calls   []proxy.EndpointsRef // endpoints that it needs
 	own     map[xds.Type]map[string]*xds.Resource
 	secrets map[string]*xds.Resource // nil for a relayed one
 	shared  map[string]struct{}
 	unknown map[string]struct{} // services it calls that nobody knew when it was made
 }
 
-// endpoints is the shared resource of one service and how many sidecars need it.
-type endpoints struct {
-	users    int
-	resource *xds.Resource
-}
-
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
 		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
-		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: map[string]*endpoints{},
+		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
 	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Log: log})
@@ -251,6 +248,7 @@ func (m *mesh) step(now time.Time) {
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
 	record := change{index: index, sidecars: map[string]concern{}}
 	changedEntries := config.Changed(m.doneEntries, entries)
+	m.chains.forget(changedEntries)
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
 	for key := range m.sidecars {
@@ -268,16 +266,15 @@ func (m *mesh) step(now time.Time) {
 			record.note(key, n, old, m.sidecars[key], changedEntries)
 		}
 	}
-	for _, service := range affected(m.doneCatalog, snap, changedServices) {
-		if e := m.endpoints[service]; e != nil {
-			m.refresh(service, e, snap, update)
-		}
+	for _, e := range m.endpoints.of(affected(m.doneCatalog, snap, changedServices)) {
+		m.refresh(e, snap, update)
 	}
 	m.doneCatalog, m.doneEntries = snap, entries
 	m.xds.Update(update)
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.named = m.endpoints.names()
 	if snap.Index > m.applied || index > m.changes.done {
 		m.applied = max(m.applied, snap.Index)
 		m.changes.add(record)
@@ -334,7 +331,9 @@ func (s *sidecar) readsAny(keys []config.Key) bool {
 // build makes all that one sidecar needs. When that fails, the sidecar keeps what it has.
 func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
 	in, _ := snap.Proxy(n.id, n.name)
-	made, err := m.make(in, entries, m.known)
+	input := m.input(in, entries, m.known)
+	input.Chain = m.chains.compile
+	made, err := m.makeOf(input)
 	p, problems := made.proxy, made.problems
 	for _, pr := range problems {
 		m.log.Warn("part of a sidecar's configuration can't be honoured, the rest is", "sidecar", n.id, "problem", pr.String())
@@ -360,7 +359,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		next.reads[k] = struct{}{}
 	}
 	for _, ref := range p.Endpoints() {
-		next.calls = append(next.calls, ref.Service)
+		next.calls = append(next.calls, ref)
 		next.shared[ref.ClusterName] = struct{}{}
 	}
 	if !n.relayed && m.minter != nil {
@@ -386,69 +385,6 @@ func (m *mesh) forget(key string, update xds.Update) {
 	m.release(m.sidecars[key].calls, update)
 	delete(m.sidecars, key)
 	update.Views[key] = nil
-}
-
-// use makes sure that the endpoints of the services are served.
-func (m *mesh) use(services []string, snap *catalog.Snapshot, update xds.Update) {
-	for _, service := range services {
-		e := m.endpoints[service]
-		if e == nil {
-			e = &endpoints{}
-			m.endpoints[service] = e
-			m.refresh(service, e, snap, update)
-		}
-		e.users++
-	}
-}
-
-func (m *mesh) release(services []string, update xds.Update) {
-	for _, service := range services {
-		e := m.endpoints[service]
-		if e.users--; e.users > 0 {
-			continue
-		}
-		delete(m.endpoints, service)
-		if e.resource != nil {
-			update.Shared[xds.Key{Type: xds.EndpointType, Name: e.resource.Name}] = nil
-		}
-	}
-}
-
-// refresh builds a service's endpoints, and puts them into the update if they differ.
-func (m *mesh) refresh(service string, e *endpoints, snap *catalog.Snapshot, update xds.Update) {
-	res, problems, err := m.makeEndpoints(snap, service)
-	for _, p := range problems {
-		m.log.Warn("instance left out of the mesh", "problem", p.String())
-	}
-	if err != nil {
-		m.log.Error("endpoints can't be built, the last ones stay in force", "service", service, "reason", err)
-		return
-	}
-	if e.resource != nil && e.resource.Version == res.Version {
-		return
-	}
-	e.resource = res
-	update.Shared[xds.Key{Type: xds.EndpointType, Name: res.Name}] = res
-}
-
-// affected lists the services whose endpoints the changed sets may have changed:
-// themselves, and those that a proxy among them stands for, before or after.
-func affected(old, new *catalog.Snapshot, changed []string) []string {
-	out := map[string]struct{}{}
-	for _, name := range changed {
-		out[name] = struct{}{}
-		for _, snap := range []*catalog.Snapshot{old, new} {
-			if snap == nil || snap.Set(name) == nil {
-				continue
-			}
-			for _, in := range snap.Set(name).Instances {
-				if in.Service.Proxy != nil {
-					out[in.Service.Proxy.DestinationServiceName] = struct{}{}
-				}
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(out))
 }
 
 // encode makes wire resources of a sidecar's Envoy resources. Beside them stands
@@ -504,11 +440,4 @@ func (m *mesh) waitIndex(ctx context.Context, index uint64) error {
 			return ctx.Err()
 		}
 	}
-}
-
-// settle waits until every connected caller of the service has answered for its
-// present endpoints.
-func (m *mesh) settle(ctx context.Context, service string) (settled, total int, err error) {
-	name := proxy.BuildEndpoints(catalog.NewSnapshot(m.datacenter, 0, nil), m.trustDomain, service).ClusterName
-	return m.xds.Settle(ctx, xds.Key{Type: xds.EndpointType, Name: name})
 }

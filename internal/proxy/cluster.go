@@ -1,0 +1,128 @@
+package proxy
+
+import (
+	"cmp"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
+)
+
+// Cluster is one target with the way in which this sidecar calls it.
+type Cluster struct {
+	Name    string
+	SNI     string // also the name of its [Endpoints], unless Split is set
+	Target  routing.Target
+	PeerURI string // the only identity accepted from its instances
+	// Split, when set, divides connections among parts in place of Target, SNI and
+	// PeerURI: requests are divided by routes, connections have none.
+	Split []Part
+	// Multiplexed says that requests share HTTP/2 connections to its sidecars,
+	// whatever the app speaks. False for tcp.
+	Multiplexed bool
+	// Unreachable is why the target has no endpoints, ever; empty when it is reachable.
+	Unreachable string
+
+	ConnectTimeout time.Duration
+	Limits         Limits
+	Outlier        Outlier
+	// LoadBalancer is how one instance is chosen; nil: the least busy of a few.
+	LoadBalancer *config.LoadBalancer
+	// JSON, when set, is a cluster to stand in place of this one.
+	JSON string
+}
+
+// Part is one target among those of a split of connections.
+type Part struct {
+	Target  routing.Target
+	SNI     string
+	PeerURI string
+	Weight  uint32 // of routing.TotalWeight
+}
+
+// Group is a cluster whose members are other clusters. The first that has a healthy
+// instance is taken; those without are passed over.
+type Group struct {
+	Name string
+	// StatName names its stats: those of the cluster that is wanted.
+	StatName string
+	// Members in order. For requests attempt n goes to member n, so that a cluster
+	// stands in the list as often as it is to be tried; a cluster stands once in a
+	// group for connections.
+	Members []string
+	// Requests says that it serves HTTP requests rather than connections.
+	Requests bool
+	Limits   Limits
+}
+
+// EndpointsRef names an endpoint resource and what it is made of.
+type EndpointsRef struct {
+	ClusterName string // of the resource, which the cluster refers to
+	// Parts are its targets; a single one has weight 0.
+	Parts []Part
+}
+
+// EndpointsOf is the endpoints of a target by itself.
+func EndpointsOf(t routing.Target, trustDomain string) EndpointsRef {
+	sni := t.SNI(trustDomain)
+	return EndpointsRef{ClusterName: sni, Parts: []Part{{Target: t, SNI: sni, PeerURI: t.Identity(trustDomain).URI()}}}
+}
+
+// Equal reports whether both are made alike.
+func (r EndpointsRef) Equal(o EndpointsRef) bool { return reflect.DeepEqual(r, o) }
+
+// Services lists the services that the resource is made of.
+func (r EndpointsRef) Services() []string {
+	var out []string
+	for _, p := range r.Parts {
+		out = append(out, p.Target.Service)
+	}
+	return out
+}
+
+// EndpointsName is the name of the cluster's endpoint resource.
+func (c Cluster) EndpointsName() string {
+	if c.Split != nil {
+		return splitPrefix + c.Name
+	}
+	return c.SNI
+}
+
+// splitPrefix begins names that exist only because of a split.
+const splitPrefix = "split~"
+
+// failoverPrefix begins the names of clusters that are members of a failover, as
+// Consul's do; the position follows.
+const failoverPrefix = "failover-target~"
+
+// Cluster finds the cluster of that name.
+func (p *Proxy) Cluster(name string) (Cluster, bool) {
+	for _, c := range p.Clusters {
+		if c.Name == name {
+			return c, true
+		}
+	}
+	return Cluster{}, false
+}
+
+// Endpoints lists the endpoint resources that the sidecar needs, sorted, each once.
+func (p *Proxy) Endpoints() []EndpointsRef {
+	var out []EndpointsRef
+	seen := map[string]bool{}
+	for _, c := range p.Clusters {
+		name := c.EndpointsName()
+		if c.Unreachable != "" || seen[name] {
+			continue
+		}
+		seen[name] = true
+		parts := c.Split
+		if parts == nil {
+			parts = []Part{{Target: c.Target, SNI: c.SNI, PeerURI: c.PeerURI}}
+		}
+		out = append(out, EndpointsRef{name, parts})
+	}
+	slices.SortFunc(out, func(x, y EndpointsRef) int { return cmp.Compare(x.ClusterName, y.ClusterName) })
+	return out
+}

@@ -1,0 +1,375 @@
+package proxy
+
+import (
+	"cmp"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
+)
+
+// outbound is what one upstream adds to a proxy.
+type outbound struct {
+	entry    string // of tcp: the cluster or group that its connections go to
+	clusters []Cluster
+	groups   []Group
+	route    *Route
+}
+
+// planner decides the way of one upstream's requests or connections.
+type planner struct {
+	*builder
+	chain    routing.Chain
+	settings config.UpstreamSettings
+	subject  string
+	out      outbound
+}
+
+func (b *builder) outbound(u Upstream, chain routing.Chain, settings config.UpstreamSettings, subject string) outbound {
+	p := &planner{builder: b, chain: chain, settings: settings, subject: subject}
+	if config.IsHTTP(chain.Protocol) {
+		p.requests(u.Name)
+	} else {
+		p.connections(u.Target.SNI(b.in.TrustDomain))
+	}
+	p.custom()
+	return p.out
+}
+
+// custom puts the cluster that somebody wrote in place of the only one.
+func (p *planner) custom() {
+	text := p.hatch(p.subject, config.ClusterHatch, p.settings.EnvoyClusterJSON)
+	switch {
+	case text == "" || len(p.out.clusters) == 0: // or nobody can be reached anyway
+	case !p.chain.IsDefault():
+		p.problem(p.subject, "%s has no effect, as with Consul: entries of kind service-router, -splitter or -resolver decide where requests go", config.ClusterHatch)
+	default:
+		p.out.clusters[0].JSON = text
+	}
+}
+
+// adopt takes in what an upstream needs. What is there already stays; it reports
+// whether that is made otherwise.
+func (b *builder) adopt(o outbound) (differs bool) {
+	for _, c := range o.clusters {
+		if prior, ok := b.proxy.Cluster(c.Name); ok {
+			differs = differs || !reflect.DeepEqual(prior, c)
+		} else {
+			b.proxy.Clusters = append(b.proxy.Clusters, c)
+		}
+	}
+	for _, g := range o.groups {
+		if !slices.ContainsFunc(b.proxy.Groups, func(x Group) bool { return x.Name == g.Name }) {
+			b.proxy.Groups = append(b.proxy.Groups, g)
+		}
+	}
+	if o.route != nil && !slices.ContainsFunc(b.proxy.Routes, func(r Route) bool { return r.Name == o.route.Name }) {
+		b.proxy.Routes = append(b.proxy.Routes, *o.route)
+	}
+	return differs
+}
+
+func (p *planner) add(c Cluster) string {
+	if !slices.ContainsFunc(p.out.clusters, func(x Cluster) bool { return x.Name == c.Name }) {
+		p.out.clusters = append(p.out.clusters, c)
+	}
+	return c.Name
+}
+
+func (p *planner) group(g Group) string {
+	g.Limits = limits(p.settings)
+	if !slices.ContainsFunc(p.out.groups, func(x Group) bool { return x.Name == g.Name }) {
+		p.out.groups = append(p.out.groups, g)
+	}
+	return g.Name
+}
+
+// members are the clusters that stand for a target, in order of preference: itself,
+// and its failovers under Consul's names.
+func (p *planner) members(r routing.Resolver, multiplexed bool) []string {
+	c := p.cluster(r, p.settings, multiplexed)
+	if len(r.Failover) == 0 {
+		return []string{p.add(c)}
+	}
+	c.Name = failoverPrefix + "0~" + c.SNI
+	out := []string{p.add(c)}
+	for i, t := range r.Failover {
+		c := p.cluster(routing.Resolver{Target: t, ConnectTimeout: r.ConnectTimeout, LoadBalancer: r.LoadBalancer}, p.settings, multiplexed)
+		c.Name = failoverPrefix + strconv.Itoa(i+1) + "~" + c.SNI
+		out = append(out, p.add(c))
+	}
+	return out
+}
+
+// connections decides a tcp upstream, whose listener holds the name entry.
+func (p *planner) connections(entry string) {
+	p.out.entry = entry
+	route := p.chain.Routes[0]
+	legs := weighted(route.Legs)
+	sticky := stickiness(route)
+	if sticky != nil && !sticky.Source {
+		p.problem(p.subject, "traffic-policy/%s: connections are not sticky by header or cookie: set Source, or nothing", route.Policy.Name)
+	}
+	if len(legs) > 1 && sticky != nil && sticky.Source {
+		legs = legs[p.own(legs):][:1]
+	}
+	if len(legs) > 1 {
+		p.split(entry, legs)
+		return
+	}
+	members := p.members(legs[0].Resolver, false)
+	if len(members) == 1 {
+		p.out.clusters[0].Name = entry
+		return
+	}
+	p.group(Group{Name: entry, StatName: entry, Members: members})
+}
+
+// split is a cluster whose instances are those of several targets.
+func (p *planner) split(entry string, legs []routing.Leg) {
+	c := p.cluster(legs[0].Resolver, p.settings, false)
+	c.Name, c.SNI, c.PeerURI, c.Target, c.Unreachable = entry, "", "", routing.Target{}, ""
+	for _, l := range legs {
+		if len(l.Failover) > 0 {
+			p.problem(p.subject, "failover of %s has no effect in a split of connections: the other legs stand in", l.Target)
+		}
+		if p.unreachable(l.Target) == "" {
+			c.Split = append(c.Split, Part{Target: l.Target, SNI: l.Target.SNI(p.in.TrustDomain), PeerURI: l.Target.Identity(p.in.TrustDomain).URI(), Weight: l.Weight})
+		} else {
+			c.Unreachable = p.unreachable(l.Target)
+		}
+	}
+	if c.Split != nil {
+		c.Unreachable = ""
+	}
+	p.add(c)
+}
+
+// own is the leg, by index, that this sidecar's instance stays on.
+func (p *planner) own(legs []routing.Leg) int {
+	return routing.Pick(ranges(legs), routing.Hash(p.proxy.Node+"/"+p.proxy.ID))
+}
+
+func ranges(legs []routing.Leg) []routing.Range {
+	names, weights := make([]string, len(legs)), make([]uint32, len(legs))
+	for i, l := range legs {
+		names[i], weights[i] = l.Target.ID(), l.Weight
+	}
+	return routing.Ranges(names, weights)
+}
+
+// weighted are the legs that get something.
+func weighted(legs []routing.Leg) []routing.Leg {
+	out := slices.DeleteFunc(slices.Clone(legs), func(l routing.Leg) bool { return l.Weight == 0 })
+	if len(out) == 0 {
+		return legs[:1] // not reached: weights add up
+	}
+	return out
+}
+
+func stickiness(r routing.Route) *config.Sticky {
+	if r.Policy == nil {
+		return nil
+	}
+	return r.Policy.Sticky
+}
+
+// requests decides an HTTP upstream.
+func (p *planner) requests(name string) {
+	route := &Route{Name: name, Chain: p.chain}
+	for i, r := range p.chain.Routes {
+		route.Rules = append(route.Rules, p.rules(i, r)...)
+	}
+	p.out.route = route
+}
+
+// defaultRetries is for failures after which the callee cannot have seen a request.
+const defaultRetries = 2
+
+func (p *planner) rules(n int, r routing.Route) []Rule {
+	base := Rule{Retry: Retry{Number: defaultRetries}}
+	base.Timeout = timeout(r.Legs)
+	if r.Rule != nil {
+		rule(&base, *r.Rule)
+	}
+	legs := weighted(r.Legs)
+	base.Hash = hashPolicies(legs)
+	if len(legs) == 1 && p.dead(legs[0].Resolver) {
+		base.Unreachable = p.unreachable(legs[0].Target)
+		return []Rule{base}
+	}
+	sticky := stickiness(r)
+	if len(legs) == 1 {
+		sticky = nil
+	}
+	if sticky != nil && sticky.Source {
+		own := p.own(legs)
+		legs = append(legs[own:own+1:own+1], append(slices.Clone(legs[:own]), legs[own+1:]...)...)
+		return p.repeat(n, base, r, legs, 1)
+	}
+	if sticky == nil {
+		return p.repeat(n, base, r, legs, len(legs))
+	}
+	if len(base.Hash) > 0 {
+		p.problem(p.subject, "traffic-policy/%s: what callers are known by also chooses their instance, in place of the load balancer's own policies", r.Policy.Name)
+	}
+	base.Sticky = true
+	if sticky.Header != "" {
+		base.Hash = []config.HashPolicy{{Field: "header", FieldValue: sticky.Header}}
+		return p.repeat(n, base, r, legs, len(legs))
+	}
+	known, stranger := base, base
+	known.Cookie = sticky.Cookie
+	known.Hash = []config.HashPolicy{{Field: "cookie", FieldValue: sticky.Cookie.Name}}
+	stranger.NewCookie = sticky.Cookie
+	stranger.Hash = []config.HashPolicy{{Field: "header", FieldValue: requestID}}
+	return append(p.repeat(n, known, r, legs, len(legs)), p.repeat(n, stranger, r, legs, len(legs))...)
+}
+
+// requestID is a header that every request has. It becomes the value of a sticky cookie.
+const requestID = "x-request-id"
+
+// repeat completes a rule with the clusters of its legs, of which the first so many
+// divide the requests and the others only stand in. Where an answer may be repeated
+// and another leg or failover could give it, requests that must not be repeated
+// there get a rule of their own.
+func (p *planner) repeat(n int, base Rule, r routing.Route, legs []routing.Leg, divide int) []Rule {
+	crossing := r.Policy == nil || r.Policy.Crossing == nil || *r.Policy.Crossing
+	build := func(rule Rule, crossing bool) Rule {
+		rule.Legs = p.legs(n, rule, r, legs, divide, crossing)
+		return rule
+	}
+	elsewhere := len(legs) > 1 && crossing || slices.ContainsFunc(legs, func(l routing.Leg) bool { return len(l.Failover) > 0 })
+	if !base.Retry.afterSending() || !elsewhere {
+		return []Rule{build(base, crossing)}
+	}
+	safe := base
+	safe.Idempotent = true
+	return []Rule{build(safe, crossing), build(base, false)}
+}
+
+// legs are the shares of one rule.
+func (p *planner) legs(n int, rule Rule, r routing.Route, legs []routing.Leg, divide int, crossing bool) []RouteLeg {
+	copies := int(max(rule.Retry.Number, 1))
+	if rule.Retry.afterSending() && !rule.Idempotent {
+		copies++ // so that no retry leaves the target
+	}
+	clusters := make([]string, divide)
+	for i := range clusters {
+		clusters[i] = p.alternatives(n, r, legs, i, copies, crossing)
+	}
+	all := []routing.Range{{Leg: 0, Weight: routing.TotalWeight}}
+	switch {
+	case divide > 1 && rule.Sticky:
+		all = ranges(legs[:divide])
+	case divide > 1:
+		all = nil
+		for i, l := range legs[:divide] {
+			all = append(all, routing.Range{Leg: i, Weight: l.Weight})
+		}
+	}
+	out := make([]RouteLeg, len(all))
+	for i, a := range all {
+		out[i] = RouteLeg{Cluster: clusters[a.Leg], Weight: a.Weight}
+		if s := legs[a.Leg].Split; s != nil {
+			out[i].RequestHeaders, out[i].ResponseHeaders = s.RequestHeaders, s.ResponseHeaders
+		}
+	}
+	return out
+}
+
+// alternatives is the cluster of a leg or, where somebody can stand in for it, the
+// group that tries the leg first.
+func (p *planner) alternatives(n int, r routing.Route, legs []routing.Leg, i, copies int, crossing bool) string {
+	leg := legs[i]
+	own := p.members(leg.Resolver, true)
+	var others []string
+	// A target without a gateway answers why; nobody takes its place unasked.
+	if crossing && !p.dead(leg.Resolver) {
+		for j, l := range legs {
+			if j != i && !p.dead(l.Resolver) {
+				others = append(others, p.members(l.Resolver, true)[0])
+			}
+		}
+	}
+	sni := leg.Target.SNI(p.in.TrustDomain)
+	g := Group{Requests: true, StatName: sni, Name: sni}
+	if len(others) > 0 {
+		g.Name = fmt.Sprintf("%s%s~%d~%s", splitPrefix, p.chain.Service, n, sni)
+	} else if len(own) == 1 {
+		return own[0]
+	}
+	if copies != defaultRetries {
+		g.Name = fmt.Sprintf("attempts-%d~%s", copies, g.Name)
+	}
+	g.Members = append(slices.Repeat(own[:1], copies), own[1:]...)
+	for _, o := range others {
+		if !slices.Contains(g.Members, o) {
+			g.Members = append(g.Members, o)
+		}
+	}
+	return p.group(g)
+}
+
+// dead reports whether neither a target nor its failovers can be reached, ever.
+func (p *planner) dead(r routing.Resolver) bool {
+	return p.unreachable(r.Target) != "" && !slices.ContainsFunc(r.Failover, func(t routing.Target) bool { return p.unreachable(t) == "" })
+}
+
+// rule takes in what a service-router says.
+func rule(out *Rule, r config.ServiceRoute) {
+	if r.Match != nil {
+		out.Match = r.Match.HTTP
+	}
+	d := r.Destination
+	if d == nil {
+		return
+	}
+	out.PrefixRewrite, out.RequestHeaders, out.ResponseHeaders = d.PrefixRewrite, d.RequestHeaders, d.ResponseHeaders
+	out.Timeout = first(time.Duration(d.RequestTimeout), out.Timeout)
+	out.IdleTimeout = time.Duration(d.IdleTimeout)
+	retry := Retry{On: slices.Clone(d.RetryOn), Codes: slices.Clone(d.RetryOnStatusCodes), Number: defaultRetries}
+	if len(retry.Codes) > 0 || len(retry.On) > 0 || d.RetryOnConnectFailure || d.NumRetries > 0 {
+		retry.Number = cmp.Or(d.NumRetries, 1)
+	}
+	retry.On = slices.DeleteFunc(retry.On, harmless)
+	slices.Sort(retry.On)
+	slices.Sort(retry.Codes)
+	out.Retry = retry
+}
+
+// harmless are the conditions that are always on.
+func harmless(condition string) bool {
+	return condition == "connect-failure" || condition == "refused-stream" || condition == "reset-before-request"
+}
+
+// timeout is the longest that resolvers give a request, if all of them do.
+func timeout(legs []routing.Leg) (out time.Duration) {
+	for _, l := range legs {
+		if l.RequestTimeout == 0 {
+			return 0
+		}
+		out = max(out, l.RequestTimeout)
+	}
+	return out
+}
+
+// hashPolicies are those of the first leg that has any: a route has one list.
+func hashPolicies(legs []routing.Leg) []config.HashPolicy {
+	for _, l := range legs {
+		if lb := l.LoadBalancer; lb != nil && (lb.Policy == "ring_hash" || lb.Policy == "maglev") {
+			return lb.HashPolicies
+		}
+	}
+	return nil
+}
+
+// IdempotentMethods may be repeated (RFC 9110, section 9.2.2), QUERY as
+// it is defined among them.
+func IdempotentMethods() []string {
+	return []string{"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "QUERY", "TRACE"}
+}

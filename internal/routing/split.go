@@ -1,0 +1,82 @@
+package routing
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+// hundredths is a weight in percent as a part of [TotalWeight].
+func hundredths(percent float64) uint32 { return uint32(math.Round(percent * 100)) }
+
+// below is the legs of a splitter that a leg of the given weight leads to: they
+// share that weight in their proportion, exactly, what cannot be divided going to
+// those that lose most by rounding, the first ones before others.
+func below(legs []Leg, weight uint32, parent *config.ServiceSplit) []Leg {
+	out := slices.Clone(legs)
+	var total uint64
+	for _, l := range legs {
+		total += uint64(l.Weight)
+	}
+	order := make([]int, len(out))
+	left := weight
+	for i := range out {
+		order[i] = i
+		if total > 0 {
+			out[i].Weight = uint32(uint64(weight) * uint64(legs[i].Weight) / total)
+		}
+		left -= out[i].Weight
+		out[i].Split = merge(parent, out[i].Split)
+	}
+	rest := func(i int) uint64 {
+		if total == 0 {
+			return 0
+		}
+		return uint64(weight) * uint64(legs[i].Weight) % total
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return -cmp.Compare(rest(a), rest(b)) })
+	for _, i := range order[:min(int(left), len(order))] {
+		out[i].Weight++
+	}
+	return out
+}
+
+// merge is a leg with the headers of the leg above it; where both have a word, the
+// inner one counts.
+func merge(above, s *config.ServiceSplit) *config.ServiceSplit {
+	if above.RequestHeaders == nil && above.ResponseHeaders == nil {
+		return s
+	}
+	out := *s
+	out.RequestHeaders = mergeHeaders(above.RequestHeaders, s.RequestHeaders)
+	out.ResponseHeaders = mergeHeaders(above.ResponseHeaders, s.ResponseHeaders)
+	return &out
+}
+
+func mergeHeaders(above, inner *config.HeaderModifiers) *config.HeaderModifiers {
+	switch {
+	case above == nil:
+		return inner
+	case inner == nil:
+		return above
+	}
+	out := &config.HeaderModifiers{Add: overlay(above.Add, inner.Add), Set: overlay(above.Set, inner.Set), Remove: slices.Clone(above.Remove)}
+	for _, name := range inner.Remove {
+		if !slices.Contains(out.Remove, name) {
+			out.Remove = append(out.Remove, name)
+		}
+	}
+	return out
+}
+
+func overlay(below, above map[string]string) map[string]string {
+	if len(below) == 0 {
+		return above
+	}
+	out := maps.Clone(below)
+	maps.Copy(out, above)
+	return out
+}

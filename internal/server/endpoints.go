@@ -1,0 +1,163 @@
+package server
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// endpoints is a shared resource and how many sidecars need it.
+type endpoints struct {
+	ref      proxy.EndpointsRef
+	users    int
+	resource *xds.Resource
+}
+
+// endpointSets are the endpoint resources that are served. Only run touches them.
+type endpointSets struct {
+	byName    map[string]*endpoints
+	byService map[string]map[string]*endpoints // by service that they are made of, then by name
+	renamed   bool                             // since names was last asked
+	last      map[string][]string
+}
+
+func newEndpointSets() endpointSets {
+	return endpointSets{byName: map[string]*endpoints{}, byService: map[string]map[string]*endpoints{}}
+}
+
+// of lists the resources that are made of any of the services, by name.
+func (s *endpointSets) of(services []string) []*endpoints {
+	found := map[string]*endpoints{}
+	for _, service := range services {
+		maps.Copy(found, s.byService[service])
+	}
+	out := make([]*endpoints, 0, len(found))
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		out = append(out, found[name])
+	}
+	return out
+}
+
+// names lists the resources by service. The value is not changed afterwards.
+func (s *endpointSets) names() map[string][]string {
+	if s.renamed || s.last == nil {
+		s.last = make(map[string][]string, len(s.byService))
+		for service, list := range s.byService {
+			s.last[service] = slices.Sorted(maps.Keys(list))
+		}
+		s.renamed = false
+	}
+	return s.last
+}
+
+// index enters e under the services that it is made of.
+func (s *endpointSets) index(e *endpoints) {
+	for _, service := range e.ref.Services() {
+		if s.byService[service] == nil {
+			s.byService[service] = map[string]*endpoints{}
+		}
+		s.byService[service][e.ref.ClusterName] = e
+	}
+	s.renamed = true
+}
+
+func (s *endpointSets) unindex(e *endpoints) {
+	for _, service := range e.ref.Services() {
+		delete(s.byService[service], e.ref.ClusterName)
+		if len(s.byService[service]) == 0 {
+			delete(s.byService, service)
+		}
+	}
+	s.renamed = true
+}
+
+// use makes sure that the endpoints are served, as they are asked for now.
+func (m *mesh) use(refs []proxy.EndpointsRef, snap *catalog.Snapshot, update xds.Update) {
+	for _, ref := range refs {
+		e := m.endpoints.byName[ref.ClusterName]
+		switch {
+		case e == nil:
+			e = &endpoints{ref: ref}
+			m.endpoints.byName[ref.ClusterName] = e
+			m.endpoints.index(e)
+			m.refresh(e, snap, update)
+		case !e.ref.Equal(ref): // entries changed what it is made of
+			m.endpoints.unindex(e)
+			e.ref = ref
+			m.endpoints.index(e)
+			m.refresh(e, snap, update)
+		}
+		e.users++
+	}
+}
+
+func (m *mesh) release(refs []proxy.EndpointsRef, update xds.Update) {
+	for _, ref := range refs {
+		e := m.endpoints.byName[ref.ClusterName]
+		if e.users--; e.users > 0 {
+			continue
+		}
+		delete(m.endpoints.byName, ref.ClusterName)
+		m.endpoints.unindex(e)
+		if e.resource != nil {
+			update.Shared[xds.Key{Type: xds.EndpointType, Name: e.resource.Name}] = nil
+		}
+	}
+}
+
+// refresh builds an endpoint resource, and puts it into the update if it differs.
+func (m *mesh) refresh(e *endpoints, snap *catalog.Snapshot, update xds.Update) {
+	res, problems, err := m.makeEndpoints(snap, e.ref)
+	for _, p := range problems {
+		m.log.Warn("instance left out of the mesh", "problem", p.String())
+	}
+	if err != nil {
+		m.log.Error("endpoints can't be built, the last ones stay in force", "endpoints", e.ref.ClusterName, "reason", err)
+		return
+	}
+	if e.resource != nil && e.resource.Version == res.Version {
+		return
+	}
+	e.resource = res
+	update.Shared[xds.Key{Type: xds.EndpointType, Name: res.Name}] = res
+}
+
+// affected lists the services whose endpoints the changed sets may have changed:
+// themselves, and those that a proxy among them stands for, before or after.
+func affected(old, new *catalog.Snapshot, changed []string) []string {
+	out := map[string]struct{}{}
+	for _, name := range changed {
+		out[name] = struct{}{}
+		for _, snap := range []*catalog.Snapshot{old, new} {
+			if snap == nil || snap.Set(name) == nil {
+				continue
+			}
+			for _, in := range snap.Set(name).Instances {
+				if in.Service.Proxy != nil {
+					out[in.Service.Proxy.DestinationServiceName] = struct{}{}
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(out))
+}
+
+// settle waits until every connected caller of the service has answered for its
+// present endpoints. A caller of two subsets counts twice.
+func (m *mesh) settle(ctx context.Context, service string) (settled, total int, err error) {
+	m.mu.Lock()
+	names := m.named[service]
+	m.mu.Unlock()
+	for _, name := range names {
+		n, of, err := m.xds.Settle(ctx, xds.Key{Type: xds.EndpointType, Name: name})
+		settled, total = settled+n, total+of
+		if err != nil {
+			return settled, total, err
+		}
+	}
+	return settled, total, nil
+}
