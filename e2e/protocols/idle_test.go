@@ -200,3 +200,42 @@ func TestIdleCrowd(t *testing.T) {
 	}
 	m.unchanged(t)
 }
+
+// Connections above the limit are closed at once and counted; those below stay, and
+// make room when they go.
+func TestConnectionLimit(t *testing.T) {
+	const limit, n = 20, 50
+	m := start(t, service{name: "catalog", protocol: "http", port: serve(t, 1, &httpApp{}), connections: limit})
+	e := m.envoys["catalog"]
+	begin := time.Now()
+	var all []net.Conn
+	for range n {
+		c := dial(t, m.side["catalog"])
+		c.SetDeadline(begin.Add(2 * time.Second)) // a handshake that does not begin may last longer
+		all = append(all, c)
+	}
+	var closed atomic.Int64
+	var wg sync.WaitGroup
+	for _, c := range all {
+		wg.Go(func() {
+			if drain(c) == nil {
+				closed.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	counted := e.Stat("listener." + strings.ReplaceAll(m.side["catalog"], ":", "_") + ".downstream_global_cx_overflow")
+	if closed.Load() != n-limit || counted != n-limit {
+		t.Errorf("%d of %d connections closed, %d counted, want %d", closed.Load(), n, counted, n-limit)
+	}
+	for _, c := range all {
+		c.Close()
+	}
+	meshtest.Eventually(t, "there is room again", func() error {
+		c, err := tlsDial(t.Context(), m.side["catalog"], m.ca.Client(spiffe("other")))
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+}

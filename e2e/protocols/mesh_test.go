@@ -7,6 +7,7 @@ package protocols
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -44,6 +45,7 @@ type service struct {
 	port           int
 	entry          string // more fields of its service-defaults
 	memory         int64  // of its sidecar, in bytes; 0: no limit
+	connections    int    // that its sidecar takes; 0: as many as it sets for itself
 }
 
 // mesh is one caller's sidecar and one per service, all real Envoys.
@@ -72,9 +74,9 @@ func start(t *testing.T, services ...service) *mesh {
 		caller, ports[2*len(services)], upstreams.String())
 	scenario := meshtest.Parse(t, txtar.Parse(text.Bytes()).Files)
 	for _, s := range services {
-		m.sidecar(scenario, s.name, s.memory)
+		m.sidecar(scenario, s)
 	}
-	m.sidecar(scenario, caller, 0)
+	m.sidecar(scenario, service{name: caller})
 	for _, e := range m.envoys {
 		e.WaitReady()
 	}
@@ -82,11 +84,11 @@ func start(t *testing.T, services ...service) *mesh {
 }
 
 // sidecar starts a service's Envoy, sized as a sidecar sizes it.
-func (m *mesh) sidecar(s meshtest.Scenario, service string, memory int64) {
+func (m *mesh) sidecar(s meshtest.Scenario, of service) {
 	m.t.Helper()
-	in, ok := s.Snapshot.Proxy(service+"-sidecar-proxy", "")
+	in, ok := s.Snapshot.Proxy(of.name+"-sidecar-proxy", "")
 	if !ok {
-		m.t.Fatalf("service %q has no sidecar", service)
+		m.t.Fatalf("service %q has no sidecar", of.name)
 	}
 	p, problems := proxy.Build(proxy.Input{Instance: in, Config: s.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: s.DefaultAllow})
 	for _, problem := range problems {
@@ -103,16 +105,16 @@ func (m *mesh) sidecar(s meshtest.Scenario, service string, memory int64) {
 	cert, key := m.ca.Leaf(p.Identity)
 	o := envoy.BootstrapOptions{
 		NodeID: p.ID, Service: p.Identity.Service, Datacenter: meshtest.Datacenter,
-		AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock"), MaxDownstreamConnections: int64(connections(m.t)),
+		AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock"), MaxDownstreamConnections: int64(cmp.Or(of.connections, connections(m.t))),
 	}
-	if memory > 0 {
-		o.MaxHeapBytes = envoy.HeapLimit(memory)
+	if of.memory > 0 {
+		o.MaxHeapBytes = envoy.HeapLimit(of.memory)
 	}
 	b, err := envoy.StaticBootstrap(o, r, endpoints, envoy.LeafSecret(cert, key), envoy.RootsSecret(m.ca.PEM))
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.envoys[service] = meshtest.StartEnvoy(m.t, b)
+	m.envoys[of.name] = meshtest.StartEnvoy(m.t, b)
 }
 
 // connections is how many a sidecar's Envoy takes: as a sidecar sets it, less than

@@ -52,7 +52,8 @@ type BootstrapOptions struct {
 	AdminAddress string
 
 	// MaxDownstreamConnections over all listeners; 0: no limit. It should be less
-	// than half of the file descriptors that Envoy may open.
+	// than half of the file descriptors that Envoy may open. With MaxHeapBytes they are
+	// [ConnectionLimit] at most.
 	MaxDownstreamConnections int64
 	// MaxHeapBytes is the heap above which Envoy sheds load; 0: no limit. See [HeapLimit].
 	MaxHeapBytes int64

@@ -42,14 +42,26 @@ func HeapLimit(memory int64) int64 {
 	return min(max(memory-beside, memory/2), memory/4*3)
 }
 
+// ConnectionLimit is how many connections such a heap has room for beside requests.
+// An idle one, with its TLS and HTTP/2, takes 42 KB. The heap's own limit is looked at
+// four times a second only; this one binds as each is accepted.
+func ConnectionLimit(heap int64) int64 {
+	const each = 44 << 10
+	return heap / 4 * 3 / each
+}
+
 // overload puts the limits on memory and connections into boot.
 func (o BootstrapOptions) overload(boot *bootstrapv3.Bootstrap, b *builder) {
 	m := &overloadv3.OverloadManager{}
 	if o.MaxDownstreamConnections > 0 {
+		most := o.MaxDownstreamConnections
+		if o.MaxHeapBytes > 0 {
+			most = min(most, ConnectionLimit(o.MaxHeapBytes))
+		}
 		m.ResourceMonitors = append(m.ResourceMonitors, &overloadv3.ResourceMonitor{
 			Name: connectionsMonitor,
 			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: b.pack(&downstreamv3.DownstreamConnectionsConfig{
-				MaxActiveDownstreamConnections: o.MaxDownstreamConnections,
+				MaxActiveDownstreamConnections: most,
 			})},
 		})
 	}
