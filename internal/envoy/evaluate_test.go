@@ -56,6 +56,9 @@ func (e *evaluator) request(routes *routev3.RouteConfiguration, r asked) (allowe
 			state[v.GetObjectKey()], _, _ = strings.Cut(r.path, "?")
 		}
 	}
+	if filters[envoy.TokensExtension] == nil {
+		r.tokens = nil // nobody verifies them
+	}
 	rules := unpack(filters["envoy.filters.http.rbac"], &rbacfilterv3.RBACPerRoute{}).GetRbac()
 	allowed = e.match(rules.GetMatcher(), r, state)
 	if shadow := rules.GetShadowMatcher(); shadow != nil {

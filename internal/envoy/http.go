@@ -44,12 +44,11 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
 	m.CommonHttpProtocolOptions.MaxHeadersCount = number(maxHeaders + headroom)
 	m.MaxRequestHeadersKb = number(maxHeadersKB + headroomKB)
-	// The rules come with the routes; these filters only have to be there.
-	m.HttpFilters = append([]*hcmv3.HttpFilter{
-		b.httpFilter(httpFilterState, &httpfilterstatev3.Config{}),
-		discoveredHTTP(TokensExtension, &jwtv3.JwtAuthentication{}),
-		b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{}),
-	}, m.HttpFilters...)
+	// The rules come with the routes; these filters only have to be there. Those that
+	// most services do not need cost nothing until a route asks for them.
+	path, tokens := b.httpFilter(httpFilterState, &httpfilterstatev3.Config{}), discoveredHTTP(TokensExtension, &jwtv3.JwtAuthentication{})
+	path.Disabled, tokens.Disabled = true, true
+	m.HttpFilters = append([]*hcmv3.HttpFilter{path, tokens, b.httpFilter(httpRBAC, &rbacfilterv3.RBAC{})}, m.HttpFilters...)
 	return m
 }
 

@@ -127,6 +127,9 @@ func (b *builder) inboundRoutes(in *proxy.Inbound) *routev3.RouteConfiguration {
 	if in.Intentions.LookAtPaths() {
 		rules[httpFilterState] = b.pack(b.pathForRules())
 	}
+	if len(in.Intentions.Providers) > 0 {
+		rules[TokensExtension] = b.pack(&routev3.FilterConfig{Config: &anypb.Any{}})
+	}
 	return &routev3.RouteConfiguration{Name: proxy.PublicListener, VirtualHosts: []*routev3.VirtualHost{{
 		Name:                 proxy.PublicListener,
 		Domains:              []string{"*"},
