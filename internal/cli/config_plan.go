@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,17 +32,33 @@ type planned struct {
 		planKey
 		Action string `json:"action"`
 	} `json:"entries"`
-	Changes []struct {
-		Type     string   `json:"type"`
-		Name     string   `json:"name"`
-		Action   string   `json:"action"`
-		Sidecars []string `json:"sidecars"`
-		More     int      `json:"more,omitempty"`
-		Drains   bool     `json:"drains,omitempty"`
-		Diff     string   `json:"diff"`
-	} `json:"changes"`
-	Omitted  int      `json:"omitted,omitempty"`
-	Problems []string `json:"problems,omitempty"`
+	Changes  []plannedChange `json:"changes"`
+	Omitted  int             `json:"omitted,omitempty"`
+	Problems []string        `json:"problems,omitempty"`
+}
+
+// plannedChange is a resource that becomes another, on the sidecars that have it so.
+type plannedChange struct {
+	Type     string   `json:"type"`
+	Name     string   `json:"name"`
+	Action   string   `json:"action"`
+	Sidecars []string `json:"sidecars"`
+	More     int      `json:"more,omitempty"`
+	Drains   bool     `json:"drains,omitempty"`
+	Diff     string   `json:"diff"`
+}
+
+// maxAlike is how many resources are shown in full that differ in their address alone,
+// as the public listeners of a service's instances do.
+const maxAlike = 2
+
+// alike is what the resource has in common with those of other instances.
+func (c plannedChange) alike() string {
+	name := c.Name
+	if base, _, ok := strings.Cut(name, ":"); ok && c.Type == "Listener" {
+		name = base + ":…"
+	}
+	return fmt.Sprintf("%s %q %s", plainType(c.Type), name, c.Action)
 }
 
 func newConfigPlan(s streams) *cobra.Command {
@@ -159,7 +177,13 @@ func (p planned) print(w io.Writer) {
 	for _, text := range p.Problems {
 		fmt.Fprintf(w, "warning: %s\n", text)
 	}
+	alike, left := map[string]int{}, map[string][]string{}
 	for _, c := range p.Changes {
+		of := c.alike()
+		if alike[of]++; alike[of] > maxAlike {
+			left[of] = append(left[of], c.Sidecars...)
+			continue
+		}
 		on := strings.Join(c.Sidecars, ", ")
 		if c.More > 0 {
 			on += fmt.Sprintf(" and %d more", c.More)
@@ -169,6 +193,9 @@ func (p planned) print(w io.Writer) {
 			drains = ", its connections drain"
 		}
 		fmt.Fprintf(w, "\n%s %q %s on %s%s\n%s", plainType(c.Type), c.Name, c.Action, on, drains, c.Diff)
+	}
+	for _, of := range slices.Sorted(maps.Keys(left)) {
+		fmt.Fprintf(w, "\n%s, much as above, on %s: -o json shows each\n", of, sidecarsNamed(left[of]))
 	}
 	if p.Omitted > 0 {
 		fmt.Fprintf(w, "\nand %d more changes that are not shown\n", p.Omitted)
