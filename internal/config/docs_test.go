@@ -1,4 +1,4 @@
-package config
+package config_test
 
 import (
 	"os"
@@ -6,6 +6,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/config/configtest"
 )
 
 // The examples of the guide are definitions.
@@ -20,12 +23,12 @@ func TestGuide(t *testing.T) {
 	}
 	for i := 1; i < len(blocks); i += 2 {
 		language, body, _ := strings.Cut(blocks[i], "\n")
-		defs, err := DecodeDefinitions("example."+language, []byte(body))
+		defs, err := config.DecodeDefinitions("example."+language, []byte(body))
 		if err != nil {
 			t.Error(err)
 			continue
 		}
-		want := Sizing{CPU: 0.5, MemoryBytes: 128 * MiB, Concurrency: 1, MaxConnections: 10000}
+		want := config.Sizing{CPU: 0.5, MemoryBytes: 128 * config.MiB, Concurrency: 1, MaxConnections: 10000}
 		if len(defs) != 1 || defs[0].Sizing() != want || len(defs[0].Checks) != 1 {
 			t.Errorf("%s: %+v", language, defs)
 		}
@@ -40,12 +43,12 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(data)
-	for _, operator := range operators() {
+	for _, operator := range config.Operators() {
 		if !strings.Contains(text, "`"+operator+"`") {
 			t.Errorf("operator %s is missing", operator)
 		}
 	}
-	for _, kind := range Kinds() {
+	for _, kind := range config.Kinds() {
 		_, section, ok := strings.Cut(text, "\n## "+string(kind)+"\n")
 		section, _, _ = strings.Cut(section, "\n## ")
 		parts := strings.Split(section, "```")
@@ -54,7 +57,7 @@ func TestReference(t *testing.T) {
 			continue
 		}
 		language, body, _ := strings.Cut(parts[1], "\n")
-		e, err := DecodeEntry("example."+language, []byte(body))
+		e, err := config.DecodeEntry("example."+language, []byte(body))
 		if err != nil {
 			t.Error(err)
 			continue
@@ -62,7 +65,7 @@ func TestReference(t *testing.T) {
 		if e.EntryKind() != kind {
 			t.Errorf("%s: the example is a %s", kind, e.EntryKind())
 		}
-		for _, field := range fieldsOf(reflect.TypeOf(e), nil) {
+		for _, field := range configtest.Fields(reflect.TypeOf(e)) {
 			_, name, _ := strings.Cut(field, ".")
 			inModifiers := strings.HasPrefix(field, "HeaderModifiers.")
 			named := regexp.MustCompile("[`.]" + name + "[`.]").MatchString(section)

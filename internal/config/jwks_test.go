@@ -7,6 +7,9 @@ import (
 )
 
 // What Envoy would not take as its only key set is refused, as is what could make tokens.
+// publicKey is an Ed25519 key of RFC 8037.
+const publicKey = `{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}`
+
 func TestKeySet(t *testing.T) {
 	const (
 		point = `"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"`
