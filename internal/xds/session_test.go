@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -16,8 +19,10 @@ func (f fixed) all(t Type) map[string]*Resource { return f[t] }
 func (f fixed) get(t Type, n string) *Resource  { return f[t][n] }
 func (f fixed) absent(Type, string) bool        { return true }
 
-func (f fixed) put(t Type, name, content string) {
-	res, err := NewResource(t, name, wrapperspb.String(content))
+func (f fixed) put(t Type, name, content string) { f.message(t, name, wrapperspb.String(content)) }
+
+func (f fixed) message(t Type, name string, m proto.Message) {
+	res, err := NewResource(t, name, m)
 	if err != nil {
 		panic(err)
 	}
@@ -135,6 +140,26 @@ func TestEndpointsFollowAChangedCluster(t *testing.T) {
 	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+a")...)
 	s.put(EndpointType, "a", "other host")
 	s.ack(s.want("ClusterLoadAssignment:+a")...)
+}
+
+// Two clusters can have the same endpoints, under a name that is neither's.
+func TestEndpointsFollowEveryClusterThatHasThem(t *testing.T) {
+	s := newScript(t)
+	cluster := func(name string, timeout int64) {
+		s.src.message(ClusterType, name, &clusterv3.Cluster{
+			Name: name, ConnectTimeout: &durationpb.Duration{Seconds: timeout}, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: "hosts"},
+		})
+		s.s.mark(ClusterType, name)
+	}
+	s.subscribe(ClusterType)
+	s.subscribe(EndpointType, "hosts")
+	s.put(EndpointType, "hosts", "host")
+	cluster("a", 1)
+	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+hosts")...)
+	cluster("b", 1)
+	s.ack(s.want("Cluster:+b ClusterLoadAssignment:+hosts")...)
+	cluster("b", 2)
+	s.ack(s.want("Cluster:+b ClusterLoadAssignment:+hosts")...)
 }
 
 func TestOneResponsePerTypeAndOnlyTheNewest(t *testing.T) {
