@@ -45,8 +45,9 @@ func concerned(before, after *config.Set) []string {
 	if len(roots) == 0 {
 		return nil
 	}
+	services := Services(after)
 	leads := map[string][]string{} // from a service to those that name it
-	for _, service := range Services(after) {
+	for _, service := range services {
 		for _, to := range named(after, service) {
 			leads[to] = append(leads[to], service)
 		}
@@ -60,7 +61,7 @@ func concerned(before, after *config.Set) []string {
 			roots = append(roots, leads[at]...)
 		}
 	}
-	return slices.DeleteFunc(Services(after), func(service string) bool { return !found[service] })
+	return slices.DeleteFunc(services, func(service string) bool { return !found[service] })
 }
 
 // changedServices lists the services of which something changed that chains are made
