@@ -201,5 +201,37 @@ func (r *Resource) Body() ([]byte, error) {
 	return body, nil
 }
 
+// Numbers of the fields in envoy/config/cluster/v3/cluster.proto.
+const (
+	fieldClusterEDS     = 3
+	fieldEDSServiceName = 2
+)
+
+// endpointsName is the name under which a cluster asks for its endpoints, or ""
+// when it doesn't.
+func (r *Resource) endpointsName() string {
+	body, err := r.Body()
+	if err != nil {
+		return "" // the client will say so
+	}
+	name := ""
+	err = fields(body, func(num protowire.Number, v []byte) error {
+		if num != fieldClusterEDS {
+			return nil
+		}
+		name = r.Name
+		return fields(v, func(num protowire.Number, v []byte) error {
+			if num == fieldEDSServiceName && len(v) > 0 {
+				name = string(v)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
 // Size is the number of bytes the resource takes in a response.
 func (r *Resource) Size() int { return len(r.wire) }

@@ -307,8 +307,8 @@ func (s *session) take(sub *subscription, r *response) {
 	f := &flight{nonce: r.nonce, versions: make(map[string]string, len(r.resources)), removed: r.removed}
 	sub.empty = false
 	for _, res := range r.resources {
-		if before, ok := sub.told[res.Name]; ok && r.typ == ClusterType && before != res.Version {
-			s.resendEndpoints(res.Name)
+		if r.typ == ClusterType && sub.told[res.Name] != res.Version {
+			s.resendEndpoints(res.endpointsName())
 		}
 		f.versions[res.Name] = res.Version
 		sub.told[res.Name] = res.Version
@@ -327,16 +327,16 @@ func (s *session) take(sub *subscription, r *response) {
 	sub.flight = f
 }
 
-// resendEndpoints makes the endpoints of a changed cluster due again: Envoy
-// warms the new cluster with them and doesn't ask.
-func (s *session) resendEndpoints(cluster string) {
+// resendEndpoints makes endpoints due again that the client has already asked for:
+// a cluster that is new or changed is warmed with them, and Envoy doesn't ask.
+func (s *session) resendEndpoints(name string) {
 	sub := s.subs[EndpointType]
 	if sub == nil {
 		return
 	}
-	if _, named := sub.names[cluster]; named {
-		sub.dirty[cluster] = struct{}{}
-		sub.force[cluster] = struct{}{}
+	if _, named := sub.names[name]; named {
+		sub.dirty[name] = struct{}{}
+		sub.force[name] = struct{}{}
 	}
 }
 

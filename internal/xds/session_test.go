@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -17,7 +19,11 @@ func (f fixed) get(t Type, n string) *Resource  { return f[t][n] }
 func (f fixed) absent(Type, string) bool        { return true }
 
 func (f fixed) put(t Type, name, content string) {
-	res, err := NewResource(t, name, wrapperspb.String(content))
+	var body proto.Message = wrapperspb.String(content)
+	if eds, ok := strings.CutPrefix(content, "endpoints "); ok { // of a cluster
+		body = &clusterv3.Cluster{Name: name, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: eds}}
+	}
+	res, err := NewResource(t, name, body)
 	if err != nil {
 		panic(err)
 	}
@@ -129,12 +135,17 @@ func TestEndpointsFollowAChangedCluster(t *testing.T) {
 	s.subscribe(ClusterType)
 	s.subscribe(EndpointType, "a")
 	s.put(EndpointType, "a", "host")
-	s.put(ClusterType, "a", "1")
+	s.put(ClusterType, "a", "endpoints ") // those of its own name
 	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+a")...)
-	s.put(ClusterType, "a", "2")
+	s.put(ClusterType, "a", "endpoints a")
 	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+a")...)
 	s.put(EndpointType, "a", "other host")
 	s.ack(s.want("ClusterLoadAssignment:+a")...)
+	// Another cluster warms with the same ones, for which Envoy doesn't ask again.
+	s.put(ClusterType, "b", "endpoints a")
+	s.ack(s.want("Cluster:+b ClusterLoadAssignment:+a")...)
+	s.put(ClusterType, "c", "static")
+	s.ack(s.want("Cluster:+c")...)
 }
 
 func TestOneResponsePerTypeAndOnlyTheNewest(t *testing.T) {
