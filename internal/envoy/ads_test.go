@@ -47,7 +47,7 @@ type live struct {
 	refused []string
 }
 
-func startLive(t *testing.T, scenario string, ca *meshtest.Authority) *live {
+func startLive(t *testing.T, scenario string, ca *meshtest.Authority, args ...string) *live {
 	t.Helper()
 	s := meshtest.Parse(t, txtar.Parse([]byte(scenario)).Files)
 	l := &live{t: t, input: input(s), mesh: &mesh{t: t, ca: ca, scenario: s}, acked: map[xds.Key]string{}}
@@ -83,7 +83,7 @@ func startLive(t *testing.T, scenario string, ca *meshtest.Authority) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Envoy = meshtest.StartEnvoy(t, b)
+	l.Envoy = meshtest.StartEnvoy(t, b, args...)
 	l.WaitReady()
 	l.settle()
 	return l

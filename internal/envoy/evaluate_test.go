@@ -259,6 +259,9 @@ func packed(m proto.Message) []proto.Message {
 	var walk func(protoreflect.Message)
 	walk = func(m protoreflect.Message) {
 		if raw, ok := m.Interface().(*anypb.Any); ok {
+			if raw.GetTypeUrl() == "" {
+				return
+			}
 			inner, err := raw.UnmarshalNew()
 			if err != nil {
 				panic(err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -36,17 +37,34 @@ type concern struct {
 	keys []xds.Key // what differs for it; none when it is told nothing
 }
 
-// note enters a sidecar that was built anew, if changed entries may be why.
-func (c *change) note(key string, n node, old, made *sidecar, changed []config.Key) {
+// note enters a sidecar that was built anew, if changed entries may be why. shared is
+// what changed of the endpoints.
+func (c *change) note(key string, n node, old, made *sidecar, changed []config.Key, shared map[xds.Key]*xds.Resource) {
 	if n.observer || old == nil || made == nil || !old.readsAny(changed) && !made.readsAny(changed) {
 		return
 	}
 	of := concern{node: n}
 	if old != made {
 		of.keys = xds.Changes(&xds.View{Own: old.own, Shared: old.shared}, &xds.View{Own: made.own, Shared: made.shared})
+		for _, ref := range changedRefs(old.calls, made.calls) {
+			if k := (xds.Key{Type: xds.EndpointType, Name: ref.ClusterName}); shared[k] != nil {
+				of.keys = append(of.keys, k)
+			}
+		}
 		slices.SortFunc(of.keys, xds.Key.Compare)
 	}
 	c.sidecars[key] = of
+}
+
+// changedRefs lists the endpoints of the second that the first has, too, but made otherwise.
+func changedRefs(before, after []proxy.EndpointsRef) (out []proxy.EndpointsRef) {
+	for _, ref := range after {
+		i := slices.IndexFunc(before, func(b proxy.EndpointsRef) bool { return b.ClusterName == ref.ClusterName })
+		if i >= 0 && !before[i].Equal(ref) {
+			out = append(out, ref)
+		}
+	}
+	return out
 }
 
 func (c *change) size() (n int) {

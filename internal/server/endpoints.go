@@ -111,7 +111,7 @@ func (m *mesh) release(refs []proxy.EndpointsRef, update xds.Update) {
 
 // refresh builds an endpoint resource, and puts it into the update if it differs.
 func (m *mesh) refresh(e *endpoints, snap *catalog.Snapshot, update xds.Update) {
-	res, problems, err := m.makeEndpoints(snap, e.ref)
+	res, problems, err := makeEndpoints(snap, e.ref, &m.filters)
 	for _, p := range problems {
 		m.log.Warn("instance left out of the mesh", "problem", p.String())
 	}

@@ -58,10 +58,10 @@ func (m *mesh) makeOf(in proxy.Input) (out made, err error) {
 	return out, err
 }
 
-// makeEndpoints builds one endpoint resource. Only run calls it.
-func (m *mesh) makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef) (res *xds.Resource, problems []proxy.Problem, err error) {
+// makeEndpoints builds one endpoint resource.
+func makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef, filters *proxy.Filters) (res *xds.Resource, problems []proxy.Problem, err error) {
 	err = isolated(func() error {
-		made := proxy.BuildEndpoints(snap, ref, &m.filters)
+		made := proxy.BuildEndpoints(snap, ref, filters)
 		problems = made.Problems
 		res, err = xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 		return err

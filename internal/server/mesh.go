@@ -263,7 +263,7 @@ func (m *mesh) step(now time.Time) {
 		}
 		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, now) {
 			m.build(key, n, snap, entries, now, update)
-			record.note(key, n, old, m.sidecars[key], changedEntries)
+			record.note(key, n, old, m.sidecars[key], changedEntries, update.Shared)
 		}
 	}
 	for _, e := range m.endpoints.of(affected(m.doneCatalog, snap, changedServices)) {

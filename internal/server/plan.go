@@ -40,6 +40,7 @@ type planner struct {
 	entries *config.Set
 	reads   map[*catalog.Service][]config.Key
 	found   map[*catalog.Service][]proxy.Problem
+	filters proxy.Filters
 }
 
 func newPlanner() planner {
@@ -186,7 +187,7 @@ func (m *mesh) plan(ctx context.Context, put []config.Entry, drop []config.Key, 
 		if !m.plans.concerns(m, in, entries, known, changed) {
 			continue
 		}
-		differs, newly := m.compare(in, entries, next, known)
+		differs, newly := m.compare(in, snap, entries, next, known)
 		for _, p := range newly {
 			problems[p] = struct{}{}
 		}
@@ -297,7 +298,7 @@ func (p *planner) keep(proxies []catalog.Instance) {
 
 // compare builds a sidecar with either set of entries. problems are those that only
 // the second gives.
-func (m *mesh) compare(in catalog.Instance, entries, next *config.Set, known map[string]struct{}) (out []difference, problems []string) {
+func (m *mesh) compare(in catalog.Instance, snap *catalog.Snapshot, entries, next *config.Set, known map[string]struct{}) (out []difference, problems []string) {
 	before, _ := m.make(in, entries, known)
 	after, err := m.make(in, next, known)
 	problems = newProblems(before.problems, after.problems)
@@ -307,8 +308,29 @@ func (m *mesh) compare(in catalog.Instance, entries, next *config.Set, known map
 	for _, k := range xds.Changes(&xds.View{Own: before.own}, &xds.View{Own: after.own}) {
 		out = append(out, difference{Key: k, old: before.own[k.Type][k.Name], new: after.own[k.Type][k.Name]})
 	}
+	if before.proxy != nil {
+		out = append(out, m.compareEndpoints(snap, before.proxy.Endpoints(), after.proxy.Endpoints())...)
+	}
 	slices.SortFunc(out, func(a, b difference) int { return a.Compare(b.Key) })
 	return out, problems
+}
+
+// compareEndpoints builds the endpoints that are made otherwise, either way. What cannot
+// be built stays as it is, and is left out.
+func (m *mesh) compareEndpoints(snap *catalog.Snapshot, before, after []proxy.EndpointsRef) (out []difference) {
+	for _, ref := range changedRefs(before, after) {
+		i := slices.IndexFunc(before, func(b proxy.EndpointsRef) bool { return b.ClusterName == ref.ClusterName })
+		old, _, err := makeEndpoints(snap, before[i], &m.plans.filters)
+		if err != nil {
+			continue
+		}
+		next, _, err := makeEndpoints(snap, ref, &m.plans.filters)
+		if err != nil || old.Version == next.Version {
+			continue
+		}
+		out = append(out, difference{Key: xds.Key{Type: xds.EndpointType, Name: ref.ClusterName}, old: old, new: next})
+	}
+	return out
 }
 
 func newProblems(before, after []proxy.Problem) (out []string) {

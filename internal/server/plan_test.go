@@ -57,7 +57,9 @@ func TestPlanShowsWhatWouldChangeAndChangesNothing(t *testing.T) {
 	s.Register("admin.yaml", admin)
 	s.Register("catalog.yaml", catalog)
 	caller := follow(t, s, "web-sidecar-proxy", true, endpoints(s, "catalog"), route("public_listener"), route("catalog"))
-	caller.until("in sync", func() bool { return len(caller.held) == 7 && strings.Contains(caller.body(endpoints(s, "catalog")), `"port_value"`) })
+	caller.until("in sync", func() bool {
+		return len(caller.held) == 7 && strings.Contains(caller.body(endpoints(s, "catalog")), `"port_value"`)
+	})
 	before := caller.responses
 
 	const tcp = `{"entries":[{"Kind":"service-defaults","Name":"catalog","Protocol":"tcp"},{"Kind":"service-defaults","Name":"web","Protocol":"http"}]}`
@@ -168,4 +170,28 @@ func TestPlansAndReportsThatAreRefused(t *testing.T) {
 			t.Errorf("%s %.60s: status %d: %s; want %q", tt.request, tt.body, resp.StatusCode, text, tt.want)
 		}
 	}
+}
+
+// Entries that say which instances there are change endpoints alone.
+func TestChangesOfEndpointsByEntriesCount(t *testing.T) {
+	s := servertest.Start(t, server.Options{DefaultAllow: true})
+	s.Register("web.yaml", web)
+	s.Register("catalog.yaml", catalog)
+	resolver := func(filter string) string {
+		return `{"Kind":"service-resolver","Name":"catalog","DefaultSubset":"v1","Subsets":{"v1":{"Filter":"` + filter + `"}}}`
+	}
+	write(t, s, resolver("Service.Port != 1"))
+	subset := xds.Key{Type: xds.EndpointType, Name: "v1." + endpoints(s, "catalog").Name}
+	caller := follow(t, s, "web-sidecar-proxy", true, subset)
+	caller.until("the subset has an instance", func() bool { return strings.Contains(caller.body(subset), `"port_value"`) })
+
+	next := resolver("Service.Port == 1")
+	p := plan(t, s, `{"entries":[`+next+`]}`)
+	if len(p.Changes) != 1 || p.Changes[0].Type != "ClusterLoadAssignment" || !strings.Contains(p.Changes[0].Diff, "\n-") {
+		t.Errorf("plan %q", p.short())
+	}
+	if got := whatBecameOf(t, s, write(t, s, next), "20s").states(); got != "web-sidecar-proxy acked" {
+		t.Errorf("applied: %q", got)
+	}
+	caller.until("the subset is empty", func() bool { return !strings.Contains(caller.body(subset), `"port_value"`) })
 }

@@ -60,13 +60,20 @@ type Resource struct {
 	// wire is the field "resources" of a DeltaDiscoveryResponse: tag, length and
 	// the discovery Resource message.
 	wire []byte
+	// endpoints is the name of the endpoint resource that a cluster has, if it has
+	// one; empty for other types.
+	endpoints string
 }
 
-// Numbers of the fields in envoy/service/discovery/v3/discovery.proto and google/protobuf/any.proto.
+// Numbers of the fields in envoy/service/discovery/v3/discovery.proto,
+// envoy/config/cluster/v3/cluster.proto and google/protobuf/any.proto.
 const (
 	fieldResourceVersion = 1
 	fieldResourceBody    = 2
 	fieldResourceName    = 3
+
+	fieldEDS            = 3 // eds_cluster_config of a Cluster
+	fieldEDSServiceName = 2
 
 	fieldAnyType  = 1
 	fieldAnyValue = 2
@@ -118,9 +125,36 @@ func NewResource(t Type, name string, body proto.Message) (*Resource, error) {
 	h.Write([]byte{0})
 	h.Write(b[begin:])
 	hex.Encode(b[at:at+versionLength], h.Sum(nil)[:versionLength/2])
+	r := &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength])}
+	if err := r.findEndpoints(b[begin:]); err != nil {
+		return nil, err
+	}
 	b = protowire.AppendTag(b, fieldResourceName, protowire.BytesType)
-	b = protowire.AppendString(b, name)
-	return &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength]), wire: b}, nil
+	r.wire = protowire.AppendString(b, name)
+	return r, nil
+}
+
+// findEndpoints notes which endpoints a cluster has, by its encoded message.
+func (r *Resource) findEndpoints(body []byte) error {
+	if r.Type != ClusterType {
+		return nil
+	}
+	r.endpoints = r.Name
+	err := fields(body, func(num protowire.Number, eds []byte) error {
+		if num != fieldEDS {
+			return nil
+		}
+		return fields(eds, func(num protowire.Number, v []byte) error {
+			if num == fieldEDSServiceName && len(v) > 0 {
+				r.endpoints = string(v)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", r.Type.Short(), r.Name, err)
+	}
+	return nil
 }
 
 var errMalformed = errors.New("malformed protobuf")
@@ -176,6 +210,13 @@ func parseResource(t Type, payload []byte) (*Resource, error) {
 	r.wire = make([]byte, 0, 1+protowire.SizeBytes(len(payload)))
 	r.wire = protowire.AppendTag(r.wire, fieldResponseResources, protowire.BytesType)
 	r.wire = protowire.AppendBytes(r.wire, payload)
+	if t == ClusterType {
+		body, err := r.Body()
+		if err != nil {
+			return nil, err
+		}
+		return r, r.findEndpoints(body)
+	}
 	return r, nil
 }
 
@@ -199,38 +240,6 @@ func (r *Resource) Body() ([]byte, error) {
 		return nil, fmt.Errorf("%s %q: %w", r.Type.Short(), r.Name, err)
 	}
 	return body, nil
-}
-
-// Numbers of the fields in envoy/config/cluster/v3/cluster.proto.
-const (
-	fieldClusterEDS     = 3
-	fieldEDSServiceName = 2
-)
-
-// endpointsName is the name under which a cluster asks for its endpoints, or ""
-// when it doesn't.
-func (r *Resource) endpointsName() string {
-	body, err := r.Body()
-	if err != nil {
-		return "" // the client will say so
-	}
-	name := ""
-	err = fields(body, func(num protowire.Number, v []byte) error {
-		if num != fieldClusterEDS {
-			return nil
-		}
-		name = r.Name
-		return fields(v, func(num protowire.Number, v []byte) error {
-			if num == fieldEDSServiceName && len(v) > 0 {
-				name = string(v)
-			}
-			return nil
-		})
-	})
-	if err != nil {
-		return ""
-	}
-	return name
 }
 
 // Size is the number of bytes the resource takes in a response.

@@ -307,8 +307,8 @@ func (s *session) take(sub *subscription, r *response) {
 	f := &flight{nonce: r.nonce, versions: make(map[string]string, len(r.resources)), removed: r.removed}
 	sub.empty = false
 	for _, res := range r.resources {
-		if r.typ == ClusterType && sub.told[res.Name] != res.Version {
-			s.resendEndpoints(res.endpointsName())
+		if r.typ == ClusterType {
+			s.resendEndpoints(res.endpoints)
 		}
 		f.versions[res.Name] = res.Version
 		sub.told[res.Name] = res.Version
@@ -327,8 +327,9 @@ func (s *session) take(sub *subscription, r *response) {
 	sub.flight = f
 }
 
-// resendEndpoints makes endpoints due again that the client has already asked for:
-// a cluster that is new or changed is warmed with them, and Envoy doesn't ask.
+// resendEndpoints makes the endpoints of a new or changed cluster due again: Envoy
+// warms the cluster with them, and doesn't ask when it has asked before, for the
+// cluster as it was or for another one with the same endpoints.
 func (s *session) resendEndpoints(name string) {
 	sub := s.subs[EndpointType]
 	if sub == nil {

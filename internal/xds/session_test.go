@@ -8,6 +8,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -18,12 +19,10 @@ func (f fixed) all(t Type) map[string]*Resource { return f[t] }
 func (f fixed) get(t Type, n string) *Resource  { return f[t][n] }
 func (f fixed) absent(Type, string) bool        { return true }
 
-func (f fixed) put(t Type, name, content string) {
-	var body proto.Message = wrapperspb.String(content)
-	if eds, ok := strings.CutPrefix(content, "endpoints "); ok { // of a cluster
-		body = &clusterv3.Cluster{Name: name, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: eds}}
-	}
-	res, err := NewResource(t, name, body)
+func (f fixed) put(t Type, name, content string) { f.message(t, name, wrapperspb.String(content)) }
+
+func (f fixed) message(t Type, name string, m proto.Message) {
+	res, err := NewResource(t, name, m)
 	if err != nil {
 		panic(err)
 	}
@@ -135,17 +134,32 @@ func TestEndpointsFollowAChangedCluster(t *testing.T) {
 	s.subscribe(ClusterType)
 	s.subscribe(EndpointType, "a")
 	s.put(EndpointType, "a", "host")
-	s.put(ClusterType, "a", "endpoints ") // those of its own name
+	s.put(ClusterType, "a", "1")
 	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+a")...)
-	s.put(ClusterType, "a", "endpoints a")
+	s.put(ClusterType, "a", "2")
 	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+a")...)
 	s.put(EndpointType, "a", "other host")
 	s.ack(s.want("ClusterLoadAssignment:+a")...)
-	// Another cluster warms with the same ones, for which Envoy doesn't ask again.
-	s.put(ClusterType, "b", "endpoints a")
-	s.ack(s.want("Cluster:+b ClusterLoadAssignment:+a")...)
-	s.put(ClusterType, "c", "static")
-	s.ack(s.want("Cluster:+c")...)
+}
+
+// Two clusters can have the same endpoints, under a name that is neither's.
+func TestEndpointsFollowEveryClusterThatHasThem(t *testing.T) {
+	s := newScript(t)
+	cluster := func(name string, timeout int64) {
+		s.src.message(ClusterType, name, &clusterv3.Cluster{
+			Name: name, ConnectTimeout: &durationpb.Duration{Seconds: timeout}, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: "hosts"},
+		})
+		s.s.mark(ClusterType, name)
+	}
+	s.subscribe(ClusterType)
+	s.subscribe(EndpointType, "hosts")
+	s.put(EndpointType, "hosts", "host")
+	cluster("a", 1)
+	s.ack(s.want("Cluster:+a ClusterLoadAssignment:+hosts")...)
+	cluster("b", 1)
+	s.ack(s.want("Cluster:+b ClusterLoadAssignment:+hosts")...)
+	cluster("b", 2)
+	s.ack(s.want("Cluster:+b ClusterLoadAssignment:+hosts")...)
 }
 
 func TestOneResponsePerTypeAndOnlyTheNewest(t *testing.T) {
