@@ -153,10 +153,10 @@ func (p planned) summary() string {
 		return line + "no listener changes, no connection drains"
 	}
 	line += fmt.Sprintf("%d %s and %s ", p.Listeners, verbOf(p.Listeners, "listener changes", "listeners change"), verbOf(p.Listeners, "drains", "drain"))
-	switch {
-	case p.Unknown == 0:
+	switch p.Unknown {
+	case 0:
 		return line + fmt.Sprintf("%d open %s", p.Connections, verbOf(int(p.Connections), "connection", "connections"))
-	case p.Unknown == p.Listeners:
+	case p.Listeners:
 		return line + "an unknown number of open connections"
 	}
 	return line + fmt.Sprintf("%d open connections and an unknown number on %d of them", p.Connections, p.Unknown)

@@ -163,6 +163,8 @@ func (c *call) fail(err error) {
 	status := http.StatusInternalServerError
 	if h, ok := errors.AsType[*httpError](err); ok {
 		status = h.status
+	} else if _, ok := errors.AsType[*store.Refusal](err); ok {
+		status = http.StatusBadRequest // entries that would not fit together
 	} else if c.r.Context().Err() == nil {
 		c.api.log.Error("request failed", "method", c.r.Method, "path", c.r.URL.Path, "err", err)
 	}

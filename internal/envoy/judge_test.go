@@ -15,18 +15,18 @@ import (
 )
 
 // some is nil about as often as not.
-func some[T any](d dice, make func() *T) *T {
+func some[T any](d dice, build func() *T) *T {
 	if d.IntN(2) == 0 {
 		return nil
 	}
-	return make()
+	return build()
 }
 
 // list has up to n elements.
-func list[T any](d dice, n int, make func() T) []T {
+func list[T any](d dice, n int, build func() T) []T {
 	var out []T
 	for range d.IntN(n + 1) {
-		out = append(out, make())
+		out = append(out, build())
 	}
 	return out
 }

@@ -68,7 +68,7 @@ func (b *builder) action(allow bool, because string) *xdsmatcherv3.Matcher_OnMat
 // beside the ones that bind, and count as denied (shadow_denied) what they would.
 func (b *builder) requestIntentions(in proxy.Intentions) *rbacfilterv3.RBACPerRoute {
 	out := &rbacfilterv3.RBAC{Matcher: b.callerMatcher(in.Enforced())}
-	if watched, any := in.Watched(); any {
+	if watched, audited := in.Watched(); audited {
 		out.ShadowMatcher = b.callerMatcher(watched)
 	}
 	return &rbacfilterv3.RBACPerRoute{Rbac: out}
@@ -81,7 +81,7 @@ func (b *builder) connectionIntentions(in *proxy.Inbound) *corev3.TypedExtension
 		StatPrefix: proxy.PublicListener + ".",
 		Matcher:    b.callerMatcher(intentions.Enforced()),
 	}
-	if watched, any := intentions.Watched(); any {
+	if watched, audited := intentions.Watched(); audited {
 		out.ShadowMatcher = b.callerMatcher(watched)
 	}
 	return &corev3.TypedExtensionConfig{Name: IntentionsExtension, TypedConfig: b.pack(out)}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -56,9 +57,7 @@ func (i *issuer) provider(edit func(*config.JWTProvider)) config.Entry {
 func (i *issuer) token(claims map[string]any) string {
 	i.t.Helper()
 	all := map[string]any{"iss": "https://" + i.name, "sub": "someone", "exp": time.Now().Add(time.Hour).Unix()}
-	for k, v := range claims {
-		all[k] = v
-	}
+	maps.Copy(all, claims)
 	body, err := json.Marshal(all)
 	if err != nil {
 		i.t.Fatal(err)

@@ -48,15 +48,15 @@ func (in Intentions) Enforced() Intentions {
 // Watched are the intentions that only count: those that an audit is about, and
 // nobody else is refused. False when there are none.
 func (in Intentions) Watched() (Intentions, bool) {
-	any := in.Otherwise.Audit
+	audited := in.Otherwise.Audit
 	out := in.each(func(v Verdict) Verdict {
-		any = any || v.Audit
+		audited = audited || v.Audit
 		if !v.Audit {
 			return Verdict{Allow: true, Because: v.Because}
 		}
 		return v
 	})
-	return out, any
+	return out, audited
 }
 
 // Connections are the intentions when only connections can be judged, and not the

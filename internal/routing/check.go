@@ -13,16 +13,13 @@ import (
 const maxTold = 5
 
 // Check refuses a change after which the entries of some service no longer make a
-// chain though they did before. Entries that were broken already are no reason.
+// chain though they did before. Entries that were broken already are no reason. It
+// looks at the services alone that the change can concern.
 func Check(before, after *config.Set, datacenter string) error {
-	changed := config.Changed(before, after)
-	if len(changed) == 0 {
-		return nil
-	}
 	var errs []error
-	for _, service := range Services(after) {
+	for _, service := range concerned(before, after) {
 		chain, _ := Compile(Request{Config: after, Service: service, Datacenter: datacenter})
-		if chain.Broken == "" || !slices.ContainsFunc(changed, chain.Read) {
+		if chain.Broken == "" {
 			continue
 		}
 		if was, _ := Compile(Request{Config: before, Service: service, Datacenter: datacenter}); was.Broken != "" {
@@ -35,6 +32,86 @@ func Check(before, after *config.Set, datacenter string) error {
 		errs = append(errs, fmt.Errorf("service %q: %s", service, chain.Broken))
 	}
 	return errors.Join(errs...)
+}
+
+// concerned lists the services with a router, splitter or resolver whose chain may
+// read what differs between two sets, sorted. A chain reads entries of the services
+// that it can lead to, and nothing else that could break it.
+func concerned(before, after *config.Set) []string {
+	roots, all := changedServices(before, after)
+	if all {
+		return Services(after)
+	}
+	if len(roots) == 0 {
+		return nil
+	}
+	leads := map[string][]string{} // from a service to those that name it
+	for _, service := range Services(after) {
+		for _, to := range named(after, service) {
+			leads[to] = append(leads[to], service)
+		}
+	}
+	found := map[string]bool{}
+	for len(roots) > 0 {
+		at := roots[len(roots)-1]
+		roots = roots[:len(roots)-1]
+		if !found[at] {
+			found[at] = true
+			roots = append(roots, leads[at]...)
+		}
+	}
+	return slices.DeleteFunc(Services(after), func(service string) bool { return !found[service] })
+}
+
+// changedServices lists the services of which something changed that chains are made
+// of. all is that it changed for all services.
+func changedServices(before, after *config.Set) (services []string, all bool) {
+	for _, k := range config.Changed(before, after) {
+		switch k.Kind {
+		case config.KindServiceRouter, config.KindServiceSplitter, config.KindServiceResolver:
+			services = append(services, k.Name)
+		case config.KindServiceDefaults:
+			if protocolOf(before, k.Name) != protocolOf(after, k.Name) {
+				services = append(services, k.Name)
+			}
+		case config.KindProxyDefaults:
+			all = all || protocolOf(before, "") != protocolOf(after, "")
+		}
+	}
+	return services, all
+}
+
+func protocolOf(set *config.Set, service string) string {
+	protocol, _, _ := Protocol(set, service)
+	return protocol
+}
+
+// named lists the services that the entries of one name, with repetition.
+func named(set *config.Set, service string) (out []string) {
+	if e := set.Router(service); e != nil {
+		for i := range e.Routes {
+			if d := e.Routes[i].Destination; d != nil {
+				out = append(out, d.Service)
+			}
+		}
+	}
+	if e := set.Splitter(service); e != nil {
+		for i := range e.Splits {
+			out = append(out, e.Splits[i].Service)
+		}
+	}
+	if e := set.Resolver(service); e != nil {
+		if e.Redirect != nil {
+			out = append(out, e.Redirect.Service)
+		}
+		for _, f := range e.Failover {
+			out = append(out, f.Service)
+			for _, t := range f.Targets {
+				out = append(out, t.Service)
+			}
+		}
+	}
+	return slices.DeleteFunc(out, func(to string) bool { return to == "" || to == service })
 }
 
 // Read reports whether the chain depends on an entry.

@@ -221,7 +221,7 @@ func (m *mesh) await(ctx context.Context, wanted map[string][]xds.Key) (last map
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var grace *time.Timer
-	m.xds.Await(ctx, wanted, func(now map[string]xds.Verdict) bool {
+	err := m.xds.Await(ctx, wanted, func(now map[string]xds.Verdict) bool {
 		last = now
 		settled := true
 		for _, v := range now {
@@ -232,6 +232,9 @@ func (m *mesh) await(ctx context.Context, wanted map[string][]xds.Key) (last map
 		}
 		return settled
 	})
+	if err != nil {
+		m.log.Debug("not every sidecar has answered for a change", "reason", err)
+	}
 	if grace != nil {
 		grace.Stop()
 	}

@@ -40,6 +40,7 @@ type configDir struct {
 	mu      sync.Mutex          // guards the following
 	files   map[string]*dirFile // by name
 	trouble string              // with the folder as a whole
+	stuck   string              // why what is to be pruned is not
 	due     map[string]bool     // files whose entries the store does not have yet
 	untidy  bool                // there may be something to prune
 }
@@ -50,6 +51,7 @@ type dirFile struct {
 	size    int64
 	entry   config.Entry // as it was last right; nil: never
 	problem string       // one line, empty when it is right
+	refused string       // why the store does not take the entry beside the others
 }
 
 func newConfigDir(path string, prune bool, s *store.Store, log *slog.Logger) *configDir {
@@ -106,12 +108,15 @@ func (d *configDir) look(now time.Time) error {
 	}
 	d.judgeRivals(owners)
 	if len(d.due) > 0 || d.untidy && d.prune {
-		if err := d.apply(owners, now); err != nil {
+		if err := d.take(owners, now); err != nil {
 			return fmt.Errorf("config directory %q: %w", d.path, err)
 		}
 	}
-	clear(d.due)
-	d.untidy = false
+	for name := range d.due {
+		if d.files[name].refused == "" { // else it is tried again: what is around it may change
+			delete(d.due, name)
+		}
+	}
 	if d.trouble != "" {
 		d.trouble = ""
 		d.log.Info("configuration directory is taken again", "directory", d.path)
@@ -239,16 +244,76 @@ func (d *configDir) judgeRivals(owners map[config.Key]string) {
 	}
 }
 
-// apply writes what is due and deletes what is to be pruned, all or nothing.
-func (d *configDir) apply(owners map[config.Key]string, now time.Time) error {
+// take writes what is due and deletes what is to be pruned: at once, or where the
+// store refuses that, as much of it as fits together.
+func (d *configDir) take(owners map[config.Key]string, now time.Time) error {
+	due := slices.DeleteFunc(slices.SortedFunc(maps.Keys(owners), config.Key.Compare), func(k config.Key) bool { return !d.due[owners[k]] })
+	err := d.apply(owners, due, d.prune, now)
+	if _, refused := errors.AsType[*store.Refusal](err); !refused {
+		if err == nil {
+			d.untidy, d.stuck = false, ""
+			d.refuse(owners, due, nil)
+		}
+		return err
+	}
+	reasons := map[config.Key]error{}
+	for progress := true; progress; {
+		progress = false
+		due = slices.DeleteFunc(due, func(k config.Key) bool {
+			e := d.apply(owners, []config.Key{k}, false, now)
+			if _, refused := errors.AsType[*store.Refusal](e); e != nil && !refused {
+				err = e
+				return false
+			}
+			if e == nil {
+				d.refuse(owners, []config.Key{k}, nil)
+				progress = true
+			}
+			reasons[k] = e
+			return e == nil
+		})
+	}
+	if _, refused := errors.AsType[*store.Refusal](err); !refused {
+		return err
+	}
+	d.refuse(owners, due, reasons)
+	if !d.prune || !d.untidy {
+		return nil
+	}
+	stuck := ""
+	err = d.apply(owners, nil, true, now)
+	if _, refused := errors.AsType[*store.Refusal](err); refused {
+		stuck, err = fmt.Sprintf("%s: entries whose files are gone are not deleted: %s", d.path, firstLine(err)), nil
+		if stuck != d.stuck {
+			d.log.Error("entries not deleted though their files are gone", "problem", stuck)
+		}
+	}
+	d.stuck, d.untidy = stuck, err != nil || stuck != ""
+	return err
+}
+
+// refuse notes why files are not taken, or that they are.
+func (d *configDir) refuse(owners map[config.Key]string, keys []config.Key, reasons map[config.Key]error) {
+	for _, k := range keys {
+		f, path := d.files[owners[k]], filepath.Join(d.path, owners[k])
+		reason := ""
+		if err := reasons[k]; err != nil {
+			reason = fmt.Sprintf("%s: %s: %s", path, k, firstLine(err))
+		}
+		if reason != "" && reason != f.refused {
+			d.log.Error("configuration file not taken, it does not fit the other entries", "file", path, "problem", reason)
+		}
+		f.refused = reason
+	}
+}
+
+// apply writes entries of files and, with prune, deletes what is to be, all or nothing.
+func (d *configDir) apply(owners map[config.Key]string, keys []config.Key, prune bool, now time.Time) error {
 	var wrote, pruned []string
 	err := d.store.Update(func(w *store.Writer) error {
 		wrote, pruned = nil, nil
-		for _, k := range slices.SortedFunc(maps.Keys(owners), config.Key.Compare) {
+		for _, k := range keys {
 			name := owners[k]
-			if !d.due[name] {
-				continue
-			}
 			before := w.Index()
 			if err := w.PutEntry(d.files[name].entry, store.Author{Who: dirAuthor + name, Time: now}); err != nil {
 				return err
@@ -257,7 +322,7 @@ func (d *configDir) apply(owners map[config.Key]string, now time.Time) error {
 				wrote = append(wrote, k.String())
 			}
 		}
-		if !d.prune {
+		if !prune {
 			return nil
 		}
 		for _, e := range w.Entries("") {
@@ -310,12 +375,17 @@ func (d *configDir) problems() (out []string) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.trouble != "" {
-		out = append(out, d.trouble)
+	for _, p := range []string{d.trouble, d.stuck} {
+		if p != "" {
+			out = append(out, p)
+		}
 	}
 	for _, f := range d.files {
 		if f.problem != "" {
 			out = append(out, f.problem)
+		}
+		if f.refused != "" {
+			out = append(out, f.refused)
 		}
 	}
 	slices.Sort(out)

@@ -205,3 +205,61 @@ func TestConfigDirWithTwoOfOneKind(t *testing.T) {
 		t.Errorf("problems %q", p)
 	}
 }
+
+const (
+	canary = "Kind: service-splitter\nName: web\nSplits: [{Weight: 90}, {Weight: 10, ServiceSubset: v2}]\n"
+	subset = "Kind: service-resolver\nName: web\nSubsets: {v2: {Filter: Service.Meta.v == 2}}\n"
+)
+
+// TestConfigDirWithWhatDoesNotFit: an entry that does not fit the others waits until it
+// does, and keeps no other from being taken; what others need is not pruned.
+func TestConfigDirWithWhatDoesNotFit(t *testing.T) {
+	s, err := store.Open(store.Options{Judge: func(before, after *config.Set) error { return judge(before, after, "dc1") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	f := &folder{t: t, log: &bytes.Buffer{}}
+	f.configDir = newConfigDir(t.TempDir(), true, s, slog.New(slog.NewTextHandler(f.log, nil)))
+	is := func(what, problem string, want ...string) {
+		t.Helper()
+		for range 2 { // the second time nothing is news
+			if err := f.look(time.Unix(5000, 0)); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		var got []string
+		s.Read(t.Context(), 0, func(r *store.Reader) {
+			got = nil
+			for _, e := range r.Entries("") {
+				got = append(got, config.KeyOf(e).String())
+			}
+		})
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+		if p := strings.Join(f.problems(), "\n"); (problem == "") != (p == "") || !strings.Contains(p, problem) {
+			t.Errorf("%s: problems %q, want %q", what, p, problem)
+		}
+		if n := strings.Count(f.log.String(), "level=ERROR"); n != min(1, len(problem)) {
+			t.Errorf("%s: %d errors logged:\n%s", what, n, f.log)
+		}
+		f.log.Reset()
+	}
+	f.file("a.yaml", yaml("web", "http"))
+	f.file("b.yaml", canary)
+	f.file("c.yaml", yaml("db", "tcp"))
+	is("a subset is missing", `service "web" has no subset "v2"`, "service-defaults/db", "service-defaults/web")
+	f.file("z.yaml", subset)
+	is("it is there", "", "service-defaults/db", "service-defaults/web", "service-resolver/web", "service-splitter/web")
+	f.file("z.yaml", "")
+	is("its file is gone", "entries whose files are gone are not deleted: service \"web\"", "service-defaults/db", "service-defaults/web", "service-resolver/web", "service-splitter/web")
+	f.file("b.yaml", "")
+	is("nobody needs it any more", "", "service-defaults/db", "service-defaults/web")
+	f.file("b.yaml", canary)
+	f.file("z.yaml", subset)
+	is("both at once, the needed one last", "", "service-defaults/db", "service-defaults/web", "service-resolver/web", "service-splitter/web")
+	f.file("z.yaml", strings.ReplaceAll(subset, "v2", "v3"))
+	f.file("c.yaml", "")
+	is("another subset, and something to prune", "service-resolver/web: service \"web\": ", "service-defaults/web", "service-resolver/web", "service-splitter/web")
+}

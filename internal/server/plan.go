@@ -178,6 +178,11 @@ func (m *mesh) plan(ctx context.Context, put []config.Entry, drop []config.Key, 
 
 	found := map[string]*difference{}
 	problems := map[string]struct{}{}
+	if err := judge(entries, next, m.datacenter); err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			problems["the write would be refused: "+line] = struct{}{}
+		}
+	}
 	proxies := snap.Proxies()
 	out.Sidecars = len(proxies)
 	for _, in := range proxies {

@@ -36,6 +36,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/consulapi"
 	"github.com/crossfade-mesh/crossfade/internal/dns"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -113,7 +114,7 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Log: o.Log}); err != nil {
+	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: o.judge, Log: o.Log}); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
@@ -182,6 +183,21 @@ func New(o Options) (_ *Server, err error) {
 	}
 	s.api = consulapi.New(api)
 	return s, nil
+}
+
+// judge refuses a write of entries that would break what is in force.
+func (o Options) judge(before, after *config.Set) error {
+	var refusal error
+	if err := isolated(func() error { refusal = judge(before, after, o.Datacenter); return nil }); err != nil {
+		o.Log.Error("entries can't be judged, they are not written", "reason", err)
+		return errors.New("entries cannot be judged; the server's log says why")
+	}
+	return refusal
+}
+
+// judge says in a line each what would no longer fit together.
+func judge(before, after *config.Set, datacenter string) error {
+	return errors.Join(config.CheckProviders(before, after), routing.Check(before, after, datacenter))
 }
 
 // runChecks runs the registry's checks until ctx ends.

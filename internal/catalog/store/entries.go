@@ -67,6 +67,7 @@ func (w *Writer) DeleteEntry(k config.Key, by Author) error {
 }
 
 func (w *Writer) entryChanged(k config.Key) {
+	w.touched = append(w.touched, k)
 	w.bump(subjectEntry(k))
 	w.bump(subjectKind(k.Kind))
 	w.bump(subjectKind(""))

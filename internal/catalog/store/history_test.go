@@ -44,7 +44,9 @@ func TestHistorySaysWhoDidWhatAndWhen(t *testing.T) {
 		t.Fatal(err)
 	}
 	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.FixedZone("", 3600))
-	by := func(who string, minute int) Author { return Author{Who: who, Time: noon.Add(time.Duration(minute) * time.Minute)} }
+	by := func(who string, minute int) Author {
+		return Author{Who: who, Time: noon.Add(time.Duration(minute) * time.Minute)}
+	}
 	put := func(protocol string, a Author) {
 		t.Helper()
 		write(t, s, func(w *Writer) error { return w.PutEntry(webEntry(protocol), a) })

@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/go-memdb"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
 // Options say what to open.
@@ -38,7 +39,11 @@ type Options struct {
 	// on opening. An empty name registers none.
 	NodeName    string
 	NodeAddress string
-	Log         *slog.Logger // nil: discard
+	// Judge, if set, is asked before a write that changes entries is committed, under
+	// which no other write is: an error refuses the write, and [Store.Update] returns it
+	// as a [Refusal]. What is on disk when the store opens is not judged.
+	Judge func(before, after *config.Set) error
+	Log   *slog.Logger // nil: discard
 }
 
 // Store is an open registry. All methods may be called concurrently.
@@ -58,9 +63,10 @@ type Store struct {
 	mu      sync.Mutex
 	pending []*update // waiting to be committed; guarded by mu
 
-	commit   sync.Mutex // held by the one goroutine that commits
-	graves   int        // see [Writer.bury]; guarded by commit
-	versions int        // of entries, or more, never fewer; guarded by commit
+	commit   sync.Mutex  // held by the one goroutine that commits
+	graves   int         // see [Writer.bury]; guarded by commit
+	versions int         // of entries, or more, never fewer; guarded by commit
+	judged   *config.Set // all entries, where there is a judge; guarded by commit
 }
 
 // Open reads the registry in options.Dir, or starts an empty one.
@@ -153,6 +159,13 @@ func (s *Store) load() error {
 		return err
 	}
 	txn.Commit()
+	if s.options.Judge != nil {
+		var all []config.Entry
+		for _, e := range s.reader().Entries("") {
+			all = append(all, e.Entry)
+		}
+		s.judged = config.NewSet(all...)
+	}
 	return nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
 // ErrClosed is what a write to a closed store fails with.
@@ -92,6 +94,7 @@ func (s *Store) try(batch []*update) (*update, error) {
 	defer txn.Abort()
 	var changes []change
 	var after []func()
+	entries := s.judged
 	for _, u := range batch {
 		w := &Writer{Reader: Reader{txn: txn, datacenter: s.options.Datacenter}, store: s, bumped: map[string]bool{}}
 		w.next = w.Index() + 1
@@ -101,11 +104,16 @@ func (s *Store) try(batch []*update) (*update, error) {
 		if w.err != nil {
 			return u, w.err
 		}
+		var err error
+		if entries, err = w.judge(entries); err != nil {
+			return u, err
+		}
 		changes = append(changes, w.changes...)
 		after = append(after, w.after...)
 	}
 	commit := func() {
 		txn.Commit()
+		s.judged = entries
 		for _, f := range after {
 			f()
 		}
@@ -138,8 +146,39 @@ type Writer struct {
 	next    uint64 // the index of all changes of this writer
 	changes []change
 	bumped  map[string]bool
-	after   []func() // to call once the changes are in force
-	err     error    // the first failure of put, remove or bump
+	touched []config.Key // entries that were written or deleted
+	after   []func()     // to call once the changes are in force
+	err     error        // the first failure of put, remove or bump
+}
+
+// Refusal is why [Options.Judge] does not allow a write.
+type Refusal struct{ reason error }
+
+// Error implements error.
+func (r *Refusal) Error() string { return r.reason.Error() }
+
+// Unwrap is the judge's own error.
+func (r *Refusal) Unwrap() error { return r.reason }
+
+// judge returns the entries as they are after the writer, or why they must not be so.
+func (w *Writer) judge(before *config.Set) (*config.Set, error) {
+	if w.store.options.Judge == nil || len(w.touched) == 0 {
+		return before, nil
+	}
+	var put []config.Entry
+	var drop []config.Key
+	for _, k := range w.touched {
+		if e := w.Entry(k); e != nil {
+			put = append(put, e.Entry)
+		} else {
+			drop = append(drop, k)
+		}
+	}
+	after := before.With(put, drop)
+	if err := w.store.options.Judge(before, after); err != nil {
+		return before, &Refusal{err}
+	}
+	return after, nil
 }
 
 // put stores the row as it will be read back from disk, so that a restart changes
