@@ -158,8 +158,8 @@ func (in *instance) deregister() {
 	in.w.server.Call(http.MethodPut, "/v1/agent/service/deregister/"+in.id, nil)
 }
 
-// write writes an entry given in HCL, JSON or YAML.
-func (w *world) write(text string) {
+// write writes an entry given in HCL, JSON or YAML. It returns the index of the write.
+func (w *world) write(text string) string {
 	w.t.Helper()
 	e, err := config.DecodeEntry("-", []byte(text))
 	if err != nil {
@@ -169,7 +169,14 @@ func (w *world) write(text string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.server.Call(http.MethodPut, "/v1/config", body)
+	h, _ := w.server.Call(http.MethodPut, "/v1/config", body)
+	return h.Get("X-Crossfade-Index")
+}
+
+// apply is write, and waits until every Envoy has acknowledged what changed.
+func (w *world) apply(text string) {
+	w.t.Helper()
+	w.server.Call(http.MethodGet, "/v1/crossfade/applied?wait=10s&index="+w.write(text), nil)
 }
 
 func (w *world) delete(kind, name string) {

@@ -10,12 +10,13 @@ import (
 )
 
 // Endpoints is where a target's sidecars are. Without any it is still a resource,
-// since a cluster waits for one. The targets of a split are localities of their own,
-// and one of them that is empty is left out: what it would get goes to the others.
+// since a cluster waits for one. The targets of a split are localities of their own.
+// An empty one is left out, so that what it would get goes to the others, unless
+// it has its priority for itself: priorities count from 0 without a gap.
 func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: e.ClusterName}
 	for _, g := range e.Groups {
-		if len(g.Endpoints) == 0 {
+		if len(g.Endpoints) == 0 && !alone(e.Groups, g.Priority) {
 			continue
 		}
 		locality := &endpointv3.LocalityLbEndpoints{LbEndpoints: make([]*endpointv3.LbEndpoint, 0, len(g.Endpoints))}
@@ -23,6 +24,7 @@ func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 		if g.Name != "" {
 			locality.Locality = &corev3.Locality{SubZone: g.Name}
 			locality.LoadBalancingWeight = number(g.Weight)
+			locality.Priority = g.Priority
 			metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{socketMatchKey: partMetadata(g.Name)}}
 		}
 		for _, ep := range g.Endpoints {
@@ -36,4 +38,16 @@ func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 		out.Endpoints = append(out.Endpoints, locality)
 	}
 	return out
+}
+
+// alone reports whether others follow a priority that has one group.
+func alone(groups []proxy.EndpointGroup, priority uint32) bool {
+	n, last := 0, uint32(0)
+	for _, g := range groups {
+		if g.Priority == priority {
+			n++
+		}
+		last = max(last, g.Priority)
+	}
+	return n == 1 && priority < last
 }

@@ -16,8 +16,8 @@ type Cluster struct {
 	SNI     string // also the name of its [Endpoints], unless Split is set
 	Target  routing.Target
 	PeerURI string // the only identity accepted from its instances
-	// Split, when set, divides connections among parts in place of Target, SNI and
-	// PeerURI: requests are divided by routes, connections have none.
+	// Split, when set, gives connections to parts in place of Target, SNI and PeerURI:
+	// requests are divided by routes and stood in for by groups, connections have neither.
 	Split []Part
 	// Multiplexed says that requests share HTTP/2 connections to its sidecars,
 	// whatever the app speaks. False for tcp.
@@ -34,33 +34,34 @@ type Cluster struct {
 	JSON string
 }
 
-// Part is one target among those of a split of connections.
+// Part is one target among those of a cluster for connections.
 type Part struct {
 	Target  routing.Target
 	SNI     string
 	PeerURI string
-	Weight  uint32 // of routing.TotalWeight
+	Weight  uint32 // of routing.TotalWeight, among the parts of one priority
+	// Priority above 0 is for targets that get something only while nobody of the
+	// priorities below can take it.
+	Priority uint32
 }
 
-// Group is a cluster whose members are other clusters. The first that has a healthy
-// instance is taken; those without are passed over.
+// Group is a cluster of clusters for requests: attempt n goes to member n, and a
+// member without a healthy instance is passed over. Whatever is in it is in its name
+// too, so that a group never changes: routes go over to another one when that one's
+// members are ready.
 type Group struct {
 	Name string
 	// StatName names its stats: those of the cluster that is wanted.
 	StatName string
-	// Members in order. For requests attempt n goes to member n, so that a cluster
-	// stands in the list as often as it is to be tried; a cluster stands once in a
-	// group for connections.
+	// Members in order; a cluster stands in the list as often as it is to be tried.
 	Members []string
-	// Requests says that it serves HTTP requests rather than connections.
-	Requests bool
-	Limits   Limits
+	Limits  Limits
 }
 
 // EndpointsRef names an endpoint resource and what it is made of.
 type EndpointsRef struct {
 	ClusterName string // of the resource, which the cluster refers to
-	// Parts are its targets; a single one has weight 0.
+	// Parts are its targets. A single one that stands for all has weight 0.
 	Parts []Part
 }
 
@@ -92,6 +93,9 @@ func (c Cluster) EndpointsName() string {
 
 // splitPrefix begins names that exist only because of a split.
 const splitPrefix = "split~"
+
+// groupPrefix begins the names of groups; that of the target and a hash follow.
+const groupPrefix = "group~"
 
 // failoverPrefix begins the names of clusters that are members of a failover, as
 // Consul's do; the position follows.

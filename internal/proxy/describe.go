@@ -26,7 +26,7 @@ func (p *Proxy) Describe() string {
 		r.describe(&b)
 	}
 	for _, g := range p.Groups {
-		fmt.Fprintf(&b, "group %s as %s%s\n  %s\n", g.Name, g.StatName, flag(g.Requests, ", one after the other"), strings.Join(g.Members, "\n  "))
+		fmt.Fprintf(&b, "group %s\n  %s\n", g.Name, strings.Join(g.Members, "\n  "))
 	}
 	for _, c := range p.Clusters {
 		c.describe(&b)
@@ -99,7 +99,7 @@ func (c Cluster) describe(b *strings.Builder) {
 	switch {
 	case c.Split != nil:
 		for _, part := range c.Split {
-			fmt.Fprintf(b, "  %5d %s\n", part.Weight, part.SNI)
+			fmt.Fprintf(b, "  %5d %s%s\n", part.Weight, part.SNI, flag(part.Priority > 0, fmt.Sprintf(" if nobody else, %d", part.Priority)))
 		}
 	case c.SNI != c.Name:
 		fmt.Fprintf(b, "  of %s\n", c.SNI)

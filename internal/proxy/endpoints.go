@@ -24,8 +24,9 @@ type Endpoints struct {
 // EndpointGroup is the endpoints of one target.
 type EndpointGroup struct {
 	// Name is the target's SNI in a split, else empty.
-	Name   string
-	Weight uint32 // of routing.TotalWeight, in a split; else 0
+	Name     string
+	Weight   uint32 // of [Part], in a split; else 0
+	Priority uint32 // of [Part]
 	// Endpoints are sorted by address, then port; no two share both. Empty when
 	// no instance is in service.
 	Endpoints []Endpoint
@@ -71,7 +72,7 @@ const maxFilters = 10_000
 func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) Endpoints {
 	out := Endpoints{ClusterName: ref.ClusterName}
 	for _, p := range ref.Parts {
-		g := EndpointGroup{Weight: p.Weight}
+		g := EndpointGroup{Weight: p.Weight, Priority: p.Priority}
 		if p.Weight > 0 {
 			g.Name = p.SNI
 		}

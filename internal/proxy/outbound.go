@@ -81,24 +81,23 @@ func (p *planner) add(c Cluster) string {
 }
 
 func (p *planner) group(g Group) string {
-	g.Limits = limits(p.settings)
 	if !slices.ContainsFunc(p.out.groups, func(x Group) bool { return x.Name == g.Name }) {
 		p.out.groups = append(p.out.groups, g)
 	}
 	return g.Name
 }
 
-// members are the clusters that stand for a target, in order of preference: itself,
-// and its failovers under Consul's names.
-func (p *planner) members(r routing.Resolver, multiplexed bool) []string {
-	c := p.cluster(r, p.settings, multiplexed)
+// members are the clusters that stand for a target of requests, in order of
+// preference: itself, and its failovers under Consul's names.
+func (p *planner) members(r routing.Resolver) []string {
+	c := p.cluster(r, p.settings, true)
 	if len(r.Failover) == 0 {
 		return []string{p.add(c)}
 	}
 	c.Name = failoverPrefix + "0~" + c.SNI
 	out := []string{p.add(c)}
 	for i, t := range r.Failover {
-		c := p.cluster(routing.Resolver{Target: t, ConnectTimeout: r.ConnectTimeout, LoadBalancer: r.LoadBalancer}, p.settings, multiplexed)
+		c := p.cluster(routing.Resolver{Target: t, ConnectTimeout: r.ConnectTimeout, LoadBalancer: r.LoadBalancer}, p.settings, true)
 		c.Name = failoverPrefix + strconv.Itoa(i+1) + "~" + c.SNI
 		out = append(out, p.add(c))
 	}
@@ -121,29 +120,41 @@ func (p *planner) connections(entry string) {
 		p.split(entry, legs)
 		return
 	}
-	members := p.members(legs[0].Resolver, false)
-	if len(members) == 1 {
-		p.out.clusters[0].Name = entry
+	if len(legs[0].Failover) > 0 {
+		p.split(entry, legs)
 		return
 	}
-	p.group(Group{Name: entry, StatName: entry, Members: members})
+	c := p.cluster(legs[0].Resolver, p.settings, false)
+	c.Name = entry
+	p.add(c)
 }
 
-// split is a cluster whose instances are those of several targets.
+// split is a cluster whose instances are those of several targets: the legs, or a
+// single one and those that stand in for it.
 func (p *planner) split(entry string, legs []routing.Leg) {
 	c := p.cluster(legs[0].Resolver, p.settings, false)
-	c.Name, c.SNI, c.PeerURI, c.Target, c.Unreachable = entry, "", "", routing.Target{}, ""
-	for _, l := range legs {
-		if len(l.Failover) > 0 {
-			p.problem(p.subject, "failover of %s has no effect in a split of connections: the other legs stand in", l.Target)
-		}
-		if p.unreachable(l.Target) == "" {
-			c.Split = append(c.Split, Part{Target: l.Target, SNI: l.Target.SNI(p.in.TrustDomain), PeerURI: l.Target.Identity(p.in.TrustDomain).URI(), Weight: l.Weight})
-		} else {
-			c.Unreachable = p.unreachable(l.Target)
+	c.Name, c.SNI, c.PeerURI, c.Target = entry, "", "", routing.Target{}
+	add := func(t routing.Target, weight uint32, priority int) {
+		if p.unreachable(t) == "" {
+			c.Split = append(c.Split, Part{
+				Target: t, SNI: t.SNI(p.in.TrustDomain), PeerURI: t.Identity(p.in.TrustDomain).URI(), Weight: weight, Priority: uint32(priority),
+			})
 		}
 	}
-	if c.Split != nil {
+	for _, l := range legs {
+		add(l.Target, l.Weight, 0)
+		switch {
+		case len(legs) == 1:
+			for i, t := range l.Failover {
+				add(t, routing.TotalWeight, i+1)
+			}
+		case len(l.Failover) > 0:
+			p.problem(p.subject, "failover of %s has no effect in a split of connections: the other legs stand in", l.Target)
+		}
+	}
+	if c.Split == nil {
+		c.Unreachable = p.unreachable(legs[0].Target)
+	} else {
 		c.Unreachable = ""
 	}
 	p.add(c)
@@ -181,8 +192,8 @@ func stickiness(r routing.Route) *config.Sticky {
 // requests decides an HTTP upstream.
 func (p *planner) requests(name string) {
 	route := &Route{Name: name, Chain: p.chain}
-	for i, r := range p.chain.Routes {
-		route.Rules = append(route.Rules, p.rules(i, r)...)
+	for _, r := range p.chain.Routes {
+		route.Rules = append(route.Rules, p.rules(r)...)
 	}
 	p.out.route = route
 }
@@ -190,7 +201,7 @@ func (p *planner) requests(name string) {
 // defaultRetries is for failures after which the callee cannot have seen a request.
 const defaultRetries = 2
 
-func (p *planner) rules(n int, r routing.Route) []Rule {
+func (p *planner) rules(r routing.Route) []Rule {
 	base := Rule{Retry: Retry{Number: defaultRetries}}
 	base.Timeout = timeout(r.Legs)
 	if r.Rule != nil {
@@ -209,10 +220,10 @@ func (p *planner) rules(n int, r routing.Route) []Rule {
 	if sticky != nil && sticky.Source {
 		own := p.own(legs)
 		legs = append(legs[own:own+1:own+1], append(slices.Clone(legs[:own]), legs[own+1:]...)...)
-		return p.repeat(n, base, r, legs, 1)
+		return p.repeat(base, r, legs, 1)
 	}
 	if sticky == nil {
-		return p.repeat(n, base, r, legs, len(legs))
+		return p.repeat(base, r, legs, len(legs))
 	}
 	if len(base.Hash) > 0 {
 		p.problem(p.subject, "traffic-policy/%s: what callers are known by also chooses their instance, in place of the load balancer's own policies", r.Policy.Name)
@@ -220,14 +231,14 @@ func (p *planner) rules(n int, r routing.Route) []Rule {
 	base.Sticky = true
 	if sticky.Header != "" {
 		base.Hash = []config.HashPolicy{{Field: "header", FieldValue: sticky.Header}}
-		return p.repeat(n, base, r, legs, len(legs))
+		return p.repeat(base, r, legs, len(legs))
 	}
 	known, stranger := base, base
 	known.Cookie = sticky.Cookie
 	known.Hash = []config.HashPolicy{{Field: "cookie", FieldValue: sticky.Cookie.Name}}
 	stranger.NewCookie = sticky.Cookie
 	stranger.Hash = []config.HashPolicy{{Field: "header", FieldValue: requestID}}
-	return append(p.repeat(n, known, r, legs, len(legs)), p.repeat(n, stranger, r, legs, len(legs))...)
+	return append(p.repeat(known, r, legs, len(legs)), p.repeat(stranger, r, legs, len(legs))...)
 }
 
 // requestID is a header that every request has. It becomes the value of a sticky cookie.
@@ -237,10 +248,10 @@ const requestID = "x-request-id"
 // divide the requests and the others only stand in. Where an answer may be repeated
 // and another leg or failover could give it, requests that must not be repeated
 // there get a rule of their own.
-func (p *planner) repeat(n int, base Rule, r routing.Route, legs []routing.Leg, divide int) []Rule {
+func (p *planner) repeat(base Rule, r routing.Route, legs []routing.Leg, divide int) []Rule {
 	crossing := r.Policy == nil || r.Policy.Crossing == nil || *r.Policy.Crossing
 	build := func(rule Rule, crossing bool) Rule {
-		rule.Legs = p.legs(n, rule, r, legs, divide, crossing)
+		rule.Legs = p.legs(rule, legs, divide, crossing)
 		return rule
 	}
 	elsewhere := len(legs) > 1 && crossing || slices.ContainsFunc(legs, func(l routing.Leg) bool { return len(l.Failover) > 0 })
@@ -253,14 +264,14 @@ func (p *planner) repeat(n int, base Rule, r routing.Route, legs []routing.Leg, 
 }
 
 // legs are the shares of one rule.
-func (p *planner) legs(n int, rule Rule, r routing.Route, legs []routing.Leg, divide int, crossing bool) []RouteLeg {
+func (p *planner) legs(rule Rule, legs []routing.Leg, divide int, crossing bool) []RouteLeg {
 	copies := int(max(rule.Retry.Number, 1))
 	if rule.Retry.afterSending() && !rule.Idempotent {
 		copies++ // so that no retry leaves the target
 	}
 	clusters := make([]string, divide)
 	for i := range clusters {
-		clusters[i] = p.alternatives(n, r, legs, i, copies, crossing)
+		clusters[i] = p.alternatives(legs, i, copies, crossing)
 	}
 	all := []routing.Range{{Leg: 0, Weight: routing.TotalWeight}}
 	switch {
@@ -284,34 +295,30 @@ func (p *planner) legs(n int, rule Rule, r routing.Route, legs []routing.Leg, di
 
 // alternatives is the cluster of a leg or, where somebody can stand in for it, the
 // group that tries the leg first.
-func (p *planner) alternatives(n int, r routing.Route, legs []routing.Leg, i, copies int, crossing bool) string {
+func (p *planner) alternatives(legs []routing.Leg, i, copies int, crossing bool) string {
 	leg := legs[i]
-	own := p.members(leg.Resolver, true)
+	own := p.members(leg.Resolver)
 	var others []string
 	// A target without a gateway answers why; nobody takes its place unasked.
 	if crossing && !p.dead(leg.Resolver) {
 		for j, l := range legs {
 			if j != i && !p.dead(l.Resolver) {
-				others = append(others, p.members(l.Resolver, true)[0])
+				others = append(others, p.members(l.Resolver)[0])
 			}
 		}
 	}
-	sni := leg.Target.SNI(p.in.TrustDomain)
-	g := Group{Requests: true, StatName: sni, Name: sni}
-	if len(others) > 0 {
-		g.Name = fmt.Sprintf("%s%s~%d~%s", splitPrefix, p.chain.Service, n, sni)
-	} else if len(own) == 1 {
+	if len(own)+len(others) == 1 {
 		return own[0]
 	}
-	if copies != defaultRetries {
-		g.Name = fmt.Sprintf("attempts-%d~%s", copies, g.Name)
-	}
-	g.Members = append(slices.Repeat(own[:1], copies), own[1:]...)
+	sni := leg.Target.SNI(p.in.TrustDomain)
+	g := Group{StatName: sni, Members: append(slices.Repeat(own[:1], copies), own[1:]...), Limits: limits(p.settings)}
 	for _, o := range others {
 		if !slices.Contains(g.Members, o) {
 			g.Members = append(g.Members, o)
 		}
 	}
+	content := fmt.Sprintf("%q %v", g.Members, g.Limits)
+	g.Name = fmt.Sprintf("%s%s~%08x", groupPrefix, sni, uint32(routing.Hash(content)))
 	return p.group(g)
 }
 

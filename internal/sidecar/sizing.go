@@ -69,6 +69,11 @@ func settleSizes(want config.Sizing, concurrency int, host hostSize) SizingStatu
 	}
 	if st.Memory > 0 {
 		st.Heap = config.Bytes(envoy.HeapLimit(int64(st.Memory)))
+		room := envoy.ConnectionLimit(int64(st.Heap))
+		if int64(want.MaxConnections) > room {
+			st.Notes = append(st.Notes, fmt.Sprintf("connections: %d asked for, a heap of %s has room for %d: give the sidecar more memory", want.MaxConnections, st.Heap, room))
+		}
+		st.Connections = min(st.Connections, room)
 	}
 	return st
 }

@@ -25,11 +25,12 @@ func TestSettleSizes(t *testing.T) {
 		"nothing said":      {config.Sizing{}, hostSize{files: 20000}, SizingStatus{Connections: 9936}, ""},
 		"host does not say": {config.Sizing{}, hostSize{}, SizingStatus{Connections: 448}, ""},
 		"no end of files":   {config.Sizing{}, hostSize{files: 1 << 62}, SizingStatus{Connections: 1<<20 - 64}, ""},
-		"as asked":          {config.Sizing{CPU: 0.5, MemoryBytes: 256 * mib, MaxConnections: 5000}, hostSize{files: 20000}, SizingStatus{Connections: 5000, CPU: 0.5, Memory: 256 * mib, Heap: 192 * mib}, ""},
+		"as asked":          {config.Sizing{CPU: 0.5, MemoryBytes: 256 * mib, MaxConnections: 3000}, hostSize{files: 20000}, SizingStatus{Connections: 3000, CPU: 0.5, Memory: 256 * mib, Heap: 192 * mib}, ""},
+		"too little heap":   {config.Sizing{MemoryBytes: 128 * mib, MaxConnections: 5000}, hostSize{files: 20000}, SizingStatus{Connections: 1117, Memory: 128 * mib, Heap: 64 * mib}, "give the sidecar more memory"},
 		"too few files":     {config.Sizing{MaxConnections: 50000}, hostSize{files: 20000}, SizingStatus{Connections: 9936}, "RLIMIT_NOFILE"},
-		"its own cgroup":    {config.Sizing{}, hostSize{files: 20000, memory: int64(128 * mib)}, SizingStatus{Connections: 9936, Memory: 128 * mib, Heap: 64 * mib}, ""},
+		"its own cgroup":    {config.Sizing{}, hostSize{files: 20000, memory: int64(128 * mib)}, SizingStatus{Connections: 1117, Memory: 128 * mib, Heap: 64 * mib}, ""},
 		"more than the cgroup": {config.Sizing{MemoryBytes: 512 * mib}, hostSize{files: 20000, memory: int64(128 * mib)},
-			SizingStatus{Connections: 9936, Memory: 128 * mib, Heap: 64 * mib}, "512MiB asked for, the sidecar's cgroup allows 128MiB"},
+			SizingStatus{Connections: 1117, Memory: 128 * mib, Heap: 64 * mib}, "512MiB asked for, the sidecar's cgroup allows 128MiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := settleSizes(tt.want, 2, tt.host)
