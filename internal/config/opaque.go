@@ -55,6 +55,9 @@ func DecodeUpstreamSettings(config map[string]any) (u UpstreamSettings, unknown 
 }
 
 func decodeUpstreamSettings(config map[string]any) (u UpstreamSettings, unknown []string, problems []problem) {
+	if len(config) == 0 { // as most are
+		return u, nil, nil
+	}
 	unknown, r := decodeOpaque(config, &u)
 	if u.Name != "" { // the upstream has one of its own
 		unknown, u.Name = append(unknown, "name"), ""
