@@ -186,8 +186,8 @@ func (w *world) delete(kind, name string) {
 
 // caller is a service with a sidecar, and no app: the test is its app.
 type caller struct {
+	process
 	w      *world
-	dir    string
 	ports  map[string]int // by upstream
 	client *http.Client
 }
@@ -196,30 +196,45 @@ type caller struct {
 func (w *world) caller(service, id string, upstreams ...string) *caller {
 	w.t.Helper()
 	ports := meshtest.FreePorts(w.t, len(upstreams)+1)
-	c := &caller{w: w, dir: filepath.Join(w.t.TempDir(), id), ports: map[string]int{}}
+	c := &caller{w: w, ports: map[string]int{}}
 	var list []string
 	for i, u := range upstreams {
 		c.ports[u] = ports[i+1]
 		list = append(list, fmt.Sprintf("%q", fmt.Sprintf("%s:%d", u, ports[i+1])))
 	}
 	text := fmt.Sprintf("service: %s\nid: %s\nport: %d\nupstreams: [%s]\n", service, id, ports[0], strings.Join(list, ", "))
-	defs, err := config.DecodeDefinitions("service.yaml", []byte(text))
+	c.process = w.sidecar(id, "service.yaml", text)
+	tr := &http.Transport{MaxIdleConnsPerHost: 64}
+	c.client = &http.Client{Transport: tr, Timeout: 10 * time.Second}
+	w.t.Cleanup(tr.CloseIdleConnections)
+	return c
+}
+
+// process is a running sidecar.
+type process struct {
+	dir string // of its state
+	run string // of its sockets
+}
+
+// sidecar runs the sidecar of the one instance in the text of a definition file, and
+// returns when it is ready.
+func (w *world) sidecar(id, file, text string) process {
+	w.t.Helper()
+	defs, err := config.DecodeDefinitions(file, []byte(text))
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	p := process{dir: filepath.Join(w.t.TempDir(), id), run: meshtest.RunDir(w.t)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	var out bytes.Buffer
 	go func() {
 		done <- sidecar.Run(ctx, sidecar.Options{
-			Definition: defs[0], HTTPAddrs: []string{w.server.HTTPAddr()}, Node: "host", StateDir: c.dir, RuntimeDir: meshtest.RunDir(w.t), Concurrency: 1,
+			Definition: defs[0], HTTPAddrs: []string{w.server.HTTPAddr()}, Node: "host", StateDir: p.dir, RuntimeDir: p.run, Concurrency: 1,
 			CallerWait: time.Second, DrainTime: time.Second, Log: slog.New(slog.NewTextHandler(&out, nil)),
 		})
 	}()
-	tr := &http.Transport{MaxIdleConnsPerHost: 64}
-	c.client = &http.Client{Transport: tr, Timeout: 10 * time.Second}
 	w.t.Cleanup(func() {
-		tr.CloseIdleConnections()
 		cancel()
 		if err := <-done; err != nil {
 			w.t.Errorf("sidecar %s: %v", id, err)
@@ -229,7 +244,7 @@ func (w *world) caller(service, id string, upstreams ...string) *caller {
 		}
 	})
 	meshtest.Eventually(w.t, "sidecar "+id+" is ready", func() error {
-		b, err := os.ReadFile(filepath.Join(c.dir, "status.json"))
+		b, err := os.ReadFile(filepath.Join(p.dir, "status.json"))
 		if err == nil && !bytes.Contains(b, []byte(`"state":"ready"`)) && !bytes.Contains(b, []byte(`"state": "ready"`)) {
 			err = fmt.Errorf("status %s", b)
 		}
@@ -240,7 +255,7 @@ func (w *world) caller(service, id string, upstreams ...string) *caller {
 		}
 		return err
 	})
-	return c
+	return p
 }
 
 // answer is what a request came to.

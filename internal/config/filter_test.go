@@ -136,7 +136,7 @@ func TestProgramSize(t *testing.T) {
 			t.Errorf("%s: %d instructions, Envoy's has %d", text, got, size)
 		}
 	}
-	for _, text := range []string{`a{101}`, `(`, `\x{100}`, `\p{Greek}`, `\pX`, `\p`, `a**`, `(?=a)`, `\C`, "\n", "é", strings.Repeat("a", maxRegex+1), `(\pL{9}){9}`} {
+	for _, text := range []string{`a{500}b{501}`, `(`, `\x{100}`, `\p{Greek}`, `\pX`, `\p`, `a**`, `(?=a)`, `\C`, "\n", "é", strings.Repeat("a", maxRegex+1), `(\pL{9}){99}`} {
 		r := &report{}
 		r.regex("r", text)
 		if len(r.list) != 1 {

@@ -10,10 +10,10 @@ import (
 
 // Bounds of a regular expression. Envoy compiles each with RE2, and refuses the whole
 // configuration that holds a program larger than its runtime key
-// re2.max_program_size.error_level says: MaxRegexProgram is what that is by default.
+// re2.max_program_size.error_level says, which sidecars are told to be MaxRegexProgram.
 const (
 	maxRegex        = 1024
-	MaxRegexProgram = 100 // instructions
+	MaxRegexProgram = 1000 // instructions
 )
 
 // regex checks a regular expression in RE2's syntax; "" is none.
@@ -40,7 +40,7 @@ func checkRegex(text string) error {
 		return err
 	}
 	if n := programSize(re) + 5; n > MaxRegexProgram {
-		return fmt.Errorf("compiles to some %d instructions, more than Envoy's limit of %d", n, MaxRegexProgram)
+		return fmt.Errorf("compiles to some %d instructions, more than the limit of %d", n, MaxRegexProgram)
 	}
 	return nil
 }

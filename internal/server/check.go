@@ -115,6 +115,12 @@ func (m *mesh) check(ctx context.Context, found findings) (checkAnswer, error) {
 	for _, p := range m.routingProblems(entries, keys) {
 		found.add(p, "")
 	}
+	if err := config.CheckProviders(config.NewSet(), entries); err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			subject, reason, _ := strings.Cut(line, ": ")
+			found.add(proxy.Problem{Subject: subject, Reason: reason}, "")
+		}
+	}
 	for _, in := range proxies {
 		if err := ctx.Err(); err != nil {
 			return checkAnswer{}, err

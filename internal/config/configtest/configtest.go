@@ -241,7 +241,7 @@ func (s source) methods() []string {
 	return list(s, func(i int) string { return []string{s.of("get", "GET"), "post", "DELETE"}[i] })
 }
 
-func (s source) regex() string { return s.of("[^/]+", "a|b", "/v[0-9]+/.*", `\d{3}`, "(?i)x") }
+func (s source) regex() string { return s.of("[^/]+", "a|b", "/v[0-9]+/.*", `\d{3}`, "(?i)x", "/a{990}", `(\pL{9}){9}`) }
 
 func (s source) headerName() string { return s.of("X-User", "x-user", ":authority", "x_y", "cookie") }
 
