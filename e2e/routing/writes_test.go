@@ -3,6 +3,9 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -75,6 +78,47 @@ func ready(t *testing.T, web *caller) {
 		}
 		return nil
 	})
+}
+
+// A request that is tried again goes where it was on its way to, though no route leads
+// there any more.
+func TestRetryOutlivesItsRoute(t *testing.T) {
+	w := newWorld(t)
+	w.write(allHTTP)
+	w.write(versions)
+	w.http("catalog", "v1-a", version(1))
+	met, let := make(chan struct{}, 10), make(chan struct{})
+	first := true // only one request comes here, and its attempts one by one
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("x-instance", "v2-a")
+		if first {
+			first = false
+			met <- struct{}{}
+			<-let
+			rw.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	s.TLS, s.EnableHTTP2 = w.tlsConfig("catalog"), true
+	s.StartTLS()
+	w.native("catalog", "v2-a", "v2", s.Listener.Addr().(*net.TCPAddr).Port, s.Close)
+	web := w.caller("web", "web-1", "catalog")
+	web.eventually("catalog answers", "catalog", "/", by("v1"))
+	w.apply("Kind = \"service-router\"\nName = \"catalog\"\nRoutes = [{ Match { HTTP { PathExact = \"/slow\" } }, Destination { ServiceSubset = \"v2\", NumRetries = 2, RetryOnStatusCodes = [503] } }]\n")
+
+	got := make(chan answer, 1)
+	go func() { got <- web.get("catalog", "/slow") }()
+	<-met
+	w.delete("service-router", "catalog")
+	web.eventually("the route is gone", "catalog", "/slow", by("v1"))
+	for begin := time.Now(); time.Since(begin) < time.Second; { // all that follows from it
+		if err := by("v1")(web.get("catalog", "/slow")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(let)
+	if err := by("v2")(<-got); err != nil {
+		t.Error(err)
+	}
 }
 
 // A write is in force within a second: the next request is answered as it says.

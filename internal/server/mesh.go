@@ -94,9 +94,13 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
-	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Log: log})
+	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Linger: linger, Log: log})
 	return out
 }
+
+// linger is how long a cluster outlives what led to it. By default a request is on its
+// way to an instance for 3 s at most: three tries, of a second each to connect.
+const linger = 10 * time.Second
 
 func (m *mesh) poke() {
 	select {

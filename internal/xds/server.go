@@ -36,7 +36,10 @@ type Options struct {
 	Subscribed func(key string, t Type, added, dropped []string)
 	// Settled is told what became of a response. May be nil; same rules.
 	Settled func(key string, t Type, o Outcome)
-	Log     *slog.Logger
+	// Linger is how long clusters stay that nothing refers to any more: a request which
+	// is tried again is sent to the cluster that was chosen for it at first.
+	Linger time.Duration
+	Log    *slog.Logger
 }
 
 // Outcome is a client's verdict on what it was sent.

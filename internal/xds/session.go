@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // source is what a session reads resources from: one node's view.
@@ -23,6 +24,10 @@ type source interface {
 type session struct {
 	subs  map[Type]*subscription
 	nonce uint64
+	// linger is how long a cluster stays that nothing refers to any more: requests on
+	// their way may still be sent there again.
+	linger  time.Duration
+	leaving map[string]time.Time // clusters, and when they go
 }
 
 // subscription is the state of one type on one stream.
@@ -81,7 +86,9 @@ type response struct {
 	removed   []string
 }
 
-func newSession() *session { return &session{subs: map[Type]*subscription{}} }
+func newSession(linger time.Duration) *session {
+	return &session{subs: map[Type]*subscription{}, linger: linger, leaving: map[string]time.Time{}}
+}
 
 // handle takes a request in. It returns the names newly asked for, those given
 // up, and what became of the response that the request answers, if any.
@@ -222,40 +229,43 @@ func (s *session) markAll(src source) {
 // next is the response to send now, or nil while there is nothing or the client
 // owes an answer first. Make before break: routes, listeners and extensions wait
 // until changed clusters are acknowledged (Envoy acknowledges when they are warm);
-// clusters are removed only after routes and listeners have settled.
-func (s *session) next(src source) *response {
+// clusters are removed only some time after routes and listeners have settled.
+func (s *session) next(src source, now time.Time) *response {
 	for _, t := range Types {
 		sub := s.subs[t]
 		if sub == nil || sub.flight != nil {
 			continue
 		}
-		if r := s.assemble(t, sub, src); r != nil {
+		if r := s.assemble(t, sub, src, now); r != nil {
 			return r
 		}
 	}
 	return nil
 }
 
-func (s *session) assemble(t Type, sub *subscription, src source) *response {
+func (s *session) assemble(t Type, sub *subscription, src source, now time.Time) *response {
 	if (t == RouteType || t == ListenerType || t == ExtensionType) && s.busy(ClusterType, src, false) {
 		return nil
 	}
 	for len(sub.solo) > 0 {
 		alone := sub.solo[:1]
 		sub.solo = sub.solo[1:]
-		if r := s.collect(t, sub, src, alone); r != nil {
+		if r := s.collect(t, sub, src, alone, now); r != nil {
 			return r
 		}
 	}
-	return s.collect(t, sub, src, slices.Sorted(maps.Keys(sub.dirty)))
+	return s.collect(t, sub, src, slices.Sorted(maps.Keys(sub.dirty)), now)
 }
 
 // collect puts what the client lacks of the names into a response, or returns nil.
-func (s *session) collect(t Type, sub *subscription, src source, names []string) *response {
+func (s *session) collect(t Type, sub *subscription, src source, names []string, now time.Time) *response {
 	r := &response{typ: t}
 	var removals []string
 	for _, name := range names {
 		res, gone := sub.want(t, name, src)
+		if !gone && t == ClusterType {
+			delete(s.leaving, name)
+		}
 		switch {
 		case res != nil:
 			r.resources = append(r.resources, res)
@@ -266,14 +276,41 @@ func (s *session) collect(t Type, sub *subscription, src source, names []string)
 			delete(sub.force, name)
 		}
 	}
-	if len(removals) > 0 && (t != ClusterType || len(r.resources) == 0 && !s.busy(ListenerType, src, true) && !s.busy(RouteType, src, true)) {
+	switch {
+	case len(removals) == 0:
+	case t != ClusterType:
 		r.removed = removals
+	case len(r.resources) == 0 && !s.busy(ListenerType, src, true) && !s.busy(RouteType, src, true):
+		r.removed = s.due(removals, now)
 	}
 	if len(r.resources) == 0 && len(r.removed) == 0 && (!sub.empty || src.all(t) == nil) {
 		return nil
 	}
 	s.take(sub, r)
 	return r
+}
+
+// due are those of the clusters that nothing refers to whose time has come.
+func (s *session) due(clusters []string, now time.Time) (out []string) {
+	for _, name := range clusters {
+		if _, known := s.leaving[name]; !known {
+			s.leaving[name] = now.Add(s.linger)
+		}
+		if !s.leaving[name].After(now) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// wakeup is when the next cluster goes after now; the zero time when none does.
+func (s *session) wakeup(now time.Time) (at time.Time) {
+	for _, t := range s.leaving {
+		if t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	return at
 }
 
 // want says what the client lacks of a name: the resource to send, or that it
@@ -316,6 +353,9 @@ func (s *session) take(sub *subscription, r *response) {
 		delete(sub.force, res.Name)
 	}
 	for _, name := range r.removed {
+		if r.typ == ClusterType {
+			delete(s.leaving, name)
+		}
 		if _, named := sub.names[name]; named {
 			sub.told[name] = absentVersion
 		} else {

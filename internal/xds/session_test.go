@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/proto"
@@ -37,10 +38,11 @@ type script struct {
 	t   *testing.T
 	s   *session
 	src fixed
+	now time.Time
 }
 
 func newScript(t *testing.T) *script {
-	return &script{t: t, s: newSession(), src: fixed{ClusterType: {}, ListenerType: {}}}
+	return &script{t: t, s: newSession(0), src: fixed{ClusterType: {}, ListenerType: {}}}
 }
 
 func (s *script) put(t Type, name, content string) {
@@ -60,7 +62,7 @@ func (s *script) subscribe(t Type, names ...string) {
 // flow sends all that is due and returns it as "Type:+a,b-c"; answered types are in ack.
 func (s *script) flow() []*response {
 	var out []*response
-	for r := s.s.next(s.src); r != nil; r = s.s.next(s.src) {
+	for r := s.s.next(s.src, s.now); r != nil; r = s.s.next(s.src, s.now) {
 		out = append(out, r)
 	}
 	return out
@@ -127,6 +129,44 @@ func TestMakeBeforeBreak(t *testing.T) {
 	s.ack(route...)
 	s.ack(s.want("Cluster:-a")...)
 	s.want("")
+}
+
+// A request that is on its way may be tried again, at the cluster that was chosen for it.
+func TestClustersLinger(t *testing.T) {
+	s := newScript(t)
+	s.s.linger, s.now = 10*time.Second, time.Unix(100, 0)
+	s.subscribe(ClusterType)
+	s.subscribe(RouteType, "r")
+	s.put(ClusterType, "a", "1")
+	s.put(ClusterType, "b", "1")
+	s.put(RouteType, "r", "to a")
+	s.ack(s.want("Cluster:+a+b")...)
+	s.ack(s.want("RouteConfiguration:+r")...)
+	s.put(RouteType, "r", "to c")
+	s.put(ClusterType, "c", "1")
+	s.drop(ClusterType, "a")
+	s.ack(s.want("Cluster:+c")...)
+	if at := s.s.wakeup(s.now); !at.IsZero() {
+		t.Fatalf("a is to go at %v, and the route still leads there", at)
+	}
+	s.now = s.now.Add(time.Minute)
+	s.ack(s.want("RouteConfiguration:+r")...)
+	s.want("")
+	if at := s.s.wakeup(s.now); at != s.now.Add(10*time.Second) {
+		t.Fatalf("a is to go at %v, want 10 s after %v", at, s.now)
+	}
+	s.now = s.now.Add(5 * time.Second)
+	s.drop(ClusterType, "b")
+	s.want("")
+	s.put(ClusterType, "b", "1") // comes back as it was
+	s.want("")
+	s.now = s.now.Add(5 * time.Second)
+	s.ack(s.want("Cluster:-a")...)
+	s.now = s.now.Add(time.Minute)
+	s.want("")
+	if at := s.s.wakeup(s.now); !at.IsZero() {
+		t.Errorf("something is to go at %v", at)
+	}
 }
 
 func TestEndpointsFollowAChangedCluster(t *testing.T) {

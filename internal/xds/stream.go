@@ -108,7 +108,7 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 	}
 	ctx, cancel := context.WithCancelCause(gs.Context())
 	defer cancel(errEnded)
-	st := &stream{server: s, node: key, since: time.Now(), cancel: cancel, session: newSession(), wake: make(chan struct{}, 1)}
+	st := &stream{server: s, node: key, since: time.Now(), cancel: cancel, session: newSession(s.opts.Linger), wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	if s.streams[key] == nil {
 		s.streams[key] = map[*stream]struct{}{}
@@ -247,11 +247,14 @@ func (st *stream) report(t Type, out *outcome) {
 // send is the only goroutine that writes to the stream.
 func (st *stream) send(ctx context.Context, gs grpc.ServerStream) error {
 	var last time.Time
+	later := time.NewTimer(time.Hour)
+	defer later.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-st.wake:
+		case <-later.C:
 		}
 		st.mu.Lock()
 		urgent := st.urgent
@@ -276,7 +279,16 @@ func (st *stream) send(ctx context.Context, gs grpc.ServerStream) error {
 			}
 			last = time.Now()
 		}
+		if at := st.wakeup(); !at.IsZero() {
+			later.Reset(time.Until(at))
+		}
 	}
+}
+
+func (st *stream) wakeup() time.Time {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.session.wakeup(time.Now())
 }
 
 func (st *stream) pending() *response {
@@ -285,5 +297,5 @@ func (st *stream) pending() *response {
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.session.next(st)
+	return st.session.next(st, time.Now())
 }

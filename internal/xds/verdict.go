@@ -103,7 +103,8 @@ func (st *stream) judge(keys []Key, v *Verdict) {
 		res := st.get(k.Type, k.Name)
 		switch {
 		case res == nil:
-			if _, holds := sub.acked[k.Name]; holds {
+			// A cluster lingers when nothing refers to it any more, which others of the keys say.
+			if _, holds := sub.acked[k.Name]; holds && k.Type != ClusterType {
 				v.Waiting = append(v.Waiting, k)
 			}
 		case sub.refused[k.Name].Version == res.Version:
