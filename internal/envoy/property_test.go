@@ -67,7 +67,7 @@ func whole(s *config.Set, services []string) bool {
 func TestEnvoyTakesWhateverIsValid(t *testing.T) {
 	const (
 		wanted = 300
-		most   = 90 * time.Second
+		most   = 120 * time.Second
 	)
 	ports := meshtest.FreePorts(t, 8)
 	services := []string{"web", "catalog", "orders", "db"}
