@@ -48,6 +48,7 @@ func needs() map[string]need {
 		"DELETE /v1/config/": func(c *call) access.Need { return entryNeed(c.key()) },
 
 		"PUT /v1/crossfade/sidecars/":        reportBySidecar,
+		"POST /v1/discovery-chain/":          plan,
 		"POST /v1/crossfade/config/plan":     plan,
 		"GET /v1/crossfade/config/history/":  readEntry,
 		"PUT /v1/crossfade/config/rollback/": func(c *call) access.Need { return entryNeed(c.key()) },

@@ -82,6 +82,7 @@ func TestRightsAtEveryEndpoint(t *testing.T) {
 		"DELETE /v1/config/": {path: "service-defaults/web", may: "operator owner"},
 
 		"PUT /v1/crossfade/sidecars/":        {path: "web-1/connections", body: `{}`, may: ownWrite},
+		"POST /v1/discovery-chain/":          {path: "web", body: `{}`, may: people},
 		"POST /v1/crossfade/config/plan":     {body: `{}`, may: people},
 		"GET /v1/crossfade/config/history/":  {path: "service-defaults/web", may: own},
 		"PUT /v1/crossfade/config/rollback/": {path: "service-defaults/web", may: "operator owner"},
