@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -315,8 +316,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) close() error {
 	var errs []error
-	for i := len(s.shutdown) - 1; i >= 0; i-- {
-		errs = append(errs, s.shutdown[i]())
+	for _, end := range slices.Backward(s.shutdown) {
+		errs = append(errs, end())
 	}
 	s.shutdown = nil
 	return errors.Join(errs...)
