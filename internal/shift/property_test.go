@@ -90,7 +90,7 @@ func (f *fleet) world() {
 	p := rapid.SampledFrom(f.pairs).Draw(f.t, "of")
 	switch rapid.IntRange(0, 40).Draw(f.t, "event") {
 	case 0:
-		f.stage[p] = rapid.SampledFrom([]shift.Stage{"", shift.Client, shift.PlainStage, shift.Permissive}).Draw(f.t, "stage")
+		f.stage[p] = rapid.SampledFrom([]shift.Stage{"", shift.Client, shift.PlainStage, shift.Permissive, shift.StrictStage}).Draw(f.t, "stage")
 	case 1:
 		f.now = f.now.Add(time.Duration(rapid.IntRange(-9999, 9999).Draw(f.t, "jump")) * time.Second)
 	case 2: // somebody else writes, what the stage allows
@@ -148,7 +148,7 @@ func (f *fleet) check(before shift.State, o shift.Observed, actions []shift.Acti
 		if a.Kind != shift.SetShares {
 			continue
 		}
-		if err := a.Shares.Validate(a.Pair, cmpStage(f.stage[a.Pair], f.state, a.Pair)); err != nil {
+		if err := a.Shares.Validate(a.Pair, f.known(a.Pair)); err != nil {
 			f.t.Fatalf("an action opens a closed way, or does not add up: %v", err)
 		}
 		if a.Generation < f.highest[a.Pair] {
@@ -159,33 +159,25 @@ func (f *fleet) check(before shift.State, o shift.Observed, actions []shift.Acti
 			f.t.Fatalf("%s was reverted, and gets %s", a.Pair, a.Shares)
 		}
 		was, _ := before.Find(a.Pair)
-		if a.Shares.Of(shift.Plain) > was.Shares.Of(shift.Plain) {
+		if a.Generation > was.Generation && a.Shares.Of(shift.Plain) > was.Shares.Of(shift.Plain) {
 			if other, twice := rose[a.Pair.Destination]; twice && other != a.Pair {
 				f.t.Fatalf("%s and %s step at once", other, a.Pair)
 			}
 			rose[a.Pair.Destination] = a.Pair
 		}
 	}
-	under := map[string]shift.Pair{}
 	for _, s := range f.state.Shifts {
-		if s.Status == shift.Running || s.Status == shift.Reverting {
-			if other, twice := under[s.Pair.Destination]; twice && s.Status == shift.Running {
-				f.t.Fatalf("%s and %s are under way at once", other, s.Pair)
-			}
-			under[s.Pair.Destination] = s.Pair
+		moving := s.Status == shift.Running || s.Status == shift.Reverting || s.Status == shift.Paused && !s.Fresh
+		if other, rises := rose[s.Pair.Destination]; rises && other != s.Pair && moving {
+			f.t.Fatalf("%s steps while %s is %s", other, s.Pair, s.Status)
 		}
 	}
 }
 
-// cmpStage is the stage as Step knows it: the one observed, else the last.
-func cmpStage(now shift.Stage, s shift.State, p shift.Pair) shift.Stage {
-	if now != "" {
-		if sh, ok := s.Find(p); ok {
-			return sh.Stage
-		}
-	}
-	sh, _ := s.Find(p)
-	return sh.Stage
+// known is the stage as Step knew it: the one observed, else the last.
+func (f *fleet) known(p shift.Pair) shift.Stage {
+	s, _ := f.state.Find(p)
+	return s.Stage
 }
 
 // TestAnythingGoesBack holds: whatever happened, an abort or revert of everything
@@ -206,9 +198,9 @@ func TestAnythingGoesBack(t *testing.T) {
 		for _, s := range f.state.Shifts {
 			f.over[s.Pair] = true
 		}
-		moved := map[shift.Pair]shift.Shares{}
+		moved := map[shift.Pair]shift.Shares{} // what never moved has nothing to take back
 		for _, s := range f.state.Shifts {
-			if s.Status != shift.Reverted && s.Status != shift.Aborted {
+			if s.Status != shift.Reverted && s.Status != shift.Aborted && !s.Fresh {
 				moved[s.Pair] = shift.AllOn(shift.Direct)
 			}
 		}
