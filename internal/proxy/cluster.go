@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -26,8 +28,9 @@ type Cluster struct {
 	// Split, when set, gives connections to parts in place of Target, SNI and PeerURI:
 	// requests are divided by routes and stood in for by groups, connections have neither.
 	Split []Part
-	// SplitName, when set, names its endpoints, where they are not those of all callers.
-	SplitName string
+	// Sharers, when set, are those whose weights the Split has: the instances of a
+	// service, or one of them. Otherwise all callers have the same.
+	Sharers string
 	// Multiplexed says that requests share HTTP/2 connections to its sidecars,
 	// whatever the app speaks. False for tcp.
 	Multiplexed bool
@@ -98,17 +101,25 @@ func (r EndpointsRef) Services() []string {
 	return out
 }
 
-// EndpointsName is the name of the cluster's endpoint resource.
+// EndpointsName is the name of the cluster's endpoint resource. Which parts a split
+// has, and in what order they stand in, is in the name, unlike their weights: a
+// cluster must not get endpoints of parts whose identities it does not know, and
+// endpoints are changed before clusters are, and for all callers.
 func (c Cluster) EndpointsName() string {
 	switch {
-	case c.SplitName != "":
-		return c.SplitName
-	case c.Split != nil:
-		return splitPrefix + c.Name
-	case c.Way != "":
+	case c.Split == nil && c.Way != "":
 		return c.Name
+	case c.Split == nil:
+		return c.SNI
 	}
-	return c.SNI
+	var content strings.Builder
+	for _, p := range c.Split {
+		fmt.Fprintf(&content, "%q %d ", p.Name(), p.Priority)
+	}
+	if c.Sharers != "" {
+		return fmt.Sprintf("%s%s~%s~%08x", sharePrefix, c.Sharers, c.Name, uint32(routing.Hash(content.String())))
+	}
+	return fmt.Sprintf("%s%s~%08x", splitPrefix, c.Name, uint32(routing.Hash(content.String())))
 }
 
 // splitPrefix begins names that exist only because of a split.

@@ -177,13 +177,11 @@ func (p *planner) share(entry string, route routing.Route) {
 	c := p.cluster(route.Legs[0].Resolver, p.settings, false)
 	c.Name, c.SNI, c.PeerURI, c.Target, c.Unreachable = entry, "", "", routing.Target{}, ""
 	total := uint32(0)
-	var made []string
 	for _, l := range legs {
 		part, reason := p.part(l)
 		switch {
 		case reason == "":
 			c.Split, total = append(c.Split, part), total+part.Weight
-			made = append(made, part.Name())
 		case l.Weight > 0:
 			c.Unreachable = reason
 		}
@@ -194,7 +192,7 @@ func (p *planner) share(entry string, route routing.Route) {
 	if total > 0 {
 		c.Unreachable = ""
 	}
-	c.SplitName = fmt.Sprintf("%s%s~%s~%08x", sharePrefix, sharers, entry, uint32(routing.Hash(fmt.Sprintf("%q", made))))
+	c.Sharers = sharers
 	p.add(c)
 }
 
