@@ -280,8 +280,9 @@ func (r *run) guard(s *Shift, o PairObserved) {
 	if s.Breach != nil {
 		return // tripped and paused; it starts anew when resumed
 	}
-	s.Guard = s.Guard.watch(o.way(p.From), o.way(p.To), r.elapsed, p.Limits)
-	b := s.Guard.breach(p.Limits)
+	guard, tables := s.Guard.watch(o.way(p.From), o.way(p.To), r.elapsed, p.Limits)
+	s.Guard = guard
+	b := guard.breach(p.Limits, tables)
 	if b == nil || s.Fresh {
 		return
 	}
@@ -304,11 +305,11 @@ func (r *run) trip(s *Shift, p Plan, reason string) {
 
 // samples keeps at most five examples, those of the new way first.
 func samples(in []FailedRequest, way Way) []FailedRequest {
-	const most = 5
+	const keep = 5
 	var out []FailedRequest
 	for _, own := range []bool{true, false} {
 		for _, f := range in {
-			if (f.Way == way) == own && len(out) < most {
+			if (f.Way == way) == own && len(out) < keep {
 				out = append(out, f)
 			}
 		}
