@@ -363,6 +363,42 @@ func TestDeadWays(t *testing.T) {
 	}
 }
 
+// With nobody left all is refused: the tests above count what fails.
+func TestAllWaysDead(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	all := map[string]ways{}
+	web := w.caller("web", "web-1", "catalog", "chat", "payments")
+	for _, service := range []string{"catalog", "chat", "payments"} {
+		s := w.three(service)
+		s.legacy.stop()
+		s.mtls.stop()
+		w.apply(s.shift(service, [3]float64{50, 0, 50}, ""))
+		all[service] = s
+	}
+	for service, call := range web.calls() {
+		if got, failed := count(100, call); len(failed) != 100 {
+			t.Errorf("%s: answered by %v, %d failed", service, got, len(failed))
+		}
+	}
+}
+
+// A connection that cannot be made on one way is tried twice more, each time on a way
+// by shares, until the dead one is known as such.
+func TestDeadWayOfConnections(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	web := w.caller("web", "web-1", "payments")
+	payments := w.three("payments")
+	payments.legacy.stop()
+	w.apply(payments.shift("payments", [3]float64{10, 0, 90}, ""))
+	got, failed := count(500, web.calls()["payments"])
+	t.Logf("answered by %v, %d failed", got, len(failed))
+	if len(failed) > 5 || got["mtls"] < 495 {
+		t.Errorf("answered by %v, %d failed: %v", got, len(failed), errors.Join(failed...))
+	}
+}
+
 // A request that the callee may have seen is not sent again on another way.
 func TestSeenRequestsStay(t *testing.T) {
 	w := newWorld(t)
