@@ -82,8 +82,9 @@ type Limits struct {
 	SlowerBy time.Duration `json:"slower_by,omitempty"`
 	// Attempts are needed on each way before a step is passed. Default 100.
 	Attempts uint64 `json:"attempts,omitempty"`
-	// Cluster is how many attempts may fail together by one cause of chance: the
-	// most attempts one request makes, when requests are retried. Default 1.
+	// Cluster is how many attempts may fail together by one stroke of chance: the
+	// most attempts one request makes on a way. Whoever makes a plan sets it from
+	// the pair's retries: too small a number breaks the promise of FalseTrips. Default 1.
 	Cluster int `json:"cluster,omitempty"`
 }
 
