@@ -1,8 +1,11 @@
 package envoy
 
 import (
+	"slices"
+
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -52,13 +55,35 @@ func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
 	return m
 }
 
-// outboundHTTP receives requests from the app for one upstream.
-func (b *builder) outboundHTTP(u proxy.Upstream) *hcmv3.HttpConnectionManager {
-	m := b.connectionManager(u.StatPrefix(), u.Name, u.Protocol)
-	m.LocalReplyConfig = b.outboundReplies(u.Name, u.Protocol)
+// outboundHTTP receives requests from the app for one upstream. It is what all
+// upstreams of a protocol have in common, encoded once, followed by what is this one's
+// own: messages are merged by putting their encodings one after the other.
+func (b *builder) outboundHTTP(u proxy.Upstream, own *hcmv3.HttpConnectionManager) *listenerv3.Filter {
+	own.StatPrefix = u.StatPrefix()
+	own.HttpProtocolOptions = &corev3.Http1ProtocolOptions{DefaultHostForHttp_10: u.Target.Service}
+	packed := b.pack(own)
+	common := once(b, commonKey(u.Protocol), func() []byte { return b.pack(b.outboundCommon(u.Protocol)).GetValue() })
+	packed.Value = append(slices.Clip(common), packed.Value...)
+	return &listenerv3.Filter{Name: httpConnectionManager, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed}}
+}
+
+// commonKey is that of a protocol's common part among the parts made once.
+type commonKey string
+
+const httpConnectionManager = "envoy.filters.network.http_connection_manager"
+
+func (b *builder) outboundCommon(protocol string) *hcmv3.HttpConnectionManager {
+	m := b.connectionManager("", "", protocol)
+	m.RouteSpecifier = nil
+	m.LocalReplyConfig = b.outboundReplies(protocol)
 	m.GenerateRequestId = truth(true)
-	acceptHTTP10(m, u.Target.Service)
+	m.HttpProtocolOptions.AcceptHttp_10 = true
 	return m
+}
+
+// rds asks for routes by name.
+func (b *builder) rds(name string) *hcmv3.HttpConnectionManager_Rds {
+	return &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{ConfigSource: once(b, "ads", ads), RouteConfigName: name}}
 }
 
 // acceptHTTP10 lets in what proxies and probes still speak. A request without a
@@ -84,13 +109,10 @@ func (b *builder) withoutEnvoysHeaders() *corev3.TypedExtensionConfig {
 // connectionManager is what both directions have in common.
 func (b *builder) connectionManager(statPrefix, routes, protocol string) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
-		StatPrefix: statPrefix,
-		CodecType:  hcmv3.HttpConnectionManager_AUTO,
-		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			ConfigSource:    once(b, "ads", ads),
-			RouteConfigName: routes,
-		}},
-		HttpFilters: []*hcmv3.HttpFilter{once(b, "router", b.router)},
+		StatPrefix:     statPrefix,
+		CodecType:      hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: b.rds(routes),
+		HttpFilters:    []*hcmv3.HttpFilter{once(b, "router", b.router)},
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
 			IdleTimeout:     seconds(3600),
 			MaxHeadersCount: number(maxHeaders),

@@ -33,7 +33,7 @@ const handshakeTimeout = 10
 func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 	var filters []*listenerv3.Filter
 	if config.IsHTTP(in.Protocol) {
-		filters = []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", b.inboundHTTP(in))}
+		filters = []*listenerv3.Filter{b.networkFilter(httpConnectionManager, b.inboundHTTP(in))}
 	} else {
 		tcp := b.tcpProxy(proxy.PublicListener, LocalApp, duration(in.App.IdleTimeout))
 		if in.Admission != nil {
@@ -80,7 +80,7 @@ func (b *builder) exposedListener(e proxy.Exposed) *listenerv3.Listener {
 		Address:          socketAddress(e.Address, e.Port),
 		TrafficDirection: corev3.TrafficDirection_INBOUND,
 		SocketOptions:    tcpKeepalive(),
-		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", m)}}},
+		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.networkFilter(httpConnectionManager, m)}}},
 	}, false)
 }
 
@@ -88,7 +88,7 @@ func (b *builder) exposedListener(e proxy.Exposed) *listenerv3.Listener {
 func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	var filter *listenerv3.Filter
 	if config.IsHTTP(u.Protocol) {
-		filter = b.networkFilter("envoy.filters.network.http_connection_manager", b.outboundHTTP(u))
+		filter = b.outboundHTTP(u, &hcmv3.HttpConnectionManager{RouteSpecifier: b.rds(u.Name)})
 	} else {
 		filter = b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(u.StatPrefix(), u.Cluster, seconds(0)))
 	}
@@ -96,7 +96,7 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 		Name:             u.ListenerName,
 		Address:          upstreamAddress(u),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{filter}}},
+		FilterChains:     []*listenerv3.FilterChain{{Name: u.Name, Filters: []*listenerv3.Filter{filter}}},
 	}
 	if u.Unknown {
 		b.answerHTTP(l, u)
@@ -120,21 +120,20 @@ func (b *builder) answerHTTP(l *listenerv3.Listener, u proxy.Upstream) {
 	// For callers that wait for the callee to speak first.
 	l.ListenerFiltersTimeout = duration(200 * time.Millisecond)
 	l.ContinueOnListenerFiltersTimeout = true
-	m := b.outboundHTTP(u)
 	text := explain(fmt.Sprintf("upstream %q", u.Name), "no such service is registered", config.HTTP)
-	m.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+	m := &hcmv3.HttpConnectionManager{RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
 		Name: u.Name,
 		VirtualHosts: []*routev3.VirtualHost{{Name: u.Name, Domains: []string{"*"}, Routes: []*routev3.Route{{
 			Match:  everything(),
 			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: inlineString(text)}},
 		}}}},
-	}}
+	}}}
 	http := &listenerv3.FilterChain{
-		Name:             "http",
+		Name:             u.Name,
 		FilterChainMatch: &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}},
-		Filters:          []*listenerv3.Filter{b.networkFilter("envoy.filters.network.http_connection_manager", m)},
+		Filters:          []*listenerv3.Filter{b.outboundHTTP(u, m)},
 	}
-	l.FilterChains[0].Name = "other"
+	l.FilterChains[0].Name = "no HTTP"
 	l.FilterChains = append([]*listenerv3.FilterChain{http}, l.FilterChains...)
 }
 

@@ -45,16 +45,17 @@ var (
 	}
 )
 
-func (b *builder) outboundReplies(upstream, protocol string) *hcmv3.LocalReplyConfig {
-	return b.replies(fmt.Sprintf("upstream %q", upstream), protocol, outbound)
+// outboundReplies are the same for all upstreams: a filter chain has the upstream's name.
+func (b *builder) outboundReplies(protocol string) *hcmv3.LocalReplyConfig {
+	return b.replies(`upstream "%FILTER_CHAIN_NAME%"`, protocol, outbound)
 }
 
 func (b *builder) inboundReplies(service, protocol string) *hcmv3.LocalReplyConfig {
-	return b.replies(fmt.Sprintf("service %q", service), protocol, inbound)
+	return b.replies(strings.ReplaceAll(fmt.Sprintf("service %q", service), "%", "%%"), protocol, inbound)
 }
 
+// replies are about subject, which is a substitution format string as their texts are.
 func (b *builder) replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
-	subject = strings.ReplaceAll(subject, "%", "%%")
 	out := &hcmv3.LocalReplyConfig{}
 	add := func(filter *accesslogv3.AccessLogFilter, text string) {
 		out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{
