@@ -59,6 +59,10 @@ func (s *Server) own() http.Handler {
 	mux.HandleFunc("POST /v1/crossfade/config/plan", s.plan)
 	mux.HandleFunc("GET /v1/crossfade/config/check", s.check)
 	mux.HandleFunc("PUT /v1/crossfade/sidecars/{id}/connections", s.connections)
+	mux.HandleFunc("GET /v1/crossfade/pairs", s.pairs)
+	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)
+	mux.HandleFunc("POST /v1/crossfade/shift", s.shift)
+	mux.HandleFunc("POST /v1/crossfade/revert", s.revert)
 	return mux
 }
 
