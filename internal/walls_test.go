@@ -22,6 +22,7 @@ var pure = map[string][]string{
 	"routing":  {"config", "identity"},
 	"proxy":    {"catalog", "config", "identity", "routing"},
 	"access":   {},
+	"shift":    {},
 	"envoy":    {"config", "identity", "proxy", "routing"},
 }
 
@@ -113,10 +114,42 @@ func TestFilesStayReadable(t *testing.T) {
 	})
 }
 
-// each calls f for every package below this folder that has non-test code.
+// public is the folder of what other modules import.
+const public = "../client"
+
+// What other modules import brings them nothing of ours and no other module, but
+// grpc-go where it is about gRPC.
+func TestPublicPackagesStandAlone(t *testing.T) {
+	found := 0
+	each(t, func(dir string, p *build.Package) {
+		if !strings.HasPrefix(dir, public) {
+			return
+		}
+		found++
+		for _, imp := range p.Imports {
+			first, _, _ := strings.Cut(imp, "/")
+			own := imp == module+"client"
+			grpc := dir == public+"/grpcway" && strings.HasPrefix(imp, "google.golang.org/grpc")
+			if strings.Contains(first, ".") && !own && !grpc {
+				t.Errorf("package %s imports %s", dir, imp)
+			}
+		}
+	})
+	if found < 2 {
+		t.Errorf("%d packages in %s", found, public)
+	}
+}
+
+// each calls f for every package below this folder, and every public one, that has non-test code.
 func each(t *testing.T, f func(dir string, p *build.Package)) {
 	t.Helper()
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	walk(t, ".", f)
+	walk(t, public, f)
+}
+
+func walk(t *testing.T, root string, f func(dir string, p *build.Package)) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() || path == "." {
 			return err
 		}

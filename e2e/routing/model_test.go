@@ -176,10 +176,10 @@ func (m *model) router(service string, p part) config.Entry {
 		if m.odds(3) {
 			d.NumRetries = uint32(1 + m.IntN(4))
 		}
-		if m.odds(4) {
+		if m.odds(3) {
 			d.RetryOn = []string{pick(m, "5xx", "gateway-error", "reset", "unavailable")}
 		}
-		if m.odds(4) {
+		if m.odds(3) {
 			d.RetryOnStatusCodes = []uint32{503}
 		}
 		d.RetryOnConnectFailure = m.odds(4)
@@ -248,7 +248,7 @@ func (m *model) resolver(service string, p part) config.Entry {
 	}
 	e.DefaultSubset = known()
 	if m.odds(2) {
-		e.ConnectTimeout = config.Duration(time.Duration(1+m.IntN(5)) * time.Second)
+		e.ConnectTimeout = config.Duration(time.Duration(2+m.IntN(5)) * time.Second)
 	}
 	if m.odds(5) {
 		e.RequestTimeout = config.Duration(10 * time.Minute)
@@ -310,7 +310,7 @@ func (m *model) caller() config.Entry {
 
 func (m *model) settings(name string) config.UpstreamSettings {
 	many := 5000 + m.IntN(5000)
-	u := config.UpstreamSettings{Name: name, ConnectTimeoutMs: 1000 + m.IntN(4000), Limits: &config.UpstreamLimits{MaxConnections: &many, MaxPendingRequests: &many, MaxConcurrentRequests: &many}}
+	u := config.UpstreamSettings{Name: name, ConnectTimeoutMs: 2000 + m.IntN(4000), Limits: &config.UpstreamLimits{MaxConnections: &many, MaxPendingRequests: &many, MaxConcurrentRequests: &many}}
 	if m.odds(2) {
 		half := uint32(50)
 		u.PassiveHealthCheck = &config.PassiveHealthCheck{Interval: config.Duration(time.Second), MaxFailures: uint32(3 + m.IntN(5)), MaxEjectionPercent: &half}

@@ -186,8 +186,8 @@ func TestRandomWrites(t *testing.T) {
 		}
 		var around []string
 		for _, l := range log {
-			if d := f.Ended.Sub(l.at); d > -50*time.Millisecond && d < 400*time.Millisecond {
-				around = append(around, fmt.Sprintf("%v before: %s", d.Round(time.Millisecond), l.what))
+			if l.at.After(f.Sent.Add(-400*time.Millisecond)) && l.at.Before(f.Sent.Add(400*time.Millisecond)) || l.at.Before(f.Ended) && l.at.After(f.Ended.Add(-400*time.Millisecond)) {
+				around = append(around, fmt.Sprintf("%v after it was sent: %s", l.at.Sub(f.Sent).Round(time.Millisecond), l.what))
 			}
 		}
 		t.Errorf("%s, after %v, at %v\n%s", f.Reason, f.Ended.Sub(f.Sent), f.Ended.Sub(begin), strings.Join(around, "\n"))

@@ -28,7 +28,7 @@ import (
 var quiet = log.New(io.Discard, "", 0)
 
 // How long the same stream or connection may say nothing, and a request may take.
-const patience = 5 * time.Second
+const patience = 10 * time.Second
 
 // wire is a connection on which requests, or lines, follow each other.
 type wire struct {

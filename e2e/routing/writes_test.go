@@ -169,3 +169,23 @@ func TestWriteToFirstAnswer(t *testing.T) {
 		t.Errorf("p99 is %v, want a second at most", p99)
 	}
 }
+
+// What must not be repeated elsewhere is still answered by another leg when nobody is
+// in its own: that is no repetition.
+func TestEmptyLegCostsNothingThatIsRetried(t *testing.T) {
+	w := newWorld(t)
+	w.write(allHTTP)
+	w.write(versions)
+	w.http("catalog", "v1-a", version(1))
+	web := w.caller("web", "web-1", "catalog")
+	web.eventually("catalog answers", "catalog", "/", by("v1"))
+	w.write(splitter(50, 50)) // nobody is in v2
+	w.apply("Kind = \"service-router\"\nName = \"catalog\"\nRoutes = [{ Match { HTTP { PathPrefix = \"/\" } }, Destination { NumRetries = 2, RetryOnStatusCodes = [503] } }]\n")
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		for range 20 {
+			if err := by("v1")(web.do(method, "catalog", "/")); err != nil {
+				t.Fatalf("%s: %v", method, err)
+			}
+		}
+	}
+}

@@ -37,8 +37,9 @@ const (
 	KindServiceResolver   Kind = "service-resolver"
 	KindJWTProvider       Kind = "jwt-provider"
 	KindMesh              Kind = "mesh"
-	// KindTrafficPolicy is our own.
+	// These are our own.
 	KindTrafficPolicy Kind = "traffic-policy"
+	KindTrafficShift  Kind = "traffic-shift"
 )
 
 // Entry is one configuration entry. Implementations are pointers to the kinds'

@@ -35,6 +35,8 @@ func newEntry(kind Kind) decodable {
 		return &JWTProvider{}
 	case KindTrafficPolicy:
 		return &TrafficPolicy{}
+	case KindTrafficShift:
+		return &TrafficShift{}
 	case KindMesh:
 		return &Mesh{}
 	default:
@@ -46,7 +48,7 @@ func newEntry(kind Kind) decodable {
 func Kinds() []Kind {
 	return []Kind{
 		KindJWTProvider, KindMesh, KindProxyDefaults, KindServiceDefaults, KindServiceIntentions, KindServiceResolver,
-		KindServiceRouter, KindServiceSplitter, KindTrafficPolicy,
+		KindServiceRouter, KindServiceSplitter, KindTrafficPolicy, KindTrafficShift,
 	}
 }
 

@@ -110,7 +110,7 @@ func TestDecodeEntryJSONRefuses(t *testing.T) {
 		`{"Kind":"service-defaults","Name":"web","Foo":1}`:                         `service-defaults "web": Foo: unknown field`,
 		"{\"Kind\":\"service-defaults\",\n\"Name\":\"web\",\"Protocol\":\"smtp\"}": `line 2: service-defaults "web": Protocol: "smtp": want tcp, http, http2 or grpc`,
 		`{"Kind":"service-defaults","Name":"web","EnvoyExtensions":[{}]}`:          `service-defaults "web": EnvoyExtensions: not served by this version`,
-		`{"Kind":"ingress-gateway"}`:                                               `kind "ingress-gateway" is not served by this version; served are jwt-provider, mesh, proxy-defaults, service-defaults, service-intentions, service-resolver, service-router, service-splitter, traffic-policy`,
+		`{"Kind":"ingress-gateway"}`:                                               `kind "ingress-gateway" is not served by this version; served are jwt-provider, mesh, proxy-defaults, service-defaults, service-intentions, service-resolver, service-router, service-splitter, traffic-policy, traffic-shift`,
 		`{`:                                                                        `not valid JSON: unexpected end of JSON input`,
 		`null`:                                                                     `want an object, got null`,
 	} {

@@ -134,7 +134,7 @@ func rulesFor(t reflect.Type) rules {
 		return rules{unserved: []unserved{{name: "Remote", why: "remote key sets are not served, they need a way out of the mesh: give the keys in Local { JWKS }"}}}
 	case reflect.TypeFor[LocalJWKS]():
 		return rules{unserved: []unserved{{name: "Filename", why: "key sets in files are not served, they would have to be on every host: give the keys in JWKS"}}}
-	case reflect.TypeFor[TrafficPolicy]():
+	case reflect.TypeFor[TrafficPolicy](), reflect.TypeFor[TrafficShift]():
 		return rules{ignored: entry, unserved: tenancy()}
 	case reflect.TypeFor[UpstreamSettings]():
 		return rules{unserved: tenancy(noGateway())}

@@ -1,7 +1,5 @@
 package config
 
-import "math"
-
 // ServiceSplitter is Consul's service-splitter entry: how the requests for a
 // service are divided. See Consul's "Service splitter configuration entry
 // reference".
@@ -39,7 +37,7 @@ func (e *ServiceSplitter) Normalize() {
 }
 
 // Hundredths is the weight in hundredths of a percent. Those of an entry add up to 10,000.
-func (s ServiceSplit) Hundredths() int { return int(math.Round(s.Weight * 100)) }
+func (s ServiceSplit) Hundredths() int { return hundredths(s.Weight) }
 
 // Validate implements [Entry].
 func (e *ServiceSplitter) Validate() error { return validate(e) }
@@ -59,14 +57,7 @@ func (e *ServiceSplitter) check(r *report) {
 	sum, weighed := 0, true
 	for i, s := range e.Splits {
 		path := index("Splits", i)
-		switch {
-		case s.Weight < 0 || s.Weight > 100 || math.IsNaN(s.Weight):
-			r.addf(path+".Weight", "%v: want a percentage, 0 to 100", s.Weight)
-			weighed = false
-		case math.Abs(s.Weight*100-math.Round(s.Weight*100)) > 1e-6:
-			r.addf(path+".Weight", "%v: want steps of 0.01", s.Weight)
-			weighed = false
-		}
+		weighed = r.percentage(path+".Weight", s.Weight) && weighed
 		if weighed {
 			sum += s.Hundredths()
 		}

@@ -60,18 +60,7 @@ func (e *TrafficPolicy) check(r *report) {
 		r.name("Name", e.Name)
 	}
 	r.meta("Meta", e.Meta)
-	if s := e.Sticky; s != nil {
-		if count(s.Header != "", s.Cookie != nil, s.Source) != 1 {
-			r.addf("Sticky", "exactly one of Header, Cookie and Source must be set")
-		}
-		if s.Header != "" {
-			r.headerName("Sticky.Header", s.Header)
-		}
-		if c := s.Cookie; c != nil {
-			r.token("Sticky.Cookie.Name", c.Name)
-			r.cookie("Sticky.Cookie", c.TTL, c.Path)
-		}
-	}
+	e.Sticky.check(r, "Sticky")
 	if e.Audit == nil || r.most("Audit.Sources", "sources", len(e.Audit.Sources), maxAudited) {
 		return
 	}
@@ -85,5 +74,21 @@ func (e *TrafficPolicy) check(r *report) {
 			r.addf(at, "%q is given more than once", cut(name))
 		}
 		seen[name] = true
+	}
+}
+
+func (s *Sticky) check(r *report, path string) {
+	if s == nil {
+		return
+	}
+	if count(s.Header != "", s.Cookie != nil, s.Source) != 1 {
+		r.addf(path, "exactly one of Header, Cookie and Source must be set")
+	}
+	if s.Header != "" {
+		r.headerName(path+".Header", s.Header)
+	}
+	if c := s.Cookie; c != nil {
+		r.token(path+".Cookie.Name", c.Name)
+		r.cookie(path+".Cookie", c.TTL, c.Path)
 	}
 }

@@ -268,7 +268,7 @@ func TestNotServed(t *testing.T) {
 	s, _ := newServer(t, "")
 	for _, path := range []string{
 		"GET /v1/event/list", "GET /v1/query", "GET /v1/snapshot",
-		"GET /v1/agent/metrics", "GET /v1/operator/raft/configuration", "GET /v1/discovery-chain/web",
+		"GET /v1/agent/metrics", "GET /v1/operator/raft/configuration", "GET /v1/coordinate/nodes",
 		"GET /v1/health/service/web?peer=far",
 	} {
 		step{path, "", http.StatusNotImplemented, "…not served by crossfade's registry…"}.run(t, s.URL)

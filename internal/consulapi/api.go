@@ -42,6 +42,8 @@ type Options struct {
 	Agent *Agent
 	// Roots may be nil: then there is no certificate authority.
 	Roots Roots
+	// TrustDomain is the certificate authority's.
+	TrustDomain string
 	// DefaultIntention decides between services that no intention names; "" is allow.
 	DefaultIntention config.Action
 	// Authorize decides whether the caller of a request may do what it takes. An
@@ -171,6 +173,8 @@ func routes() []route {
 		{path: "/v1/config", put: putEntry},
 		{path: "/v1/config/", get: getEntry, del: deleteEntry},
 
+		{path: "/v1/discovery-chain/", get: getChain, post: postChain},
+
 		{path: "/v1/connect/ca/roots", get: caRoots},
 		{path: "/v1/connect/intentions", get: listIntentions, post: createIntention},
 		{path: "/v1/connect/intentions/", get: getIntentionByID, put: putIntentionByID, del: deleteIntentionByID},
@@ -199,7 +203,7 @@ func notServedPaths() []string {
 		"/v1/agent/connect/authorize", "/v1/agent/connect/ca/leaf/", "/v1/agent/force-leave/", "/v1/agent/host",
 		"/v1/agent/join/", "/v1/agent/leave", "/v1/agent/metrics", "/v1/agent/metrics/stream", "/v1/agent/monitor",
 		"/v1/agent/reload", "/v1/agent/token/", "/v1/catalog/gateway-services/", "/v1/config-entries/",
-		"/v1/connect/ca/configuration", "/v1/coordinate/", "/v1/discovery-chain/",
+		"/v1/connect/ca/configuration", "/v1/coordinate/",
 		"/v1/event/", "/v1/exported-services", "/v1/health/ingress/", "/v1/imported-services", "/v1/internal/",
 		"/v1/operator/", "/v1/peering", "/v1/peering/", "/v1/peerings", "/v1/query", "/v1/query/",
 		"/v1/snapshot",

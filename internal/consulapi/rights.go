@@ -50,6 +50,7 @@ func needs() map[string]need {
 		"DELETE /v1/config/": func(c *call) access.Need { return entryNeed(c.key()) },
 
 		"PUT /v1/crossfade/sidecars/":        reportBySidecar,
+		"POST /v1/discovery-chain/":          plan,
 		"POST /v1/crossfade/config/plan":     plan,
 		"GET /v1/crossfade/config/history/":  readEntry,
 		"PUT /v1/crossfade/config/rollback/": func(c *call) access.Need { return entryNeed(c.key()) },
@@ -268,9 +269,17 @@ func pulse(c *call) access.Need {
 	return n
 }
 
-// entryNeed is what writing an entry takes: its service's owner, where it has one.
+// entryNeed is what writing an entry takes: its service's owner, where it has one, and
+// of a pair the source's.
 func entryNeed(k config.Key) access.Need {
 	n := access.Need{Kind: access.Operate, Target: string(k.Kind) + "/" + k.Name}
+	if source, _, pair := config.PairOf(k.Name); k.Kind == config.KindTrafficShift {
+		// Those are the source's own requests.
+		if pair && source != "" && source != config.Wildcard {
+			n.Kind, n.Services = access.Write, []string{source}
+		}
+		return n
+	}
 	if strings.HasPrefix(string(k.Kind), "service-") && k.Name != "" && k.Name != config.Wildcard {
 		n.Kind, n.Services = access.Write, []string{k.Name}
 	}

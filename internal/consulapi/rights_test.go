@@ -82,6 +82,7 @@ func TestRightsAtEveryEndpoint(t *testing.T) {
 		"DELETE /v1/config/": {path: "service-defaults/web", may: "operator owner"},
 
 		"PUT /v1/crossfade/sidecars/":        {path: "web-1/connections", body: `{}`, may: ownWrite},
+		"POST /v1/discovery-chain/":          {path: "web", body: `{}`, may: people},
 		"POST /v1/crossfade/config/plan":     {body: `{}`, may: people},
 		"GET /v1/crossfade/config/history/":  {path: "service-defaults/web", may: own},
 		"PUT /v1/crossfade/config/rollback/": {path: "service-defaults/web", may: "operator owner"},
@@ -160,6 +161,9 @@ func TestNoWayToAnothersThings(t *testing.T) {
 		{"a check of one's own in place of another's", "PUT /v1/agent/check/register?node=n", `{"Name":"catalog-up","ServiceID":"web-1","TTL":"1h"}`},
 		{"a check of the node", "PUT /v1/agent/check/register?node=n", `{"Name":"x","TTL":"1h"}`},
 		{"another's entry", "PUT /v1/config", `{"Kind":"service-defaults","Name":"catalog","Protocol":"http"}`},
+		{"another's ways", "PUT /v1/config", `{"Kind":"traffic-shift","Source":"catalog","Destination":"web","Shares":{"mtls":100}}`},
+		{"everybody's ways", "PUT /v1/config", `{"Kind":"traffic-shift","Source":"*","Destination":"web","Shares":{"mtls":100}}`},
+		{"another's ways, deleted", "DELETE /v1/config/traffic-shift/catalog~web", ""},
 		{"the mesh's entry", "PUT /v1/config", `{"Kind":"mesh"}`},
 		{"everybody's intentions", "PUT /v1/config", `{"Kind":"service-intentions","Name":"*","Sources":[{"Name":"web","Action":"allow"}]}`},
 		{"another's entry, as it was", "PUT /v1/crossfade/config/rollback/service-defaults/catalog", ""},

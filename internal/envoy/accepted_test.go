@@ -84,6 +84,7 @@ func (d dice) entries() *config.Set {
 				`{"Kind":%q,"Name":%q,"Sources":[{"Name":"web","Action":"allow"},{"Name":"*","Action":"deny"}]}`,
 				`{"Kind":%q,"Name":%q,"JWT":{"Providers":[{"Name":"web"}]},"Sources":[{"Name":"web","Permissions":[{"Action":"allow","HTTP":{"PathPrefix":"/","Header":[{"Name":"x","Exact":"y"}]},"JWT":{"Providers":[{"Name":"api","VerifyClaims":[{"Path":["a"],"Value":"b"}]}]}},{"Action":"deny","HTTP":{"PathRegex":"/a.*"}}]}]}`,
 				`{"Kind":%q,"Name":%q,"Issuer":"i","JSONWebKeySet":{"Local":{"JWKS":"eyJrZXlzIjpbeyJrdHkiOiJFQyIsImNydiI6IlAtMjU2IiwiYWxnIjoiRVMyNTYiLCJraWQiOiIxIiwieCI6IjBHWmRGd0dzck9EdGRPRVNRYkZWMEN6Yldna19fSUI2T3pGV2dZOGhjY2ciLCJ5IjoieDU2RGVvOC1YZnR6TkpyZk9kTXVkMGxxZktIdzVRU21uQVJqdFpEN1pCZyJ9XX0="}},"Locations":[{"Header":{"Name":"x"}}],"Forwarding":{"HeaderName":"x"}}`,
+				`{"Kind":%q,"Destination":%q,"Source":"web","Legacy":{"Address":"127.0.0.1:1","Host":"old"},"Shares":{"legacy":50,"direct":25,"mtls":25},"Sticky":{"Source":true}}`,
 				`{"Kind":%q,"Name":%q,"Audit":{"Sources":["web"],"Default":true}}`,
 			} {
 				e, err := config.DecodeEntryJSON(fmt.Appendf(nil, seed, kind, name))

@@ -1,10 +1,9 @@
 package meshtest
 
 import (
+	"math/rand/v2"
 	"slices"
 	"time"
-
-	"pgregory.net/rapid"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 )
@@ -12,133 +11,135 @@ import (
 // Services are those that [Entries] are about.
 func Services() []string { return []string{"a", "b", "c", "d", "e"} }
 
-// Entries draws entries that say how requests for a few services are routed. Each is
+// Entries makes entries that say how requests for a few services are routed. Each is
 // valid by itself; they may contradict each other, mostly they don't. Of a kind and
-// name there is one at most.
-func Entries() *rapid.Generator[[]config.Entry] {
-	return rapid.Custom(func(t *rapid.T) []config.Entry {
-		var out []config.Entry
-		if likely(t, 80, "protocol for all") {
-			out = append(out, &config.ProxyDefaults{Kind: config.KindProxyDefaults, Name: config.Global, Config: map[string]any{"protocol": "http"}})
+// name there is one at most. The same seed makes the same.
+func Entries(seed uint64) []config.Entry {
+	r := rand.New(rand.NewPCG(seed, 1))
+	var out []config.Entry
+	if likely(r, 92) {
+		out = append(out, &config.ProxyDefaults{Kind: config.KindProxyDefaults, Name: config.Global, Config: map[string]any{"protocol": "http"}})
+	}
+	for _, name := range Services() {
+		if likely(r, 5) {
+			out = append(out, &config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: name,
+				Protocol: oneOf(r, "tcp", "http", "http2", "grpc"), Meta: map[string]string{"owner": name}})
 		}
-		for _, name := range Services() {
-			if likely(t, 10, "own protocol") {
-				out = append(out, &config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: name,
-					Protocol: rapid.SampledFrom([]string{"tcp", "http", "http2", "grpc"}).Draw(t, "protocol"), Meta: map[string]string{"owner": name}})
-			}
-			if likely(t, 70, "resolver") {
-				out = append(out, resolver(t, name))
-			}
-			if likely(t, 50, "splitter") {
-				out = append(out, splitter(t, name))
-			}
-			if likely(t, 30, "router") {
-				out = append(out, router(t, name))
-			}
+		if likely(r, 80) {
+			out = append(out, resolver(r, name))
 		}
-		out = slices.DeleteFunc(out, func(e config.Entry) bool { e.Normalize(); return e.Validate() != nil })
-		return rapid.Permutation(out).Draw(t, "order")
-	})
+		if likely(r, 50) {
+			out = append(out, splitter(r, name))
+		}
+		if likely(r, 30) {
+			out = append(out, router(r, name))
+		}
+	}
+	out = slices.DeleteFunc(out, func(e config.Entry) bool { e.Normalize(); return e.Validate() != nil })
+	r.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
 }
 
-func likely(t *rapid.T, percent int, what string) bool {
-	return rapid.IntRange(1, 100).Draw(t, what) <= percent
+func likely(r *rand.Rand, percent int) bool {
+	return r.IntN(100) < percent
 }
 
-func maybe[T any](t *rapid.T, percent int, what string, values ...T) (v T) {
-	if likely(t, percent, what) {
-		v = rapid.SampledFrom(values).Draw(t, what)
+func oneOf[T any](r *rand.Rand, values ...T) T { return values[r.IntN(len(values))] }
+
+func maybe[T any](r *rand.Rand, percent int, values ...T) (v T) {
+	if likely(r, percent) {
+		v = oneOf(r, values...)
 	}
 	return v
 }
 
-func resolver(t *rapid.T, name string) *config.ServiceResolver {
+func resolver(r *rand.Rand, name string) *config.ServiceResolver {
 	e := &config.ServiceResolver{Kind: config.KindServiceResolver, Name: name,
-		ConnectTimeout: maybe(t, 20, "connect", config.Duration(3*time.Second)), RequestTimeout: maybe(t, 20, "timeout", config.Duration(7*time.Second))}
-	if likely(t, 85, "subsets") {
+		ConnectTimeout: maybe(r, 20, config.Duration(3*time.Second)), RequestTimeout: maybe(r, 20, config.Duration(7*time.Second))}
+	if likely(r, 95) {
 		e.Subsets = map[string]config.ResolverSubset{"v1": {Filter: `Service.Meta.v == "1"`}, "v2": {Filter: `Service.Meta.v == "2"`, OnlyPassing: true}}
 	}
 	if len(e.Subsets) > 0 {
-		e.DefaultSubset = maybe(t, 20, "default subset", "v1", "v2")
+		e.DefaultSubset = maybe(r, 20, "v1", "v2")
 	}
-	if likely(t, 25, "balancer") {
-		e.LoadBalancer = &config.LoadBalancer{Policy: rapid.SampledFrom([]string{"random", "round_robin", "least_request", "ring_hash", "maglev"}).Draw(t, "policy")}
+	if likely(r, 25) {
+		e.LoadBalancer = &config.LoadBalancer{Policy: oneOf(r, "random", "round_robin", "least_request", "ring_hash", "maglev")}
 	}
 	switch {
-	case likely(t, 15, "redirect"):
-		e.Redirect = &config.ResolverRedirect{Service: maybe(t, 80, "to", Services()...), Datacenter: maybe(t, 15, "in", "dc1", "dc2")}
+	case likely(r, 15):
+		e.Redirect = &config.ResolverRedirect{Service: maybe(r, 80, Services()...), Datacenter: maybe(r, 15, "dc1", "dc2")}
 		if e.Redirect.Service != "" {
-			e.Redirect.ServiceSubset = maybe(t, 30, "to subset", "v1", "v2")
+			e.Redirect.ServiceSubset = maybe(r, 30, "v1", "v2")
 		}
-	case likely(t, 40, "failover"):
+	case likely(r, 40):
 		e.Failover = map[string]config.ResolverFailover{}
 		for _, of := range []string{"*", "v1"} {
-			if likely(t, 60, "failover of "+of) {
-				e.Failover[of] = failover(t)
+			if likely(r, 60) {
+				e.Failover[of] = failover(r)
 			}
 		}
 	}
 	return e
 }
 
-func failover(t *rapid.T) (f config.ResolverFailover) {
-	if likely(t, 40, "targets") {
-		for range rapid.IntRange(1, 3).Draw(t, "number") {
-			f.Targets = append(f.Targets, config.FailoverTarget{Service: maybe(t, 70, "service", Services()...), ServiceSubset: maybe(t, 40, "subset", "v1", "v2"), Datacenter: maybe(t, 30, "dc", "dc1", "dc2")})
+func failover(r *rand.Rand) (f config.ResolverFailover) {
+	if likely(r, 40) {
+		for range 1 + r.IntN(3) {
+			f.Targets = append(f.Targets, config.FailoverTarget{Service: maybe(r, 70, Services()...), ServiceSubset: maybe(r, 40, "v1", "v2"), Datacenter: maybe(r, 30, "dc1", "dc2")})
 		}
 		return f
 	}
-	f.Service, f.ServiceSubset = maybe(t, 70, "service", Services()...), maybe(t, 40, "subset", "v1", "v2")
-	if likely(t, 40, "datacenters") {
-		f.Datacenters = rapid.SampledFrom([][]string{{"dc2"}, {"dc2", "dc3"}, {"dc1", "dc2"}}).Draw(t, "in")
+	f.Service, f.ServiceSubset = maybe(r, 70, Services()...), maybe(r, 40, "v1", "v2")
+	if likely(r, 40) {
+		f.Datacenters = oneOf(r, []string{"dc2"}, []string{"dc2", "dc3"}, []string{"dc1", "dc2"})
 	}
 	return f
 }
 
-func headers(t *rapid.T) *config.HeaderModifiers {
-	if !likely(t, 40, "headers") {
+func headers(r *rand.Rand) *config.HeaderModifiers {
+	if !likely(r, 25) {
 		return nil
 	}
 	h := &config.HeaderModifiers{}
-	name := func() string { return rapid.SampledFrom([]string{"x-a", "x-b", "x-c"}).Draw(t, "header") }
-	value := func() string { return rapid.SampledFrom([]string{"1", "2"}).Draw(t, "value") }
-	if likely(t, 60, "add") {
+	name := func() string { return oneOf(r, "x-a", "x-b", "x-c") }
+	value := func() string { return oneOf(r, "1", "2") }
+	if likely(r, 60) {
 		h.Add = map[string]string{name(): value()}
 	}
-	if likely(t, 60, "set") {
+	if likely(r, 60) {
 		h.Set = map[string]string{name(): value()}
 	}
-	if likely(t, 40, "remove") {
+	if likely(r, 40) {
 		h.Remove = []string{"x-r" + value()}
 	}
 	return h
 }
 
-func splitter(t *rapid.T, name string) *config.ServiceSplitter {
+func splitter(r *rand.Rand, name string) *config.ServiceSplitter {
 	e := &config.ServiceSplitter{Kind: config.KindServiceSplitter, Name: name}
 	left := 10_000
-	n := rapid.IntRange(1, 4).Draw(t, "legs")
+	n := 1 + r.IntN(4)
 	for i := range n {
 		weight := left
 		if i < n-1 {
-			weight = rapid.IntRange(0, left).Draw(t, "weight")
+			weight = r.IntN(left + 1)
 		}
 		left -= weight
-		e.Splits = append(e.Splits, config.ServiceSplit{Weight: float64(weight) / 100, Service: maybe(t, 70, "service", Services()...),
-			ServiceSubset: maybe(t, 50, "subset", "v1", "v2"), RequestHeaders: headers(t), ResponseHeaders: headers(t)})
+		e.Splits = append(e.Splits, config.ServiceSplit{Weight: float64(weight) / 100, Service: maybe(r, 70, Services()...),
+			ServiceSubset: maybe(r, 35, "v1", "v2"), RequestHeaders: headers(r), ResponseHeaders: headers(r)})
 	}
 	return e
 }
 
-func router(t *rapid.T, name string) *config.ServiceRouter {
+func router(r *rand.Rand, name string) *config.ServiceRouter {
 	e := &config.ServiceRouter{Kind: config.KindServiceRouter, Name: name}
-	for range rapid.IntRange(0, 3).Draw(t, "routes") {
-		r := config.ServiceRoute{Match: &config.RouteMatch{HTTP: &config.HTTPMatch{PathPrefix: rapid.SampledFrom([]string{"/x", "/y"}).Draw(t, "prefix")}}}
-		if likely(t, 80, "destination") {
-			r.Destination = &config.RouteDestination{Service: maybe(t, 70, "service", Services()...), ServiceSubset: maybe(t, 30, "subset", "v1", "v2"),
-				PrefixRewrite: maybe(t, 20, "rewrite", "/"), NumRetries: maybe(t, 20, "retries", uint32(3))}
+	for range r.IntN(4) {
+		route := config.ServiceRoute{Match: &config.RouteMatch{HTTP: &config.HTTPMatch{PathPrefix: oneOf(r, "/x", "/y")}}}
+		if likely(r, 80) {
+			route.Destination = &config.RouteDestination{Service: maybe(r, 70, Services()...), ServiceSubset: maybe(r, 30, "v1", "v2"),
+				PrefixRewrite: maybe(r, 20, "/"), NumRetries: maybe(r, 20, uint32(3))}
 		}
-		e.Routes = append(e.Routes, r)
+		e.Routes = append(e.Routes, route)
 	}
 	return e
 }

@@ -250,24 +250,24 @@ const requestID = "x-request-id"
 // there get a rule of their own.
 func (p *planner) repeat(base Rule, r routing.Route, legs []routing.Leg, divide int) []Rule {
 	crossing := r.Policy == nil || r.Policy.Crossing == nil || *r.Policy.Crossing
-	build := func(rule Rule, crossing bool) Rule {
+	build := func(rule Rule) Rule {
 		rule.Legs = p.legs(rule, legs, divide, crossing)
 		return rule
 	}
 	elsewhere := len(legs) > 1 && crossing || slices.ContainsFunc(legs, func(l routing.Leg) bool { return len(l.Failover) > 0 })
 	if !base.Retry.afterSending() || !elsewhere {
-		return []Rule{build(base, crossing)}
+		return []Rule{build(base)}
 	}
 	safe := base
 	safe.Idempotent = true
-	return []Rule{build(safe, crossing), build(base, false)}
+	return []Rule{build(safe), build(base)}
 }
 
 // legs are the shares of one rule.
 func (p *planner) legs(rule Rule, legs []routing.Leg, divide int, crossing bool) []RouteLeg {
 	copies := int(max(rule.Retry.Number, 1))
 	if rule.Retry.afterSending() && !rule.Idempotent {
-		copies++ // so that no retry leaves the target
+		copies++ // so that no retry leaves the target, unless nobody is there
 	}
 	clusters := make([]string, divide)
 	for i := range clusters {

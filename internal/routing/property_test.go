@@ -14,6 +14,10 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
+func drawn(t *rapid.T) []config.Entry {
+	return meshtest.Entries(rapid.Uint64().Draw(t, "seed"))
+}
+
 // all compiles every service, and those that a caller takes for another protocol.
 func all(set *config.Set) (out []routing.Chain) {
 	for _, service := range append(meshtest.Services(), "nobody") {
@@ -28,7 +32,7 @@ func all(set *config.Set) (out []routing.Chain) {
 // TestCompileOfAnything holds what every chain has to be, whatever it is made of.
 func TestCompileOfAnything(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		entries := meshtest.Entries().Draw(t, "entries")
+		entries := drawn(t)
 		chains := all(config.NewSet(entries...))
 		slices.Reverse(entries)
 		if diff := cmp.Diff(chains, all(config.NewSet(entries...))); diff != "" {
@@ -67,7 +71,7 @@ func whole(t *rapid.T, c routing.Chain) {
 // TestReadsAreAllThatMatters changes one entry: chains that do not read it stay.
 func TestReadsAreAllThatMatters(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		before := config.NewSet(meshtest.Entries().Draw(t, "entries")...)
+		before := config.NewSet(drawn(t)...)
 		after := changed(t, before)
 		keys := config.Changed(before, after)
 		was, is := all(before), all(after)
@@ -84,7 +88,7 @@ func TestReadsAreAllThatMatters(t *testing.T) {
 
 // changed is a set in which some entries are others', or gone.
 func changed(t *rapid.T, set *config.Set) *config.Set {
-	others := meshtest.Entries().Draw(t, "others")
+	others := drawn(t)
 	n := rapid.IntRange(0, min(2, len(others))).Draw(t, "taken")
 	var drop []config.Key
 	if keys := set.Keys(); len(keys) > 0 && rapid.Bool().Draw(t, "drop") {
@@ -102,7 +106,7 @@ func TestCheckFindsWhatBreaks(t *testing.T) {
 		return out
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		before := config.NewSet(meshtest.Entries().Draw(t, "entries")...)
+		before := config.NewSet(drawn(t)...)
 		after := changed(t, before)
 		was := broken(before)
 		var want []string

@@ -44,27 +44,27 @@ func below(legs []Leg, weight uint32, parent *config.ServiceSplit) []Leg {
 	return out
 }
 
-// merge is a leg with the headers of the leg above it; where both have a word, the
-// inner one counts.
+// merge is a leg with the headers of the leg above it, as if a request passed that one
+// first and its answer last: where both have a word, the later counts.
 func merge(above, s *config.ServiceSplit) *config.ServiceSplit {
 	if above.RequestHeaders == nil && above.ResponseHeaders == nil {
 		return s
 	}
 	out := *s
 	out.RequestHeaders = mergeHeaders(above.RequestHeaders, s.RequestHeaders)
-	out.ResponseHeaders = mergeHeaders(above.ResponseHeaders, s.ResponseHeaders)
+	out.ResponseHeaders = mergeHeaders(s.ResponseHeaders, above.ResponseHeaders)
 	return &out
 }
 
-func mergeHeaders(above, inner *config.HeaderModifiers) *config.HeaderModifiers {
+func mergeHeaders(first, then *config.HeaderModifiers) *config.HeaderModifiers {
 	switch {
-	case above == nil:
-		return inner
-	case inner == nil:
-		return above
+	case first == nil:
+		return then
+	case then == nil:
+		return first
 	}
-	out := &config.HeaderModifiers{Add: overlay(above.Add, inner.Add), Set: overlay(above.Set, inner.Set), Remove: slices.Clone(above.Remove)}
-	for _, name := range inner.Remove {
+	out := &config.HeaderModifiers{Add: overlay(first.Add, then.Add), Set: overlay(first.Set, then.Set), Remove: slices.Clone(first.Remove)}
+	for _, name := range then.Remove {
 		if !slices.Contains(out.Remove, name) {
 			out.Remove = append(out.Remove, name)
 		}
@@ -72,9 +72,13 @@ func mergeHeaders(above, inner *config.HeaderModifiers) *config.HeaderModifiers 
 	return out
 }
 
+// overlay is both, above where they differ.
 func overlay(below, above map[string]string) map[string]string {
-	if len(below) == 0 {
+	switch {
+	case len(below) == 0:
 		return above
+	case len(above) == 0:
+		return below
 	}
 	out := maps.Clone(below)
 	maps.Copy(out, above)

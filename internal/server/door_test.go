@@ -281,6 +281,9 @@ func TestRightsAndTrailOverHTTP(t *testing.T) {
 		{"PUT /v1/agent/service/deregister/catalog?wait=1ms", "", "operator"},
 		{"GET /v1/kv/x", "", "reader auditor operator owner"},
 		{"PUT /v1/kv/x", "x", "operator"},
+		{"PUT /v1/config", `{"Kind":"traffic-shift","Source":"web","Destination":"*","Shares":{"direct":100}}`, "operator owner"},
+		{"GET /v1/config/traffic-shift/web~*", "", "reader auditor operator owner web"},
+		{"DELETE /v1/config/traffic-shift/web~*", "", "operator owner"},
 	} {
 		for name, token := range by {
 			s.Register("catalog.yaml", catalog)

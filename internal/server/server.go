@@ -172,8 +172,8 @@ func New(o Options) (_ *Server, err error) {
 	}
 	api := consulapi.Options{
 		Store: s.store, Agent: s.agent, DefaultIntention: policy, Authorize: authorize,
-		Server:  s.own(),
-		Who:     s.door.author,
+		Server: s.own(),
+		Who:    s.door.author, TrustDomain: s.ca.TrustDomain(),
 		Roots:   func() (any, <-chan struct{}) { return s.ca.Watch() },
 		Version: o.Version, EnvoyVersions: []string{envoybin.Floor}, Log: o.Log,
 	}

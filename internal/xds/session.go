@@ -388,8 +388,8 @@ func (s *session) busy(t Type, src source, removals bool) bool {
 	if sub == nil {
 		return false
 	}
-	if sub.flight != nil {
-		return removals || len(sub.flight.versions) > 0
+	if f := sub.flight; f != nil && (removals || len(f.versions) > 0) {
+		return true
 	}
 	for name := range sub.dirty {
 		res, gone := sub.want(t, name, src)

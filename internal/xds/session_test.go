@@ -169,6 +169,26 @@ func TestClustersLinger(t *testing.T) {
 	}
 }
 
+// A cluster may be wanted again while its removal is on its way.
+func TestRoutesWaitForAClusterThatComesBack(t *testing.T) {
+	s := newScript(t)
+	s.subscribe(ClusterType)
+	s.subscribe(RouteType, "r")
+	s.put(ClusterType, "a", "1")
+	s.put(ClusterType, "b", "1")
+	s.put(RouteType, "r", "to a")
+	s.ack(s.want("Cluster:+a+b")...)
+	s.ack(s.want("RouteConfiguration:+r")...)
+	s.drop(ClusterType, "b")
+	removal := s.want("Cluster:-b")
+	s.put(ClusterType, "b", "1")
+	s.put(RouteType, "r", "to b")
+	s.want("") // not yet the route
+	s.ack(removal...)
+	s.ack(s.want("Cluster:+b")...)
+	s.ack(s.want("RouteConfiguration:+r")...)
+}
+
 func TestEndpointsFollowAChangedCluster(t *testing.T) {
 	s := newScript(t)
 	s.subscribe(ClusterType)

@@ -189,6 +189,8 @@ func (s source) entry(kind config.Kind) config.Entry {
 		return s.jwtProvider()
 	case config.KindTrafficPolicy:
 		return s.trafficPolicy()
+	case config.KindTrafficShift:
+		return s.trafficShift()
 	case config.KindMesh:
 		return &config.Mesh{Meta: s.meta(), HTTP: maybe(s, func() config.MeshHTTP {
 			return config.MeshHTTP{Incoming: maybe(s, func() config.MeshIncoming {
@@ -241,7 +243,9 @@ func (s source) methods() []string {
 	return list(s, func(i int) string { return []string{s.of("get", "GET"), "post", "DELETE"}[i] })
 }
 
-func (s source) regex() string { return s.of("[^/]+", "a|b", "/v[0-9]+/.*", `\d{3}`, "(?i)x", "/a{990}", `(\pL{9}){9}`) }
+func (s source) regex() string {
+	return s.of("[^/]+", "a|b", "/v[0-9]+/.*", `\d{3}`, "(?i)x", "/a{990}", `(\pL{9}){9}`)
+}
 
 func (s source) headerName() string { return s.of("X-User", "x-user", ":authority", "x_y", "cookie") }
 
@@ -468,16 +472,45 @@ func (s source) jwtProvider() *config.JWTProvider {
 
 func (s source) trafficPolicy() *config.TrafficPolicy {
 	e := &config.TrafficPolicy{Name: s.of(config.Wildcard, s.name()), Meta: s.meta(), Crossing: maybe(s, func() bool { return s.some("crossing") })}
-	switch s.of("", "header", "cookie", "source") {
-	case "header":
-		e.Sticky = &config.Sticky{Header: s.headerName()}
-	case "cookie":
-		e.Sticky = &config.Sticky{Cookie: &config.StickyCookie{Name: s.word(), TTL: s.duration(), Path: s.of("", s.path())}}
-	case "source":
-		e.Sticky = &config.Sticky{Source: true}
-	}
+	e.Sticky = s.sticky()
 	e.Audit = maybe(s, func() config.Audit {
 		return config.Audit{Sources: list(s, func(i int) string { return []string{config.Wildcard, "a", "b-" + s.name()}[i] }), Default: s.some("default")}
 	})
+	return e
+}
+
+func (s source) sticky() *config.Sticky {
+	switch s.of("", "header", "cookie", "source") {
+	case "header":
+		return &config.Sticky{Header: s.headerName()}
+	case "cookie":
+		return &config.Sticky{Cookie: &config.StickyCookie{Name: s.word(), TTL: s.duration(), Path: s.of("", s.path())}}
+	case "source":
+		return &config.Sticky{Source: true}
+	}
+	return nil
+}
+
+func (s source) trafficShift() *config.TrafficShift {
+	e := &config.TrafficShift{Source: s.of(config.Wildcard, s.name()), Destination: s.of(config.Wildcard, s.name()), Meta: s.meta(), Sticky: s.sticky()}
+	if s.some("name") {
+		e.Name = config.PairName(e.Source, e.Destination)
+	}
+	e.Legacy = maybe(s, func() config.LegacyWay {
+		return config.LegacyWay{
+			Address: s.of("old.example.com:80", "10.0.0.1:4140", "[::1]:80"), Host: s.of("", "catalog.old", "catalog.old:80", "10.0.0.1", "[::1]"),
+		}
+	})
+	left := 10_000
+	share := func() float64 {
+		n := s.number(left)
+		left -= n
+		return float64(n) / 100
+	}
+	if e.Legacy != nil {
+		e.Shares.Legacy = share()
+	}
+	e.Shares.Direct = share()
+	e.Shares.MTLS = float64(left) / 100
 	return e
 }

@@ -1,0 +1,4 @@
+package client
+
+// Bucket lets the conformance table name where keys fall.
+var Bucket = bucket

@@ -1,0 +1,190 @@
+package config
+
+import (
+	"cmp"
+	"math"
+	"strings"
+)
+
+// TrafficShift is a kind of our own: by which ways the requests of a pair travel, and
+// in what shares. Of the entries that fit a pair the most specific counts: both
+// named, then the destination, then the source, then neither.
+type TrafficShift struct {
+	Kind Kind `json:"Kind"`
+	// Name is made of the pair: "storefront~catalog".
+	Name        string     `json:"Name"`
+	Source      string     `json:"Source"`      // a service, or "*"
+	Destination string     `json:"Destination"` // a service, or "*"
+	Legacy      *LegacyWay `json:"Legacy,omitempty"`
+	Shares      Shares     `json:"Shares"`
+	// Sticky keeps a caller on its way while shares move. Connections are sticky by
+	// Source alone.
+	Sticky *Sticky           `json:"Sticky,omitempty"`
+	Meta   map[string]string `json:"Meta,omitempty"`
+}
+
+// LegacyWay is where the old mesh takes requests for the destination.
+type LegacyWay struct {
+	Address string `json:"Address"`        // host:port
+	Host    string `json:"Host,omitempty"` // of requests on it; empty: as the app sent it
+}
+
+// Shares are percents, in steps of 0.01, that add up to 100.
+type Shares struct {
+	Legacy float64 `json:"legacy,omitempty"`
+	Direct float64 `json:"direct,omitempty"`
+	Plain  float64 `json:"plain,omitempty"`
+	MTLS   float64 `json:"mtls,omitempty"`
+}
+
+// The ways by which a request can travel, as Shares names them.
+const (
+	WayLegacy = "legacy" // the old mesh's address
+	WayDirect = "direct" // the callee's own port
+	WayPlain  = "plain"  // from sidecar to sidecar, without TLS
+	WayMTLS   = "mtls"   // from sidecar to sidecar
+)
+
+// pairSeparator is between the services of a pair; no service's name has it.
+const pairSeparator = "~"
+
+// PairName is the name of a pair's traffic-shift.
+func PairName(source, destination string) string { return source + pairSeparator + destination }
+
+// PairOf is the inverse of [PairName].
+func PairOf(name string) (source, destination string, ok bool) {
+	return strings.Cut(name, pairSeparator)
+}
+
+// EntryKind implements [Entry].
+func (e *TrafficShift) EntryKind() Kind { return KindTrafficShift }
+
+// EntryName implements [Entry].
+func (e *TrafficShift) EntryName() string { return cmp.Or(e.Name, PairName(e.Source, e.Destination)) }
+
+// Normalize implements [Entry].
+func (e *TrafficShift) Normalize() {
+	e.Kind = KindTrafficShift
+	e.Name = PairName(e.Source, e.Destination)
+	for _, s := range e.Shares.all() {
+		*s.percent = float64(hundredths(*s.percent)) / 100
+	}
+}
+
+// Validate implements [Entry].
+func (e *TrafficShift) Validate() error { return validate(e) }
+
+// share is one of Shares.
+type share struct {
+	way     string
+	percent *float64
+}
+
+// all lists the shares in the order in which they divide.
+func (s *Shares) all() []share {
+	return []share{{WayLegacy, &s.Legacy}, {WayDirect, &s.Direct}, {WayPlain, &s.Plain}, {WayMTLS, &s.MTLS}}
+}
+
+// Hundredths is the way's share in hundredths of a percent. Those of an entry add up to 10,000.
+func (s Shares) Hundredths(way string) int {
+	for _, one := range s.all() {
+		if one.way == way {
+			return hundredths(*one.percent)
+		}
+	}
+	return 0
+}
+
+func hundredths(percent float64) int { return int(math.Round(percent * 100)) }
+
+func (e *TrafficShift) check(r *report) {
+	for _, of := range []struct{ field, name string }{{"Source", e.Source}, {"Destination", e.Destination}} {
+		if of.name != Wildcard {
+			r.name(of.field, of.name)
+		}
+	}
+	if made := PairName(e.Source, e.Destination); e.Name != "" && e.Name != made {
+		r.addf("Name", "%q: is made of the pair: leave it out, or say %q", cut(e.Name), cut(made))
+	}
+	r.meta("Meta", e.Meta)
+	if l := e.Legacy; l != nil {
+		r.hostPort("Legacy.Address", l.Address)
+		r.authority("Legacy.Host", l.Host)
+	}
+	e.Shares.check(r, "Shares")
+	if e.Shares.Legacy > 0 && e.Legacy == nil {
+		r.addf("Shares.legacy", "%v: Legacy.Address is missing: say where the old mesh takes requests", e.Shares.Legacy)
+	}
+	e.Sticky.check(r, "Sticky")
+}
+
+func (s Shares) check(r *report, path string) {
+	sum, weighed := 0, true
+	for _, one := range s.all() {
+		if r.percentage(path+"."+one.way, *one.percent) {
+			sum += hundredths(*one.percent)
+		} else {
+			weighed = false
+		}
+	}
+	if s.Plain > 0 {
+		r.addf(path+"."+WayPlain, "not served by this version: callees take mTLS only")
+	}
+	if weighed && sum != 100_00 {
+		r.addf(path, "must add up to 100, not %v", float64(sum)/100)
+	}
+}
+
+// percentage checks a share of a whole, and reports whether it is one.
+func (r *report) percentage(path string, p float64) bool {
+	switch {
+	case p < 0 || p > 100 || math.IsNaN(p):
+		r.addf(path, "%v: want a percentage, 0 to 100", p)
+	case math.Abs(p*100-math.Round(p*100)) > 1e-6:
+		r.addf(path, "%v: want steps of 0.01", p)
+	default:
+		return true
+	}
+	return false
+}
+
+// authority checks a Host header: a host, with a port or without.
+func (r *report) authority(path, host string) {
+	if host == "" {
+		return
+	}
+	if bare, _, ok := splitHostPort(host); ok && bare != host && strings.ContainsRune(host, ':') {
+		r.hostPort(path, host)
+		return
+	}
+	inner, found := strings.CutPrefix(host, "[")
+	inner, closed := strings.CutSuffix(inner, "]")
+	if strings.ContainsRune(inner, ':') != (found && closed) || found != closed {
+		r.addf(path, "%q: want a host, with a port or without", cut(host))
+		return
+	}
+	r.host(path, inner)
+}
+
+// TrafficShiftKeys are the entries that may count for a pair, the one that counts
+// before others first.
+func TrafficShiftKeys(source, destination string) []Key {
+	names := []string{
+		PairName(source, destination), PairName(Wildcard, destination), PairName(source, Wildcard), PairName(Wildcard, Wildcard),
+	}
+	out := make([]Key, len(names))
+	for i, name := range names {
+		out[i] = Key{KindTrafficShift, name}
+	}
+	return out
+}
+
+// TrafficShift is the entry that counts for a pair, or nil.
+func (s *Set) TrafficShift(source, destination string) *TrafficShift {
+	for _, k := range TrafficShiftKeys(source, destination) {
+		if e, ok := s.Get(k).(*TrafficShift); ok {
+			return e
+		}
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package shift_test
+
+const usualRamps = 500
