@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"fmt"
 	"reflect"
 	"slices"
 	"time"
@@ -83,12 +84,19 @@ func (r EndpointsRef) Services() []string {
 	return out
 }
 
-// EndpointsName is the name of the cluster's endpoint resource.
+// EndpointsName is the name of the cluster's endpoint resource. Which parts a split
+// has, and in what order they stand in, is in the name, unlike their weights: a
+// cluster must not get endpoints of parts whose identities it does not know, and
+// endpoints are changed before clusters are, and for all callers.
 func (c Cluster) EndpointsName() string {
-	if c.Split != nil {
-		return splitPrefix + c.Name
+	if c.Split == nil {
+		return c.SNI
 	}
-	return c.SNI
+	content := ""
+	for _, p := range c.Split {
+		content += fmt.Sprintf("%q %d ", p.SNI, p.Priority)
+	}
+	return fmt.Sprintf("%s%s~%08x", splitPrefix, c.Name, uint32(routing.Hash(content)))
 }
 
 // splitPrefix begins names that exist only because of a split.
