@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -128,7 +129,7 @@ func BenchmarkPush(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		n++
-		next := a.version(b, fmt.Append(body[:len(body):len(body)], n))
+		next := a.version(b, fmt.Append(slices.Clip(body), n))
 		<-tick.C
 		b.StartTimer()
 		a.server.Update(xds.Update{Shared: map[xds.Key]*xds.Resource{a.key: next}})

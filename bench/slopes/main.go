@@ -56,7 +56,7 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 		return settings{}, err
 	}
 	s := settings{Binaries: lab.Binaries{Crossfade: cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))}}
-	for _, word := range strings.Fields(cmp.Or(getenv("UPSTREAMS"), "1 50 200 1000")) {
+	for word := range strings.FieldsSeq(cmp.Or(getenv("UPSTREAMS"), "1 50 200 1000")) {
 		n, err := strconv.Atoi(word)
 		if err != nil || n < 1 || n > 5000 {
 			return settings{}, fmt.Errorf("UPSTREAMS %q: want numbers from 1 to 5000", word)

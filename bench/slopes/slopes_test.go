@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 // A real Envoy with the hand-written bootstrap has what is counted before it is measured.
@@ -14,12 +16,7 @@ func TestPair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "cfs") // short, since a Unix socket is in it
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	p, err := openPair(s, dir)
+	p, err := openPair(s, meshtest.RunDir(t))
 	if err != nil {
 		t.Fatal(err)
 	}

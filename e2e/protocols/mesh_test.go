@@ -11,7 +11,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -244,19 +243,4 @@ func serve(t *testing.T, version int, h http.Handler) int {
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })
 	return l.Addr().(*net.TCPAddr).Port
-}
-
-// exchange sends raw bytes and reads until the peer closes or says nothing for a second.
-func exchange(c net.Conn, send string) string {
-	go io.WriteString(c, send)
-	var out []byte
-	buf := make([]byte, 64<<10)
-	for {
-		c.SetReadDeadline(time.Now().Add(time.Second))
-		n, err := c.Read(buf)
-		out = append(out, buf[:n]...)
-		if err != nil {
-			return string(out)
-		}
-	}
 }

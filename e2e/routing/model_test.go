@@ -416,6 +416,17 @@ func (m *model) requests(r routing.Route) bool {
 	}
 	crossing := r.Policy == nil || r.Policy.Crossing == nil || *r.Policy.Crossing
 	legs := slices.DeleteFunc(slices.Clone(r.Legs), func(l routing.Leg) bool { return l.Weight == 0 })
+	// What is tried again is a fifth of the load at most, or 25 at a time: no more
+	// than a little may be sent where nobody listens.
+	var lost uint32
+	for _, l := range legs {
+		if m.of(l.Target) == dead {
+			lost += l.Weight
+		}
+	}
+	if lost > routing.TotalWeight/10 {
+		return false
+	}
 	for i, l := range legs {
 		rest := slices.Clone(l.Failover)
 		if crossing {

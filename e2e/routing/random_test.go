@@ -18,7 +18,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
-// envoyStats are those of a sidecar's Envoy.
+// stats are those of a sidecar's Envoy.
 func (p process) stats(t *testing.T) string {
 	t.Helper()
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -146,8 +146,7 @@ func (w *world) change(c change) string {
 const writesPerSecond = 18
 
 // Whatever is written, as long as somebody can answer, nobody is refused, and nothing
-// that lasts is cut. WRITES says how many
-// writes (1000), SEED which.
+// that lasts is cut. WRITES says how many writes (1000), SEED which.
 func TestRandomWrites(t *testing.T) {
 	writes := number(t, "WRITES", 1000)
 	w, web, sides, m := everything(t)

@@ -221,7 +221,7 @@ func (t *traffic) watch(ctx context.Context) error {
 	}
 }
 
-// start opens what lasts and begins to send. What cannot be opened fails the test.
+// traffic opens what lasts and begins to send. What cannot be opened fails the test.
 func (w *world) traffic(t *testing.T, ports map[string]int) *traffic {
 	t.Helper()
 	out := &traffic{t: t, ports: ports, kinds: map[string]*load.Recorder{}, idle: make(chan *wire, 64)}
@@ -262,7 +262,7 @@ func (w *world) traffic(t *testing.T, ports map[string]int) *traffic {
 		rec := load.NewRecorder()
 		out.kinds[g.kind] = rec
 		wg.Go(func() {
-			(&load.Generator{Rate: g.rate, Timeout: patience, Outstanding: 1000, Call: g.call, Record: rec}).Run(ctx)
+			(&load.Generator{Rate: g.rate, Timeout: patience, Outstanding: 5000, Call: g.call, Record: rec}).Run(ctx)
 		})
 	}
 	until, end := context.WithCancel(context.Background())

@@ -185,6 +185,7 @@ func routes() []route {
 		{path: "/v1/crossfade/applied", get: askServer},
 		{path: "/v1/crossfade/config/plan", post: askServer},
 		{path: "/v1/crossfade/config/check", get: askServer},
+		{path: "/v1/crossfade/chain/", get: askServer},
 		{path: "/v1/crossfade/sidecars/", put: askServer},
 		{path: "/v1/crossfade/pairs", get: askServer},
 		{path: "/v1/crossfade/pairs/", get: askServer},

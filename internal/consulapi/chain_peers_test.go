@@ -183,7 +183,7 @@ func count(shapes map[string]int, set *config.Set, chain map[string]any) {
 		shapes["refused"]++
 		return
 	}
-	kind, name, _ := strings.Cut(chain["StartNode"].(string), ":")
+	kind, _, _ := strings.Cut(chain["StartNode"].(string), ":")
 	shapes[kind]++
 	nodes := chain["Nodes"].(map[string]any)
 	for _, n := range nodes {
@@ -191,7 +191,7 @@ func count(shapes map[string]int, set *config.Set, chain map[string]any) {
 		if r, ok := n["Resolver"].(map[string]any); ok && r["Failover"] != nil {
 			shapes["failover"]++
 		}
-		name, _, _ = strings.Cut(n["Name"].(string), ".")
+		name, _, _ := strings.Cut(n["Name"].(string), ".")
 		if splits, ok := n["Splits"].([]any); ok && len(splits) > len(set.Splitter(name).Splits) {
 			shapes["nested"]++
 		}
@@ -200,6 +200,33 @@ func count(shapes map[string]int, set *config.Set, chain map[string]any) {
 
 func rank(e config.Entry) int {
 	return slices.Index([]config.Kind{config.KindProxyDefaults, config.KindServiceDefaults, config.KindServiceResolver, config.KindServiceSplitter, config.KindServiceRouter}, e.EntryKind())
+}
+
+// TestProvidersConsul compares what is taken of intentions and the providers they name.
+func TestProvidersConsul(t *testing.T) {
+	st, err := store.Open(store.Options{NodeName: "self", NodeAddress: "127.0.0.1", Judge: config.CheckProviders})
+	must(t, err)
+	t.Cleanup(func() { st.Close() })
+	hs := httptest.NewServer(consulapi.New(consulapi.Options{Store: st}))
+	t.Cleanup(hs.Close)
+	ours, theirs := &registry{t: t, url: hs.URL}, &registry{t: t, url: startConsul(t)}
+	const provider = `{"Kind":"jwt-provider","Name":"shop","JSONWebKeySet":{"Local":{"JWKS":"eyJrZXlzIjpbeyJrdHkiOiJPS1AiLCJjcnYiOiJFZDI1NTE5IiwieCI6IjExcVlBWUt4Q3JmVlNfN1R5V1FIT2c3aGN2UGFwaU1scndJYWFQY0hVUm8ifV19"}}}`
+	for _, step := range [][3]string{
+		{"PUT", "/v1/config", `{"Kind":"service-intentions","Name":"db","JWT":{"Providers":[{"Name":"shop"}]},"Sources":[{"Name":"web","Action":"allow"}]}`},
+		{"PUT", "/v1/config", `{"Kind":"service-intentions","Name":"db","Sources":[{"Name":"web","Permissions":[{"Action":"allow","HTTP":{"PathPrefix":"/"},"JWT":{"Providers":[{"Name":"shop"}]}}]}]}`},
+		{"PUT", "/v1/config", provider},
+		{"PUT", "/v1/config", `{"Kind":"service-intentions","Name":"db","JWT":{"Providers":[{"Name":"shop"}]},"Sources":[{"Name":"web","Action":"allow"}]}`},
+		{"PUT", "/v1/config", provider},
+		{"DELETE", "/v1/config/jwt-provider/shop", ""},
+		{"PUT", "/v1/config", `{"Kind":"service-intentions","Name":"db","Sources":[{"Name":"web","Action":"allow"}]}`},
+		{"DELETE", "/v1/config/jwt-provider/shop", ""},
+	} {
+		here, said := ours.ask(step[0], step[1], step[2])
+		there, theySaid := theirs.ask(step[0], step[1], step[2])
+		if (here == http.StatusOK) != (there == http.StatusOK) {
+			t.Errorf("%v: Consul %d %s, here %d %s", step, there, theySaid, here, said)
+		}
+	}
 }
 
 func dump(set *config.Set) string {

@@ -21,7 +21,8 @@ type intentionShape struct {
 	DestinationNS   string
 	DestinationName string
 	SourceType      string
-	Action          config.Action
+	Action          config.Action        `json:",omitempty"`
+	Permissions     []*config.Permission `json:",omitempty"`
 	Precedence      int
 	CreateIndex     uint64
 	ModifyIndex     uint64
@@ -46,7 +47,7 @@ func showIntentions(entries []*store.Entry) []intentionShape {
 		for _, s := range si.Sources {
 			out = append(out, intentionShape{
 				ID: intentionID(s.Name, si.Name), Description: s.Description, SourceNS: "default", SourceName: s.Name, DestinationNS: "default", DestinationName: si.Name,
-				SourceType: cmp.Or(s.Type, "consul"), Action: s.Action, Precedence: s.Precedence,
+				SourceType: cmp.Or(s.Type, "consul"), Action: s.Action, Permissions: s.Permissions, Precedence: s.Precedence,
 				CreateIndex: e.CreateIndex, ModifyIndex: e.ModifyIndex,
 			})
 		}
@@ -124,7 +125,7 @@ type intentionBody struct {
 	SourcePeer, SourceSamenessGroup            string
 	SourceType, Description                    string
 	Action                                     config.Action
-	Permissions                                []any
+	Permissions                                []*config.Permission
 	Meta                                       map[string]string
 	ID, DefaultAddr, DefaultPort, Precedence   any
 	CreatedAt, UpdatedAt, Hash                 any
@@ -201,11 +202,11 @@ func deleteIntentionByID(c *call) (any, error) {
 
 func (c *call) writeIntention(source, destination string, b intentionBody, replace bool) error {
 	switch {
-	case len(b.Permissions) > 0:
-		return badRequest("Permissions are not served by this version; use Action")
 	case b.SourcePeer != "" || b.SourceSamenessGroup != "":
 		return badRequest("SourcePeer and SourceSamenessGroup are not served by this version")
-	case b.Action != config.Allow && b.Action != config.Deny:
+	case len(b.Permissions) > 0 && b.Action != "":
+		return internal("Sources[0].Action must be omitted if Permissions are specified")
+	case len(b.Permissions) == 0 && b.Action != config.Allow && b.Action != config.Deny:
 		return internal("Action must be set to 'allow' or 'deny'")
 	}
 	return c.api.store.Update(func(w *store.Writer) error {
@@ -215,7 +216,7 @@ func (c *call) writeIntention(source, destination string, b intentionBody, repla
 			return internal("Sources of service-intentions %q define %q already", destination, source)
 		}
 		n.Sources = append(others, &config.SourceIntention{
-			Name: source, Action: b.Action, Type: b.SourceType, Description: b.Description,
+			Name: source, Action: b.Action, Permissions: b.Permissions, Type: b.SourceType, Description: b.Description,
 		})
 		n.Normalize()
 		if err := n.Validate(); err != nil {
@@ -236,7 +237,7 @@ func otherSources(w *store.Writer, n *config.ServiceIntentions, source string) (
 	if !ok {
 		return nil, false
 	}
-	n.Meta = entry.Meta
+	n.Meta, n.JWT = entry.Meta, entry.JWT
 	for _, s := range entry.Sources {
 		if s.Name == source {
 			had = true

@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -39,8 +40,8 @@ func parse(qname string) (name, bool) {
 		return name{kind: emptyKind}, true
 	}
 	labels := strings.Split(below, ".")
-	for at := len(labels) - 1; at >= 0; at-- {
-		k := kind(labels[at])
+	for at, label := range slices.Backward(labels) {
+		k := kind(label)
 		switch k {
 		case serviceKind, connectKind, nodeKind, addrKind:
 		default:

@@ -22,13 +22,13 @@ const (
 // the refusal of requests last. New connections come well before that: a crowd of
 // idle ones, which arrives between two looks, must not cost others their requests.
 const (
-	shrinkAt   = 0.90
-	rejectAt   = 0.90
-	hurryFrom  = 0.85 // idle connections live shorter and shorter from here …
-	hurryTo    = 0.95 // … to here
-	goodbyeAt  = 0.95
-	refuseAt   = 0.98
-	hurriedMin = 10 * time.Second
+	shrinkAt  = 0.90
+	rejectAt  = 0.90
+	hurryFrom = 0.85 // idle connections live shorter and shorter from here …
+	hurryTo   = 0.95 // … to here
+	goodbyeAt = 0.95
+	refuseAt  = 0.98
+	hurried   = 10 * time.Second
 )
 
 // HeapLimitKey is the runtime key that changes [BootstrapOptions].MaxHeapBytes of a
@@ -78,7 +78,7 @@ func (o BootstrapOptions) overload(boot *bootstrapv3.Bootstrap, b *builder) {
 			TimerScaleFactors: []*overloadv3.ScaleTimersOverloadActionConfig_ScaleTimer{{
 				Timer: overloadv3.ScaleTimersOverloadActionConfig_HTTP_DOWNSTREAM_CONNECTION_IDLE,
 				OverloadAdjust: &overloadv3.ScaleTimersOverloadActionConfig_ScaleTimer_MinTimeout{
-					MinTimeout: duration(hurriedMin),
+					MinTimeout: duration(hurried),
 				},
 			}},
 		})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -92,11 +93,11 @@ func (c Cluster) EndpointsName() string {
 	if c.Split == nil {
 		return c.SNI
 	}
-	content := ""
+	var content strings.Builder
 	for _, p := range c.Split {
-		content += fmt.Sprintf("%q %d ", p.SNI, p.Priority)
+		fmt.Fprintf(&content, "%q %d ", p.SNI, p.Priority)
 	}
-	return fmt.Sprintf("%s%s~%08x", splitPrefix, c.Name, uint32(routing.Hash(content)))
+	return fmt.Sprintf("%s%s~%08x", splitPrefix, c.Name, uint32(routing.Hash(content.String())))
 }
 
 // splitPrefix begins names that exist only because of a split.

@@ -109,3 +109,25 @@ func TestBuildEndpoints(t *testing.T) {
 		})
 	}
 }
+
+// A cluster keeps the endpoints that it can reach until another one takes its place:
+// those of other parts have another name, and weights alone change hot.
+func TestEndpointsOfASplitAreNamedByItsParts(t *testing.T) {
+	part := func(sni string, weight, priority uint32) proxy.Part {
+		return proxy.Part{SNI: sni, Weight: weight, Priority: priority}
+	}
+	name := func(parts ...proxy.Part) string { return proxy.Cluster{Name: "payments", Split: parts}.EndpointsName() }
+	split := name(part("a", 9000, 0), part("b", 1000, 0))
+	if got := name(part("a", 1000, 0), part("b", 9000, 0)); got != split {
+		t.Errorf("other weights: %s, want %s", got, split)
+	}
+	for what, got := range map[string]string{
+		"another part":     name(part("a", 9000, 0), part("c", 1000, 0)),
+		"one part less":    name(part("a", 10000, 0)),
+		"another priority": name(part("a", 9000, 0), part("b", 1000, 1)),
+	} {
+		if got == split {
+			t.Errorf("%s has the same name, %s", what, got)
+		}
+	}
+}

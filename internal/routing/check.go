@@ -144,3 +144,39 @@ func Services(set *config.Set) []string {
 	}
 	return slices.Sorted(maps.Keys(out))
 }
+
+// CheckPermissions refuses a change after which intentions decide by request about a
+// service that has connections only, though before they did not.
+func CheckPermissions(before, after *config.Set) error {
+	var errs []error
+	for _, k := range config.Changed(before, after) {
+		switch k.Kind {
+		case config.KindServiceIntentions, config.KindServiceDefaults:
+			errs = append(errs, permissions(before, after, k.Name))
+		case config.KindProxyDefaults:
+			for _, key := range after.Keys() {
+				if key.Kind == config.KindServiceIntentions && len(errs) < maxTold {
+					errs = append(errs, permissions(before, after, key.Name))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func permissions(before, after *config.Set, service string) error {
+	if !byRequest(after, service) || byRequest(before, service) {
+		return nil
+	}
+	return fmt.Errorf("service-intentions/%s: Permissions are for requests, and service %q has protocol tcp: set its protocol to http, http2 or grpc first", service, service)
+}
+
+// byRequest reports whether permissions stand where there are no requests.
+func byRequest(set *config.Set, service string) bool {
+	e := set.Intentions(service)
+	if e == nil || service == config.Wildcard || !slices.ContainsFunc(e.Sources, func(s *config.SourceIntention) bool { return len(s.Permissions) > 0 }) {
+		return false
+	}
+	protocol, _, _ := Protocol(set, service)
+	return !config.IsHTTP(protocol)
+}

@@ -85,6 +85,8 @@ func (s *Server) check(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, answer)
 }
 
+var errNoCatalog = errors.New("this server does not know the catalog yet: try again")
+
 // idOf is the proxy ID of a connected node.
 func (m *mesh) idOf(key string) string {
 	m.mu.Lock()
@@ -104,7 +106,7 @@ func (m *mesh) check(ctx context.Context, found findings) (checkAnswer, error) {
 	snap, entries, known := m.catalog, m.entries, m.known
 	m.mu.Unlock()
 	if snap == nil || entries == nil {
-		return checkAnswer{}, errors.New("this server does not know the catalog yet: try again")
+		return checkAnswer{}, errNoCatalog
 	}
 	keys, proxies := entries.Keys(), snap.Proxies()
 	for _, k := range keys {

@@ -58,6 +58,7 @@ func (s *Server) own() http.Handler {
 	mux.HandleFunc("GET /v1/crossfade/applied", s.applied)
 	mux.HandleFunc("POST /v1/crossfade/config/plan", s.plan)
 	mux.HandleFunc("GET /v1/crossfade/config/check", s.check)
+	mux.HandleFunc("GET /v1/crossfade/chain/{service}", s.chain)
 	mux.HandleFunc("PUT /v1/crossfade/sidecars/{id}/connections", s.connections)
 	mux.HandleFunc("GET /v1/crossfade/pairs", s.pairs)
 	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)

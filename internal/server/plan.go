@@ -15,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -110,12 +111,22 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	s.catchUp(r.Context())
 	answer, err := s.mesh.plan(r.Context(), put, drop, time.Now())
 	if err != nil {
 		http.Error(w, "plan: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	s.answer(w, answer)
+}
+
+// catchUp waits, not for long, until the mesh knows the entries that are written now.
+func (s *Server) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var index uint64
+	s.store.Read(ctx, 0, func(r *store.Reader) { index = r.EntriesIndex() })
+	s.mesh.awaitChange(ctx, index)
 }
 
 func (in planRequest) decode() (put []config.Entry, drop []config.Key, err error) {

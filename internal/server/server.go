@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -198,7 +199,7 @@ func (o Options) judge(before, after *config.Set) error {
 
 // judge says in a line each what would no longer fit together.
 func judge(before, after *config.Set, datacenter string) error {
-	return errors.Join(config.CheckProviders(before, after), routing.Check(before, after, datacenter))
+	return errors.Join(config.CheckProviders(before, after), routing.CheckPermissions(before, after), routing.Check(before, after, datacenter))
 }
 
 // runChecks runs the registry's checks until ctx ends.
@@ -316,8 +317,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) close() error {
 	var errs []error
-	for i := len(s.shutdown) - 1; i >= 0; i-- {
-		errs = append(errs, s.shutdown[i]())
+	for _, end := range slices.Backward(s.shutdown) {
+		errs = append(errs, end())
 	}
 	s.shutdown = nil
 	return errors.Join(errs...)

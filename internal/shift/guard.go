@@ -3,6 +3,7 @@ package shift
 import (
 	"fmt"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -279,11 +280,12 @@ type Breach struct {
 
 // String is the record in a line, and a line for each failing request.
 func (b Breach) String() string {
-	out := b.line()
+	var out strings.Builder
+	out.WriteString(b.line())
 	for _, f := range b.Failing {
-		out += fmt.Sprintf("\n  %s %s %s: %s", f.At.UTC().Format(time.RFC3339), f.Way, f.ID, f.Reason)
+		fmt.Fprintf(&out, "\n  %s %s %s: %s", f.At.UTC().Format(time.RFC3339), f.Way, f.ID, f.Reason)
 	}
-	return out
+	return out.String()
 }
 
 // line is the record without the failing requests.

@@ -126,10 +126,12 @@ func Of(values ...float64) Histogram {
 
 // Merge adds the counts of both.
 func (h Histogram) Merge(o Histogram) Histogram {
-	if len(h.Bins) == 0 {
+	switch {
+	case len(h.Bins)+len(o.Bins) == 0:
+		return Histogram{}
+	case len(h.Bins) == 0:
 		return o
-	}
-	if len(o.Bins) == 0 {
+	case len(o.Bins) == 0:
 		return h
 	}
 	out := make([]BinCount, 0, max(len(h.Bins), len(o.Bins))+8)
@@ -166,7 +168,11 @@ func (h Histogram) faded(keep float64, o Histogram) Histogram {
 			out = append(out, BinCount{c.Bin, n})
 		}
 	}
-	return Histogram{Bins: append(out, b...)}
+	out = append(out, b...)
+	if len(out) == 0 {
+		return Histogram{} // one form of empty, in memory and out
+	}
+	return Histogram{Bins: out}
 }
 
 // Total is how many values were counted.

@@ -236,10 +236,10 @@ func (g *page) blockers(r Row, counts [4]int) []string {
 	if !r.Seen {
 		add("no traffic was ever seen")
 	}
-	switch {
-	case r.Stage == "":
+	switch r.Stage {
+	case "":
 		add("stage not known")
-	case r.Stage == Outside:
+	case Outside:
 		add("%s is not on its sidecar", r.Pair.Source)
 	}
 	sum := 0

@@ -368,3 +368,48 @@ func TestGuardIsQuick(t *testing.T) {
 		})
 	}
 }
+
+// TestGuardAcceptsWhatIsWithinLimits holds that a way which is surely worse, but
+// by less than the limits, is left alone: a sidecar costs something.
+func TestGuardAcceptsWhatIsWithinLimits(t *testing.T) {
+	slightly := latencies(21, 0.5)
+	ramps, plan := max(20, *ramps/10), fast
+	plan.Dwell = time.Minute
+	trips := 0
+	for _, r := range many(ramps, faulty(300, 0.01, 0.001, slightly, 0), plan, 600) {
+		if r.breach != nil {
+			trips++
+			t.Log(r.breach)
+		}
+	}
+	t.Logf("%d of %d ramps stopped", trips, ramps)
+	if trips*50 > ramps {
+		t.Errorf("%d of %d ramps were stopped by a difference within the limits", trips, ramps)
+	}
+}
+
+// TestRepeatedTestsLie shows what the guard's kind of test is for: a usual test
+// of one in a hundred, looked at each second, stops many a ramp of equal ways.
+func TestRepeatedTestsLie(t *testing.T) {
+	const n = 100
+	stopped := 0
+	for i := range n {
+		w := equal[0].make(rand.New(rand.NewPCG(uint64(i), 2)))
+		var old, new shift.Telemetry
+		for at := range 600 {
+			o, n := w.second(at, 2500)
+			old, new = old.Merge(o), new.Merge(n)
+			a, b := float64(new.Attempts), float64(old.Attempts)
+			pooled := float64(new.Failed+old.Failed) / (a + b)
+			z := (float64(new.Failed)/a - float64(old.Failed)/b) / math.Sqrt(pooled*(1-pooled)*(1/a+1/b))
+			if at > 30 && z > 2.326 {
+				stopped++
+				break
+			}
+		}
+	}
+	t.Logf("%d of %d ramps stopped for nothing", stopped, n)
+	if stopped < 5 {
+		t.Errorf("%d of %d ramps stopped for nothing: the worlds are too easy to show anything", stopped, n)
+	}
+}

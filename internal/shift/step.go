@@ -28,6 +28,11 @@ func Step(now time.Time, s State, o Observed) (State, []Action) {
 		r.elapsed, r.jumped = 0, !s.Seen.IsZero()
 	}
 	r.state.Seen = now
+	for i := range r.state.Shifts { // first, so that no command acts on an older stage
+		if o := r.pairs[r.state.Shifts[i].Pair]; o.Stage != "" {
+			r.state.Shifts[i].Stage = o.Stage
+		}
+	}
 	for _, c := range o.Commands {
 		r.command(c)
 	}
@@ -172,8 +177,8 @@ func (r *run) revert(s *Shift, end Status, reason string) {
 	if seen {
 		there = o.Shares
 	}
-	if s.Fresh && (there == back || there == Shares{}) {
-		r.become(s, end, reason+": nothing had moved")
+	if s.Fresh && there.Of(s.Plan.To) == 0 {
+		r.become(s, end, reason+": nothing had moved") // what others wrote stays
 		return
 	}
 	if !slices.Contains(Ways(), s.Plan.From) {
@@ -183,9 +188,6 @@ func (r *run) revert(s *Shift, end Status, reason string) {
 	s.Generation = max(s.Generation, o.Generation) + 1
 	s.Shares, s.Fresh = back, false
 	r.become(s, Reverting, reason)
-	if s.Stage == "" {
-		s.Stage = o.Stage
-	}
 	r.set(s)
 }
 
@@ -320,7 +322,8 @@ func (r *run) advance() {
 	var order []int
 	for i, s := range r.state.Shifts {
 		if s.holds() {
-			if _, taken := held[s.Pair.Destination]; !taken {
+			// One that was done may be reverted beside another; that one waits then.
+			if _, taken := held[s.Pair.Destination]; !taken || s.Status == Reverting {
 				held[s.Pair.Destination] = s.Pair
 			}
 		}

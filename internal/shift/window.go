@@ -3,6 +3,7 @@ package shift
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -37,15 +38,12 @@ func (w Window) Validate() error {
 
 // String is "Mon Tue 09:00-17:00".
 func (w Window) String() string {
-	out := ""
+	var words []string
 	for _, d := range w.Days {
 		name := d.String()
-		if len(name) > 3 {
-			name = name[:3]
-		}
-		out += name + " "
+		words = append(words, name[:min(3, len(name))])
 	}
-	return out + w.From.String() + "-" + w.Until.String()
+	return strings.Join(append(words, w.From.String()+"-"+w.Until.String()), " ")
 }
 
 // Contains says whether t lies in the window.

@@ -72,3 +72,10 @@ func (w *Writer) entryChanged(k config.Key) {
 	w.bump(subjectKind(k.Kind))
 	w.bump(subjectKind(""))
 }
+
+// EntriesIndex is the index of the newest change of entries, which [Store.RunConfig]
+// publishes them with.
+func (r *Reader) EntriesIndex() uint64 {
+	r.Entries("")
+	return r.index
+}

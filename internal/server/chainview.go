@@ -1,0 +1,50 @@
+package server
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
+)
+
+// chain shows what becomes of requests for a service, as the entries say and as its
+// instances let it.
+func (s *Server) chain(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	req := routing.Request{Service: r.PathValue("service"), Datacenter: cmp.Or(q.Get("dc"), s.mesh.datacenter), Protocol: q.Get("protocol")}
+	if req.Protocol != "" && !routing.KnownProtocol(req.Protocol) {
+		http.Error(w, "chain: "+routing.UnknownProtocol(req.Protocol), http.StatusBadRequest)
+		return
+	}
+	var view routing.View
+	err := isolated(func() (err error) { view, err = s.mesh.view(req); return err })
+	if err != nil {
+		http.Error(w, fmt.Sprintf("chain of %q: %v", req.Service, err), http.StatusServiceUnavailable)
+		return
+	}
+	s.answer(w, view)
+}
+
+func (m *mesh) view(req routing.Request) (routing.View, error) {
+	m.mu.Lock()
+	snap, entries := m.catalog, m.entries
+	m.mu.Unlock()
+	if snap == nil || entries == nil {
+		return routing.View{}, errNoCatalog
+	}
+	req.Config = entries
+	chain, _ := routing.Compile(req)
+	filters := &proxy.Filters{}
+	return chain.View(func(t routing.Target) int {
+		if t.Datacenter != m.datacenter {
+			return 0 // there is no way to another one
+		}
+		n := 0
+		for _, g := range proxy.BuildEndpoints(snap, proxy.EndpointsRef{Parts: []proxy.Part{{Target: t}}}, filters).Groups {
+			n += len(g.Endpoints)
+		}
+		return n
+	}), nil
+}
