@@ -2,10 +2,12 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
@@ -69,8 +71,17 @@ func (s *Server) revertOnce(ctx context.Context, b *books, in api.RevertRequest,
 		}
 		plan = b.judged(plan)
 	}
+	out, overtaken, err = s.putBack(plan, by)
+	if _, refused := errors.AsType[*store.Refusal](err); refused {
+		return s.putBackEach(plan, by)
+	}
+	return out, overtaken, err
+}
+
+// putBack writes all that is planned, or nothing when a pair is no longer what it was.
+func (s *Server) putBack(plan []back, by store.Author) (out *api.Changed, overtaken bool, err error) {
 	out = &api.Changed{}
-	out.Index, err = s.change(func(w *store.Writer) error {
+	index, err := s.change(func(w *store.Writer) error {
 		*out, overtaken = api.Changed{Pairs: []api.PairChanged{}}, false
 		for _, t := range plan {
 			_, row := decidingOf(t.PairName, w.Entry)
@@ -88,8 +99,43 @@ func (s *Server) revertOnce(ctx context.Context, b *books, in api.RevertRequest,
 		}
 		return nil
 	})
+	out.Index = index
 	return out, overtaken, err
 }
+
+// putBackEach writes pair by pair, where some do not go with other entries: those are named,
+// and the others do not wait for them.
+func (s *Server) putBackEach(plan []back, by store.Author) (*api.Changed, bool, error) {
+	out := &api.Changed{Pairs: make([]api.PairChanged, len(plan))}
+	indexes := make([]uint64, len(plan))
+	errs := make([]error, len(plan))
+	var wg sync.WaitGroup
+	for i, t := range plan { // those that wait for the disk do so together
+		wg.Go(func() {
+			one, overtaken, err := s.putBack([]back{t}, by)
+			switch _, refused := errors.AsType[*store.Refusal](err); {
+			case refused:
+				t.reason = oneLine(err)
+			case overtaken:
+				t.reason = "it is being changed by somebody else: try again"
+			case err != nil:
+				errs[i] = err
+				return
+			default:
+				out.Pairs[i], indexes[i] = one.Pairs[0], one.Index
+				return
+			}
+			shares := api.Shares(sharesBefore(t.old))
+			out.Pairs[i] = api.PairChanged{PairName: t.PairName, Before: shares, After: shares, Index: t.index, Refused: t.reason}
+		})
+	}
+	wg.Wait()
+	out.Index = slices.Max(indexes)
+	return out, false, errors.Join(errs...)
+}
+
+// oneLine is what is wrong, without line breaks.
+func oneLine(err error) string { return strings.Join(strings.Split(err.Error(), "\n"), "; ") }
 
 func entryIndex(row *store.Entry) uint64 {
 	if row == nil {

@@ -41,7 +41,7 @@ func (s *Server) fail(w http.ResponseWriter, what string, err error) {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		status, text = r.status, r.text
 	} else if _, ok := errors.AsType[*store.Refusal](err); ok {
-		status = http.StatusBadRequest // entries that would not fit together
+		status, text = http.StatusBadRequest, what+": "+oneLine(err) // entries that would not fit together
 	} else {
 		s.opts.Log.Error("request failed", "what", what, "reason", err)
 	}
