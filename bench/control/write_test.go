@@ -63,9 +63,11 @@ func BenchmarkEntryWrite(b *testing.B) {
 			}
 			put(all...)
 			b.ReportAllocs()
+			done := cpuTime(b)
 			for i := 1; b.Loop(); i++ {
 				put(bc.entry(i))
 			}
+			done()
 		})
 	}
 }

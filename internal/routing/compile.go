@@ -23,7 +23,7 @@ type Request struct {
 // Compile makes the chain of a service. Entries that contradict each other make a
 // chain that is [Chain.Broken], with a problem that says why.
 func Compile(req Request) (Chain, []Problem) {
-	c := &compiler{req: req, reads: map[config.Key]bool{}}
+	c := &compiler{req: req, reads: make([]config.Key, 0, 16)}
 	protocol, reads, problems := Protocol(req.Config, req.Service)
 	c.read(reads...)
 	if req.Protocol != "" {
@@ -38,20 +38,19 @@ func Compile(req Request) (Chain, []Problem) {
 		routes, routed = []Route{{Policy: c.policy(req.Service), Legs: []Leg{{Weight: TotalWeight, Resolver: straight}}}}, false
 	}
 	out.Routes, out.Routed = routes, routed
-	out.Reads = slices.SortedFunc(maps.Keys(c.reads), config.Key.Compare)
+	slices.SortFunc(c.reads, config.Key.Compare)
+	out.Reads = slices.Compact(c.reads)
 	return out, problems
 }
 
 // compiler holds what the steps of one Compile share.
 type compiler struct {
 	req   Request
-	reads map[config.Key]bool
+	reads []config.Key // with repetition
 }
 
 func (c *compiler) read(keys ...config.Key) {
-	for _, k := range keys {
-		c.reads[k] = true
-	}
+	c.reads = append(c.reads, keys...)
 }
 
 // policy is the service's own traffic-policy, else that of "*".

@@ -85,6 +85,14 @@ type sidecar struct {
 	secrets map[string]*xds.Resource // nil for a relayed one
 	shared  map[string]struct{}
 	unknown map[string]struct{} // services it calls that nobody knew when it was made
+	leaving []leaving
+}
+
+// leaving is endpoints that a sidecar no longer needs, and until when it may ask for
+// them: by the time it has got a cluster, that may be one that is to go.
+type leaving struct {
+	until time.Time
+	ref   proxy.EndpointsRef
 }
 
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
@@ -270,6 +278,11 @@ func (m *mesh) step(now time.Time) {
 			record.note(key, n, old, m.sidecars[key], changedEntries, update.Shared)
 		}
 	}
+	for _, s := range m.sidecars {
+		if len(s.leaving) > 0 && !s.leaving[0].until.After(now) {
+			s.leaving = m.left(s.leaving, now, update)
+		}
+	}
 	for _, e := range m.endpoints.of(affected(m.doneCatalog, snap, changedServices)) {
 		m.refresh(e, snap, update)
 	}
@@ -373,11 +386,22 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	}
 	old := m.sidecars[key]
 	m.use(next.calls, snap, update)
+	shared := maps.Clone(next.shared)
 	if old != nil {
-		m.release(old.calls, update)
+		next.leaving = m.left(old.leaving, now, update)
+		for _, ref := range old.calls {
+			if _, needed := next.shared[ref.ClusterName]; needed {
+				m.release([]proxy.EndpointsRef{ref}, update)
+			} else {
+				next.leaving = append(next.leaving, leaving{now.Add(linger), ref})
+			}
+		}
+		for _, l := range next.leaving {
+			shared[l.ref.ClusterName] = struct{}{}
+		}
 	}
 	m.sidecars[key] = next
-	view := &xds.View{Own: next.own, Shared: next.shared}
+	view := &xds.View{Own: next.own, Shared: shared}
 	if next.secrets != nil {
 		view.Own = maps.Clone(next.own)
 		view.Own[xds.SecretType] = next.secrets
@@ -385,8 +409,23 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	update.Views[key] = view
 }
 
+// left are those whose time has not come; the others are given up.
+func (m *mesh) left(list []leaving, now time.Time, update xds.Update) []leaving {
+	i := slices.IndexFunc(list, func(l leaving) bool { return l.until.After(now) })
+	if i < 0 {
+		i = len(list)
+	}
+	for _, l := range list[:i] {
+		m.release([]proxy.EndpointsRef{l.ref}, update)
+	}
+	return slices.Clone(list[i:])
+}
+
 func (m *mesh) forget(key string, update xds.Update) {
 	m.release(m.sidecars[key].calls, update)
+	for _, l := range m.sidecars[key].leaving {
+		m.release([]proxy.EndpointsRef{l.ref}, update)
+	}
 	delete(m.sidecars, key)
 	update.Views[key] = nil
 }

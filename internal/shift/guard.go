@@ -3,6 +3,7 @@ package shift
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -85,15 +86,16 @@ func (l Limits) threshold() float64 { return float64(len(metrics)) / l.FalseTrip
 // Metric is what is compared.
 type Metric string
 
-// What is compared, in the order in which breaches are looked for.
+// What is compared, in the order in which breaches are looked for: what got no
+// connection also failed, and says more.
 const (
-	Success Metric = "success"
 	Connect Metric = "connect"
+	Success Metric = "success"
 	P99     Metric = "p99"
 	P50     Metric = "p50"
 )
 
-var metrics = [...]Metric{Success, Connect, P99, P50}
+var metrics = [...]Metric{Connect, Success, P99, P50}
 
 const (
 	// batch is how many attempts, on both ways together, make a comparison. It
@@ -111,7 +113,7 @@ const (
 type Guard struct {
 	Old      Recent                 `json:"old,omitzero"`
 	New      Recent                 `json:"new,omitzero"`
-	Evidence [len(metrics)]Evidence `json:"evidence"` // in the order success, connect, p99, p50
+	Evidence [len(metrics)]Evidence `json:"evidence"` // in the order connect, success, p99, p50
 	// What was seen since the step began.
 	OldAttempts uint64 `json:"old_attempts,omitempty"`
 	NewAttempts uint64 `json:"new_attempts,omitempty"`
@@ -167,8 +169,9 @@ func (g Guard) beginStep() Guard {
 }
 
 // watch adds what both ways did in the same stretch of time, elapsed long, and
-// compares once there is enough.
-func (g Guard) watch(old, new Telemetry, elapsed time.Duration, l Limits) Guard {
+// compares once there is enough. The tables are what it compared, by metric.
+func (g Guard) watch(old, new Telemetry, elapsed time.Duration, l Limits) (Guard, [len(metrics)]table) {
+	var tables [len(metrics)]table
 	g.OldAttempts += uint64(old.tried())
 	g.NewAttempts += uint64(new.tried())
 	g.PendingOld, g.PendingNew = g.PendingOld.Merge(old), g.PendingNew.Merge(new)
@@ -176,30 +179,29 @@ func (g Guard) watch(old, new Telemetry, elapsed time.Duration, l Limits) Guard 
 	n := g.PendingOld.tried() + g.PendingNew.tried()
 	// How many there are may decide when to compare, how they went may not.
 	if n < batch {
-		return g
+		return g, tables
 	}
 	power := 1 / float64(l.Cluster)
 	for i, m := range metrics {
-		if t, ok := g.table(m); ok {
-			g.Evidence[i] = g.Evidence[i].play(t, power)
-		}
+		tables[i] = g.table(m)
+		g.Evidence[i] = g.Evidence[i].play(tables[i], power)
 	}
 	keep := math.Exp2(-min(g.PendingFor.Seconds()/halfSeconds, float64(n)/halfAttempts))
 	g.Old, g.New = g.Old.add(g.PendingOld, keep), g.New.add(g.PendingNew, keep)
 	g.PendingOld, g.PendingNew, g.PendingFor = Telemetry{}, Telemetry{}, 0
-	return g
+	return g, tables
 }
 
 // table makes the comparison of what is pending. For latencies a hit is an
 // attempt slower than the old way's quantile was until now: what was known
 // before the attempts, so that it cannot lean towards either way.
-func (g Guard) table(m Metric) (table, bool) {
+func (g Guard) table(m Metric) (t table) {
 	old, new := g.PendingOld, g.PendingNew
 	switch m {
 	case Success:
-		return table{new.failed(), new.tried(), old.failed(), old.tried()}, true
+		return table{new.failed(), new.tried(), old.failed(), old.tried()}
 	case Connect:
-		return table{new.connectFailed(), new.tried(), old.connectFailed(), old.tried()}, true
+		return table{new.connectFailed(), new.tried(), old.connectFailed(), old.tried()}
 	}
 	q := 0.5
 	if m == P99 {
@@ -207,13 +209,12 @@ func (g Guard) table(m Metric) (table, bool) {
 	}
 	slow, _, ok := g.Old.Latency.quantileBin(q)
 	if !ok || g.Old.Latency.Total() < referenceLeast {
-		return table{}, false
+		return t // no hits, which tells nothing
 	}
 	hits := func(h Histogram) (int, int) { return int(math.Round(h.above(slow))), int(math.Round(h.Total())) }
-	var t table
 	t.newHits, t.new = hits(new.Latency)
 	t.oldHits, t.old = hits(old.Latency)
-	return t, true
+	return t
 }
 
 // worse says whether the difference is large enough to matter.
@@ -260,6 +261,15 @@ type FailedRequest struct {
 	Reason string    `json:"reason,omitempty"` // status, response flags, whatever the observer has
 }
 
+// Look is one comparison: hits are attempts that failed, or for p99 and p50 those
+// slower than the old way's quantile until then.
+type Look struct {
+	NewHits int `json:"new_hits"`
+	New     int `json:"new"`
+	OldHits int `json:"old_hits"`
+	Old     int `json:"old"`
+}
+
 // Breach is why a shift was stopped, in numbers.
 type Breach struct {
 	At          time.Time       `json:"at,omitzero"`
@@ -272,6 +282,7 @@ type Breach struct {
 	New         float64         `json:"new"`
 	OldAttempts float64         `json:"old_attempts"` // recent ones, which the two values are of
 	NewAttempts float64         `json:"new_attempts"`
+	Last        Look            `json:"last"`
 	Limit       string          `json:"limit"`
 	Odds        float64         `json:"odds"`      // equal ways look so at most once in so many ramps
 	Threshold   float64         `json:"threshold"` // of Odds
@@ -300,12 +311,13 @@ func (b Breach) line() string {
 		}
 		return fmt.Sprintf("%s %.4g%%", what, v*100)
 	}
-	return fmt.Sprintf("%s at %s %s: %s: %s of %.0f attempts on %s, %s of %.0f on %s in the same time; limit %s; equal ways look so once in %.4g ramps, limit %.4g",
-		b.Pair, b.NewWay, b.Share, b.Metric, value(b.New), b.NewAttempts, b.NewWay, value(b.Old), b.OldAttempts, b.OldWay, b.Limit, b.Odds, b.Threshold)
+	return fmt.Sprintf("%s at %s %s: %s: %s of %.0f attempts on %s, %s of %.0f on %s in the same time; limit %s; last look %d of %d against %d of %d; equal ways look so once in %.4g ramps, limit %.4g",
+		b.Pair, b.NewWay, b.Share, b.Metric, value(b.New), b.NewAttempts, b.NewWay, value(b.Old), b.OldAttempts, b.OldWay, b.Limit, b.Last.NewHits, b.Last.New, b.Last.OldHits, b.Last.Old, b.Odds, b.Threshold)
 }
 
-// breach makes the record, if there is a breach.
-func (g Guard) breach(l Limits) *Breach {
+// breach makes the record, if there is a breach. The tables are those of the look
+// that found it.
+func (g Guard) breach(l Limits, tables [len(metrics)]table) *Breach {
 	m, worth, is := g.leans(l, 1)
 	if !is {
 		return nil
@@ -315,6 +327,8 @@ func (g Guard) breach(l Limits) *Breach {
 		OldAttempts: math.Round(g.Old.Attempts), NewAttempts: math.Round(g.New.Attempts),
 		Odds: round(worth / float64(len(metrics))), Threshold: round(1 / l.FalseTrips),
 	}
+	t := tables[slices.Index(metrics[:], m)]
+	b.Last = Look{t.newHits, t.new, t.oldHits, t.old}
 	if m == P50 || m == P99 {
 		b.Limit = fmt.Sprintf("%s and %s slower", l.Slower, l.SlowerBy)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -360,6 +361,13 @@ func TestBreach(t *testing.T) {
 					t.Errorf("the record lacks %q:\n%s", part, record)
 				}
 			}
+			guide, err := os.ReadFile("../../docs/shifting.md")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(guide), record) {
+				t.Errorf("docs/shifting.md shows another record than:\n%s", record)
+			}
 			if want == shift.Reverted {
 				b.seconds(100)
 				b.want(shift.Reverted, "", 0)
@@ -372,6 +380,35 @@ func TestBreach(t *testing.T) {
 			b.seconds(31)
 			b.want(shift.Running, shift.WaitDwell, 2500)
 		})
+	}
+}
+
+// Each kind of harm is named by the metric that says most about it.
+func TestBreachNamesTheMetric(t *testing.T) {
+	for want, harm := range map[shift.Metric]func(*shift.Telemetry){
+		shift.Connect: func(t *shift.Telemetry) { t.Failed, t.ConnectFailed = t.Attempts/3, t.Attempts/3 },
+		shift.Success: func(t *shift.Telemetry) { t.Attempts, t.Withheld, t.Latency = 0, t.Attempts, shift.Histogram{} },
+		shift.P99: func(t *shift.Telemetry) { // a tenth is slow
+			n := float64(t.Attempts)
+			t.Latency = shift.FromBins(shift.BinCount{Bin: 100, Count: n - n/10}, shift.BinCount{Bin: 250, Count: n / 10})
+		},
+	} {
+		o := shift.PairObserved{Pair: pair, Stage: shift.PlainStage, Shares: shift.Shares{Direct: 5000, Plain: 5000}, Generation: 1, Applied: 1}
+		healthy := func() shift.Telemetry {
+			return shift.Telemetry{Attempts: 100, Latency: shift.FromBins(shift.BinCount{Bin: 100, Count: 100})}
+		}
+		state := shift.State{Seen: noon, Shifts: []shift.Shift{{Pair: pair, Plan: quick, Status: shift.Running, Shares: o.Shares, Generation: 1}}}
+		for i := range 20 {
+			worse := healthy()
+			if i > 5 {
+				harm(&worse)
+			}
+			o.Ways = []shift.WayTelemetry{{Way: shift.Direct, Telemetry: healthy()}, {Way: shift.Plain, Telemetry: worse}}
+			state, _ = shift.Step(noon.Add(time.Duration(i)*time.Second), state, shift.Observed{Pairs: []shift.PairObserved{o}})
+		}
+		if s := state.Shifts[0]; s.Breach == nil || s.Breach.Metric != want {
+			t.Errorf("breach %v, want %s", s.Breach, want)
+		}
 	}
 }
 

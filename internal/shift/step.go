@@ -280,8 +280,9 @@ func (r *run) guard(s *Shift, o PairObserved) {
 	if s.Breach != nil {
 		return // tripped and paused; it starts anew when resumed
 	}
-	s.Guard = s.Guard.watch(o.way(p.From), o.way(p.To), r.elapsed, p.Limits)
-	b := s.Guard.breach(p.Limits)
+	guard, tables := s.Guard.watch(o.way(p.From), o.way(p.To), r.elapsed, p.Limits)
+	s.Guard = guard
+	b := guard.breach(p.Limits, tables)
 	if b == nil || s.Fresh {
 		return
 	}

@@ -32,7 +32,7 @@ type Options struct {
 	// Closed is told when an admitted stream ended. May be nil.
 	Closed func(key string)
 	// Subscribed is told of names asked for and given up. May be nil. Called in
-	// the order of the stream; must not block or call the server.
+	// the order of the stream; must not block.
 	Subscribed func(key string, t Type, added, dropped []string)
 	// Settled is told what became of a response. May be nil; same rules.
 	Settled func(key string, t Type, o Outcome)

@@ -228,7 +228,8 @@ func (s *session) markAll(src source) {
 
 // next is the response to send now, or nil while there is nothing or the client
 // owes an answer first. Make before break: routes, listeners and extensions wait
-// until changed clusters are acknowledged (Envoy acknowledges when they are warm);
+// until changed clusters are acknowledged (Envoy acknowledges when they are warm) and
+// have endpoints: one that was told of none, when nothing led to it, is warm as well;
 // clusters are removed only some time after routes and listeners have settled.
 func (s *session) next(src source, now time.Time) *response {
 	for _, t := range Types {
@@ -244,7 +245,7 @@ func (s *session) next(src source, now time.Time) *response {
 }
 
 func (s *session) assemble(t Type, sub *subscription, src source, now time.Time) *response {
-	if (t == RouteType || t == ListenerType || t == ExtensionType) && s.busy(ClusterType, src, false) {
+	if (t == RouteType || t == ListenerType || t == ExtensionType) && (s.busy(ClusterType, src, false) || s.bare(src)) {
 		return nil
 	}
 	for len(sub.solo) > 0 {
@@ -379,6 +380,31 @@ func (s *session) resendEndpoints(name string) {
 		sub.dirty[name] = struct{}{}
 		sub.force[name] = struct{}{}
 	}
+}
+
+// bare reports whether endpoints are due, or on their way, of which the client has
+// none so far. Changes of those that it has are not waited for: they never end.
+func (s *session) bare(src source) bool {
+	sub := s.subs[EndpointType]
+	if sub == nil {
+		return false
+	}
+	if sub.flight != nil {
+		for name := range sub.flight.versions {
+			if _, has := sub.acked[name]; !has {
+				return true
+			}
+		}
+	}
+	for name := range sub.dirty {
+		if _, has := sub.acked[name]; has {
+			continue
+		}
+		if res, _ := sub.want(EndpointType, name, src); res != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // busy reports whether the type has a response in flight or something to send

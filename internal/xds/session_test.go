@@ -169,6 +169,38 @@ func TestClustersLinger(t *testing.T) {
 	}
 }
 
+// A cluster that lingers may have been told that it has no endpoints.
+func TestRoutesWaitForFirstEndpoints(t *testing.T) {
+	s := newScript(t)
+	s.subscribe(ClusterType)
+	s.subscribe(RouteType, "r")
+	s.subscribe(EndpointType, "a", "b")
+	s.put(ClusterType, "a", "1")
+	s.put(ClusterType, "b", "1")
+	s.put(EndpointType, "a", "host")
+	s.put(EndpointType, "b", "host")
+	s.put(RouteType, "r", "to a")
+	s.ack(s.want("Cluster:+a+b ClusterLoadAssignment:+a+b")...)
+	s.ack(s.want("RouteConfiguration:+r")...)
+	s.drop(EndpointType, "b")
+	s.ack(s.want("ClusterLoadAssignment:-b")...)
+
+	s.put(EndpointType, "a", "other host")
+	first := s.want("ClusterLoadAssignment:+a") // on its way
+	s.put(EndpointType, "b", "host")
+	s.put(RouteType, "r", "to b")
+	s.want("")
+	s.ack(first...)
+	second := s.want("ClusterLoadAssignment:+b")
+	s.ack(second...)
+	route := s.want("RouteConfiguration:+r")
+	s.ack(route...)
+
+	s.put(EndpointType, "b", "other host")
+	s.put(RouteType, "r", "to a")
+	s.ack(s.want("ClusterLoadAssignment:+b RouteConfiguration:+r")...) // known ones are not waited for
+}
+
 // A cluster may be wanted again while its removal is on its way.
 func TestRoutesWaitForAClusterThatComesBack(t *testing.T) {
 	s := newScript(t)

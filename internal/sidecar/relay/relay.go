@@ -276,6 +276,9 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 		}
 		r.dropLocked(t, name)
 	}
+	if len(dropped) > 0 {
+		r.publishLocked() // what is asked for again is not answered by what was so before
+	}
 	r.askLocked(t, added, dropped)
 	r.answerLocked(t)
 }
