@@ -147,7 +147,7 @@ func (w *waiting) tellPairs(cmd *cobra.Command, t *target, verb, what string, do
 	for _, p := range done.Pairs {
 		switch {
 		case p.Refused != "":
-			errs = append(errs, fmt.Errorf("%s %q: not %s: %s", verb, p.PairName.String(), what, p.Refused))
+			errs = append(errs, fmt.Errorf("%s %q: not %s: %s", verb, p.String(), what, p.Refused))
 		case !p.Same():
 			changed++
 			one = p.PairName

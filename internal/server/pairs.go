@@ -45,7 +45,8 @@ type source struct {
 
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
-	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), streams: s.mesh.standing(), callees: map[string]api.Callee{}}
+	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}}
+	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
 		for _, row := range r.Entries(config.KindTrafficShift) {
@@ -81,14 +82,11 @@ func sourcesOf(snap *catalog.Snapshot, datacenter string) map[string]*source {
 }
 
 // standing is how far each registered sidecar with an open stream is.
-func (m *mesh) standing() map[*catalog.Service]stream {
+func (m *mesh) standing(snap *catalog.Snapshot) map[*catalog.Service]stream {
 	m.mu.Lock()
-	snap, connected := m.catalog, maps.Clone(m.connected)
+	connected := maps.Clone(m.connected)
 	m.mu.Unlock()
 	out := map[*catalog.Service]stream{}
-	if snap == nil {
-		return out
-	}
 	behind := map[string]string{}
 	for _, st := range m.xds.Status() {
 		behind[st.Node] = cmp.Or(behind[st.Node], lacking(st))

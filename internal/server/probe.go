@@ -13,7 +13,7 @@ import (
 const (
 	probeTimeout = time.Second
 	// probesAtOnce is how many connections the server tries at the same time.
-	probesAtOnce = 128
+	probesAtOnce = 256
 	// probeFresh is how long a result is shown in the ledger without asking again.
 	probeFresh = 5 * time.Second
 	// ledgerProbes and ledgerWait bound what one look at the ledger may cost.

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 )
@@ -56,6 +57,18 @@ func lines(c *api.Changed) (out []string) {
 	return out
 }
 
+// declared waits until so many pairs are known.
+func declared(t *testing.T, c *api.Client, n int) {
+	t.Helper()
+	meshtest.Eventually(t, fmt.Sprintf("%d pairs", n), func() error {
+		rows, err := c.Pairs(t.Context(), api.Filter{})
+		if err == nil && len(rows) != n {
+			err = fmt.Errorf("%d pairs", len(rows))
+		}
+		return err
+	})
+}
+
 func status(err error) int {
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		return e.Status
@@ -68,6 +81,7 @@ func TestShiftAndRevertOverHTTP(t *testing.T) {
 	s.Register("web.yaml", web)
 	s.Register("catalog.yaml", catalog)
 	c, ctx := apiOf(t, s, ""), t.Context()
+	declared(t, c, 1)
 	shift := func(in api.ShiftRequest, want ...string) *api.Changed {
 		t.Helper()
 		out, err := c.Shift(ctx, in)
@@ -139,6 +153,7 @@ func TestShiftAndRevertOverHTTP(t *testing.T) {
 
 	// An entry for all callers decides where there is no other, and a pair's own begins as its copy.
 	s.Register("admin.yaml", "service: admin\nport: 8090\nprotocol: http\nupstreams: [catalog:7200]\n")
+	declared(t, c, 2)
 	shift(api.ShiftRequest{Pairs: only(pairOf("*", "catalog")), Via: map[string]float64{"direct": 40}}, "* -> catalog: mtls 100% -> direct 40%, mtls 60%")
 	shift(api.ShiftRequest{Service: "catalog", Via: map[string]float64{"mtls": 30}}, "admin -> catalog: direct 40%, mtls 60% -> direct 70%, mtls 30%", "web -> catalog: legacy 100% -> legacy 70%, mtls 30%")
 	revert(api.RevertRequest{Service: "catalog"}, "* -> catalog: direct 40%, mtls 60% -> direct 100%", "admin -> catalog: direct 70%, mtls 30% -> direct 100%", "web -> catalog: legacy 70%, mtls 30% -> legacy 100%")
@@ -151,6 +166,7 @@ func TestOfTwoWhoShiftAtOnceOneIsTold(t *testing.T) {
 	s.Register("web.yaml", web)
 	s.Register("admin.yaml", admin)
 	c, ctx := apiOf(t, s, ""), t.Context()
+	declared(t, c, 2)
 	pairs := []api.PairName{pairOf("admin", "payments"), pairOf("web", "catalog")}
 	for round := range 10 {
 		var in api.ShiftRequest
@@ -207,6 +223,8 @@ func TestOfTwoWhoShiftAtOnceOneIsTold(t *testing.T) {
 func TestShiftsRefuseBadInputAndChangeNothing(t *testing.T) {
 	s := servertest.Start(t, server.Options{DefaultAllow: true})
 	s.Register("web.yaml", web)
+	c := apiOf(t, s, "")
+	declared(t, c, 1)
 	many := make([]api.PairIndex, api.MaxPairs+1)
 	for i := range many {
 		many[i].PairName = pairOf(fmt.Sprint(i), "x")
@@ -257,7 +275,6 @@ func TestShiftsRefuseBadInputAndChangeNothing(t *testing.T) {
 			t.Errorf("%s %.100s: status %d: %s", tt.path, tt.body, resp.StatusCode, body)
 		}
 	}
-	c := apiOf(t, s, "")
 	if _, err := c.Pair(t.Context(), "web", "nobody"); status(err) != http.StatusNotFound {
 		t.Errorf("a pair that is none: %v", err)
 	}
@@ -277,6 +294,7 @@ func TestWhoMayShift(t *testing.T) {
 	}
 	reader, owner, operator := token(`{"Role":"reader"}`), token(`{"Role":"owner","Services":["web"]}`), token(`{"Role":"operator"}`)
 	ctx := t.Context()
+	declared(t, operator, 2)
 	via := map[string]float64{"direct": 10}
 	own := api.ShiftRequest{Pairs: only(pairOf("web", "catalog")), Via: via}
 	for _, c := range []*api.Client{reader, owner, operator} {
@@ -329,6 +347,7 @@ func TestAHundredPairsGoBackQuickly(t *testing.T) {
 	}
 	defer l.Close()
 	c, ctx := apiOf(t, s, ""), t.Context()
+	s.Register("catalog.yaml", catalog)
 	const n = 100
 	var alive, dead api.ShiftRequest
 	for i := range n {
@@ -339,6 +358,11 @@ func TestAHundredPairsGoBackQuickly(t *testing.T) {
 		} else {
 			alive.Pairs = append(alive.Pairs, only(pairOf(name, "catalog"))...)
 		}
+	}
+	declared(t, c, n)
+	for _, p := range alive.Pairs {
+		sidecar := follow(t, s, p.Source+"-sidecar-proxy", true, endpoints(s, "catalog"), route("catalog"))
+		sidecar.until("its sidecar is in sync", func() bool { return sidecar.held[route("catalog")] != nil })
 	}
 	alive.Via, dead.Via = map[string]float64{"mtls": 100}, map[string]float64{"mtls": 100}
 	alive.Legacy = &api.LegacyWay{Address: l.Addr().String()}
@@ -367,7 +391,50 @@ func TestAHundredPairsGoBackQuickly(t *testing.T) {
 	if back != n-n/10 || refused != n/10 {
 		t.Errorf("%d back, %d refused", back, refused)
 	}
+	applied, err := c.Applied(ctx, out.Index, 20*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acked := 0
+	for _, sidecar := range applied.Sidecars {
+		if sidecar.State == api.Acked {
+			acked++
+		}
+	}
+	took = time.Since(began)
+	t.Logf("acknowledged by %d of %d sidecars in %s", acked, len(applied.Sidecars), took)
+	if acked != back || acked != len(applied.Sidecars) {
+		t.Errorf("%d of %d sidecars have acknowledged", acked, len(applied.Sidecars))
+	}
 	if took > 5*time.Second { // one second of it waits for the dead; the rest is this machine
 		t.Errorf("took %s", took)
+	}
+}
+
+// What does not go with other entries keeps nobody else from going back.
+func TestWhatCannotBeWrittenIsNamedAndTheRestGoesBack(t *testing.T) {
+	s := servertest.Start(t, server.Options{DefaultAllow: true})
+	s.Register("web.yaml", web)
+	s.Register("admin.yaml", admin)
+	s.Register("catalog.yaml", catalog)
+	s.Register("payments.yaml", "service: payments\nport: 8083\nprotocol: http\n")
+	c, ctx := apiOf(t, s, ""), t.Context()
+	declared(t, c, 2)
+	in := api.ShiftRequest{Pairs: only(pairOf("admin", "payments"), pairOf("web", "catalog")), Via: map[string]float64{"mtls": 100}, Legacy: &api.LegacyWay{Address: s.HTTPAddr()}}
+	if _, err := c.Shift(ctx, in); err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, `{"Kind":"service-router","Name":"catalog"}`)
+	out, err := c.Revert(ctx, api.RevertRequest{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := lines(out)
+	if len(got) != 2 || got[0] != "admin -> payments: mtls 100% -> legacy 100%" || !strings.HasPrefix(got[1], "web -> catalog: refused: traffic-shift/web~catalog: service-router/catalog: ") || out.Index == 0 {
+		t.Errorf("%q", got)
+	}
+	in.Via = map[string]float64{"mtls": 50}
+	if _, err := c.Shift(ctx, in); status(err) != http.StatusBadRequest || !strings.Contains(err.Error(), "shift: traffic-shift/web~catalog: service-router/catalog: ") {
+		t.Error(err)
 	}
 }
