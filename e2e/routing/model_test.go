@@ -44,6 +44,9 @@ type model struct {
 	t     *testing.T
 	parts map[string]part
 	set   *config.Set
+	// filters, when set, is the entries that say who is in a subset, in place of those
+	// that lead there.
+	filters *config.Set
 }
 
 // change is one write, or deletion.
@@ -97,7 +100,7 @@ func (m *model) next() change {
 			}
 			c.set = m.set.With([]config.Entry{c.put}, nil)
 		}
-		if m.answered(c.set) {
+		if m.answered(c.set) && m.between(c.set) {
 			m.set = c.set
 			return c
 		}
@@ -379,13 +382,26 @@ func (m *model) answered(s *config.Set) bool {
 	return true
 }
 
+// between reports whether the routes that are in force find somebody in subsets as they
+// will be: who is in one changes before routes do.
+func (m *model) between(next *config.Set) bool {
+	m.filters = next
+	defer func() { m.filters = nil }()
+	return m.answered(m.set)
+}
+
 func (m *model) of(t routing.Target) state {
-	p := m.parts[t.Service]
-	if t.Filter == "" {
+	p, text := m.parts[t.Service], t.Filter
+	if e := m.filters.Resolver(t.Service); e != nil && t.Subset != "" {
+		if s, ok := e.Subsets[t.Subset]; ok {
+			text = s.Filter
+		}
+	}
+	if text == "" {
 		return p.all()
 	}
 	for v, s := range p.versions {
-		if t.Filter == filter(v) {
+		if text == filter(v) {
 			return s
 		}
 	}

@@ -261,7 +261,7 @@ func TestConnections(t *testing.T) {
 	}
 	alive("at first")
 	split := func(weights ...int) {
-		w.write(strings.ReplaceAll(splitter(weights...), `"catalog"`, `"db"`))
+		w.apply(strings.ReplaceAll(splitter(weights...), `"catalog"`, `"db"`))
 	}
 	split(70, 30)
 	until("some go to v2", is("v2"))

@@ -153,9 +153,10 @@ func (in *instance) register() {
 	in.w.server.Call(http.MethodPut, "/v1/agent/service/register", body)
 }
 
+// deregister returns when every caller has acknowledged that the instance is gone.
 func (in *instance) deregister() {
 	in.w.t.Helper()
-	in.w.server.Call(http.MethodPut, "/v1/agent/service/deregister/"+in.id, nil)
+	in.w.server.Call(http.MethodPut, "/v1/agent/service/deregister/"+in.id+"?wait=10s", nil)
 }
 
 // write writes an entry given in HCL, JSON or YAML. It returns the index of the write.

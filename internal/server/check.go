@@ -64,6 +64,7 @@ func (f findings) sorted() []finding {
 // what sidecars are made of them, with what their Envoys make of that, and with files.
 func (s *Server) check(w http.ResponseWriter, r *http.Request) {
 	found := findings{}
+	s.catchUp(r.Context())
 	answer, err := s.mesh.check(r.Context(), found)
 	if err != nil {
 		http.Error(w, "check: "+err.Error(), http.StatusServiceUnavailable)

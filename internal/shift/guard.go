@@ -30,6 +30,37 @@ func (t Telemetry) Merge(o Telemetry) Telemetry {
 	}
 }
 
+// most bounds what one report may count: above it is no traffic but a mistake, and
+// sums and logarithms would stop making sense.
+const most = 1 << 30
+
+// bounded is t with nothing beyond most, and a latency that is a histogram,
+// whatever was reported.
+func (t Telemetry) bounded() Telemetry {
+	for _, n := range []*uint64{&t.Attempts, &t.Failed, &t.ConnectFailed, &t.Withheld} {
+		*n = min(*n, most)
+	}
+	sound := func(i int, b BinCount) bool {
+		return b.Count > 0 && b.Count <= most && b.Bin >= zeroBin && b.Bin <= lastBin && (i == 0 || t.Latency.Bins[i-1].Bin < b.Bin)
+	}
+	for i, b := range t.Latency.Bins {
+		if !sound(i, b) {
+			t.Latency = mended(t.Latency)
+			break
+		}
+	}
+	return t
+}
+
+// mended sorts the bins, and bounds them and their counts.
+func mended(h Histogram) Histogram {
+	bins := make([]BinCount, len(h.Bins))
+	for i, b := range h.Bins {
+		bins[i] = BinCount{min(max(b.Bin, zeroBin), lastBin), min(b.Count, most)}
+	}
+	return FromBins(bins...)
+}
+
 // tried is how many requests wanted this way, and failed how many of them it failed.
 func (t Telemetry) tried() int  { return int(t.Attempts + t.Withheld) }
 func (t Telemetry) failed() int { return int(min(t.Failed, t.Attempts) + t.Withheld) }
@@ -51,8 +82,9 @@ type Limits struct {
 	SlowerBy time.Duration `json:"slower_by,omitempty"`
 	// Attempts are needed on each way before a step is passed. Default 100.
 	Attempts uint64 `json:"attempts,omitempty"`
-	// Cluster is how many attempts may fail together by one cause of chance: the
-	// most attempts one request makes, when requests are retried. Default 1.
+	// Cluster is how many attempts may fail together by one stroke of chance: the
+	// most attempts one request makes on a way. Whoever makes a plan sets it from
+	// the pair's retries: too small a number breaks the promise of FalseTrips. Default 1.
 	Cluster int `json:"cluster,omitempty"`
 }
 
@@ -211,7 +243,10 @@ func (g Guard) table(m Metric) (t table) {
 	if !ok || g.Old.Latency.Total() < referenceLeast {
 		return t // no hits, which tells nothing
 	}
-	hits := func(h Histogram) (int, int) { return int(math.Round(h.above(slow))), int(math.Round(h.Total())) }
+	hits := func(h Histogram) (int, int) {
+		total := int(math.Round(min(h.Total(), most)))
+		return min(total, int(math.Round(min(h.above(slow), most)))), total
+	}
 	t.newHits, t.new = hits(new.Latency)
 	t.oldHits, t.old = hits(old.Latency)
 	return t

@@ -9,14 +9,14 @@ import (
 
 // Plan is what one shift is to do. Every zero value but the ways means the default.
 type Plan struct {
-	From     Way           `json:"from"`               // the old way, to which a revert returns
-	To       Way           `json:"to"`                 // the new way
-	Steps    []Share       `json:"steps,omitempty"`    // of the new way, rising; default 1, 5, 25, 50, 100 %
-	Dwell    time.Duration `json:"dwell,omitempty"`    // on each step; default 5 minutes, at least 30 seconds
-	Windows  []Window      `json:"windows,omitempty"`  // in which steps may run; none: always
-	OnBreach Policy        `json:"onbreach,omitempty"` // default revert
-	Limits   Limits        `json:"limits,omitzero"`    // of the shift guard
-	Headroom Share         `json:"headroom,omitempty"` // most load of an instance that takes the new way, of an instance's mean; default 150 %
+	From     Way           `json:"from"`                // the old way, to which a revert returns
+	To       Way           `json:"to"`                  // the new way
+	Steps    []Share       `json:"steps,omitempty"`     // of the new way, rising; default 1, 5, 25, 50, 100 %
+	Dwell    time.Duration `json:"dwell,omitempty"`     // on each step; default 5 minutes, at least 30 seconds
+	Windows  []Window      `json:"windows,omitempty"`   // in which steps may run; none: always
+	OnBreach Policy        `json:"on_breach,omitempty"` // default revert
+	Limits   Limits        `json:"limits,omitzero"`     // of the shift guard
+	Headroom Share         `json:"headroom,omitempty"`  // most load of an instance that takes the new way, of an instance's mean; default 150 %
 }
 
 // Policy says what a breach does.

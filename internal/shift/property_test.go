@@ -230,6 +230,28 @@ func (f *fleet) replays() {
 	}
 }
 
+// TestAnyTelemetryIsTaken holds that a state stays one that JSON can hold, whatever
+// a sidecar reports.
+func TestAnyTelemetryIsTaken(t *testing.T) {
+	counts := rapid.OneOf(rapid.Uint64Range(0, 50), rapid.Uint64())
+	bin := rapid.Custom(func(t *rapid.T) shift.BinCount {
+		return shift.BinCount{Bin: shift.Bin(rapid.Int32().Draw(t, "bin")), Count: rapid.Float64().Draw(t, "count")}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		state := shift.State{Seen: noon, Shifts: []shift.Shift{{Pair: pair, Plan: quick, Status: shift.Running, Shares: shift.Shares{Direct: 5000, Plain: 5000}, Generation: 1}}}
+		for i := range 10 {
+			o := shift.PairObserved{Pair: pair, Stage: shift.PlainStage, Shares: state.Shifts[0].Shares, Generation: state.Shifts[0].Generation}
+			for _, w := range []shift.Way{shift.Direct, shift.Plain} {
+				o.Ways = append(o.Ways, shift.WayTelemetry{Way: w, Telemetry: shift.Telemetry{
+					Attempts: counts.Draw(t, "attempts"), Failed: counts.Draw(t, "failed"), ConnectFailed: counts.Draw(t, "connect"),
+					Withheld: counts.Draw(t, "withheld"), Latency: shift.Histogram{Bins: rapid.SliceOfN(bin, 0, 4).Draw(t, "latency")}}})
+			}
+			state, _ = shift.Step(noon.Add(time.Duration(i)*time.Second), state, shift.Observed{Pairs: []shift.PairObserved{o}})
+			through(t, state)
+		}
+	})
+}
+
 // TestLedgerOrder holds that the order of the books' lists does not matter.
 func TestLedgerOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -338,5 +360,21 @@ func BenchmarkLedger(b *testing.B) {
 		if rows := shift.Ledger(books); len(rows) != 20_000 {
 			b.Fatal(len(rows))
 		}
+	}
+}
+
+// BenchmarkStep is one second of 1,000 shifts of as many callees.
+func BenchmarkStep(b *testing.B) {
+	state, o := shift.State{Seen: noon}, shift.Observed{}
+	for i := range 1000 {
+		p := shift.Pair{Source: "s", Destination: fmt.Sprintf("d%04d", i)}
+		shares := shift.Shares{Direct: 5000, Plain: 5000}
+		state.Shifts = append(state.Shifts, shift.Shift{Pair: p, Plan: fast, Status: shift.Running, Shares: shares, Generation: 1})
+		t := shift.Telemetry{Attempts: 50, Latency: shift.Of(1, 2, 3, 5, 8, 13, 21, 34, 55, 89)}
+		o.Pairs = append(o.Pairs, shift.PairObserved{Pair: p, Stage: shift.PlainStage, Shares: shares, Generation: 1, Applied: 1,
+			Ways: []shift.WayTelemetry{{Way: shift.Direct, Telemetry: t}, {Way: shift.Plain, Telemetry: t}}})
+	}
+	for b.Loop() {
+		shift.Step(noon.Add(time.Second), state, o)
 	}
 }

@@ -3,4 +3,4 @@
 package shift_test
 
 // usualRamps is smaller here: the race detector makes arithmetic six times slower.
-const usualRamps = 100
+const usualRamps = 60

@@ -463,6 +463,28 @@ func TestOverruled(t *testing.T) {
 	b.want(shift.Reverted, "", 0)
 }
 
+// No revert opens a way that the stage has closed: it waits, and says so.
+func TestRevertWaitsForItsWay(t *testing.T) {
+	b := newBench(t, pair)
+	plan := shift.Plan{From: shift.Direct, To: shift.MTLS, Steps: []shift.Share{5000}, Dwell: 30 * time.Second}
+	b.stage[pair] = shift.Permissive
+	b.state = shift.State{Shifts: []shift.Shift{{Pair: pair, Plan: plan, Status: shift.Running, Generation: 3, Stage: shift.Permissive,
+		Shares: shift.Shares{Direct: 5000, MTLS: 5000}}}}
+	b.held[pair] = shift.Setting{Shares: shift.Shares{Direct: 5000, MTLS: 5000}, Generation: 3}
+	b.tick(time.Second)
+	b.stage[pair] = shift.StrictStage
+	b.tick(time.Second, do(shift.CommandRevert, pair))
+	b.seconds(5)
+	if s := b.find(pair); s.Status != shift.Reverting || s.Wait != shift.WaitStage || b.held[pair].Generation != 3 {
+		t.Fatalf("%s %q, %+v is written", s.Status, s.Wait, b.held[pair])
+	}
+	b.stage[pair] = shift.Permissive
+	b.seconds(2)
+	if s := b.find(pair); s.Status != shift.Reverted || b.held[pair].Shares != shift.AllOn(shift.Direct) {
+		t.Fatalf("%s, %s is written: %s", s.Status, b.held[pair].Shares, s.Reason)
+	}
+}
+
 func TestNewer(t *testing.T) {
 	low, high := shift.Setting{Shares: shift.AllOn(shift.Plain), Generation: 3}, shift.Setting{Shares: shift.AllOn(shift.Direct), Generation: 4}
 	back := shift.Setting{Shares: shift.AllOn(shift.Direct), Generation: 3, Back: true}

@@ -127,7 +127,7 @@ type WayTelemetry struct {
 func (o PairObserved) way(w Way) (out Telemetry) {
 	for _, t := range o.Ways {
 		if t.Way == w {
-			out = out.Merge(t.Telemetry)
+			out = out.Merge(t.bounded())
 		}
 	}
 	return out

@@ -305,11 +305,11 @@ func (r *run) trip(s *Shift, p Plan, reason string) {
 
 // samples keeps at most five examples, those of the new way first.
 func samples(in []FailedRequest, way Way) []FailedRequest {
-	const most = 5
+	const keep = 5
 	var out []FailedRequest
 	for _, own := range []bool{true, false} {
 		for _, f := range in {
-			if (f.Way == way) == own && len(out) < most {
+			if (f.Way == way) == own && len(out) < keep {
 				out = append(out, f)
 			}
 		}

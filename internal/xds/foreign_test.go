@@ -93,6 +93,7 @@ func (f *fleet) connect(node string) *stream {
 		f.server.streams[node] = map[*stream]struct{}{}
 	}
 	f.server.streams[node][st] = struct{}{}
+	st.view = f.server.views[node]
 	return st
 }
 

@@ -53,6 +53,8 @@ type Outcome struct {
 type Server struct {
 	opts Options
 
+	updates sync.Mutex // held by Update; taken before stream.mu
+
 	mu      sync.RWMutex // guards the following; taken after stream.mu where both are held
 	views   map[string]*View
 	shared  map[Key]*Resource
@@ -85,10 +87,15 @@ var serviceDesc = grpc.ServiceDesc{
 	},
 }
 
-// Update makes a change visible and wakes the streams that it concerns.
+// Update makes a change visible and wakes the streams that it concerns. A stream sees
+// its node's new view at the moment at which it learns what is new in it: otherwise it
+// could send a route of it before the cluster that this leads to.
 func (s *Server) Update(u Update) {
+	s.updates.Lock()
+	defer s.updates.Unlock()
 	s.mu.Lock()
 	touched := map[*stream][]Key{}
+	views := map[*stream]*View{}
 	for key, res := range u.Shared {
 		if res == nil {
 			delete(s.shared, key)
@@ -104,6 +111,9 @@ func (s *Server) Update(u Update) {
 		old := s.views[node]
 		if view == nil {
 			delete(s.views, node)
+			for st := range s.streams[node] {
+				views[st] = nil
+			}
 			continue
 		}
 		if !view.Growing {
@@ -111,34 +121,47 @@ func (s *Server) Update(u Update) {
 		}
 		s.views[node] = view
 		for st := range s.streams[node] {
+			views[st] = view
 			if old == nil {
 				renewed[st] = struct{}{}
 				continue
 			}
-			if changes := Changes(old, view); len(changes) > 0 || view.Growing {
-				touched[st] = append(touched[st], changes...)
-			}
+			touched[st] = append(touched[st], Changes(old, view)...)
 		}
 	}
 	s.mu.Unlock()
 
-	for st := range renewed {
+	for st, view := range views {
 		st.mu.Lock()
-		st.session.markAll(st)
+		st.view = view
+		cares := false
+		if _, ok := renewed[st]; ok {
+			st.session.markAll(st)
+			cares = true
+		}
+		cares = st.mark(touched[st]) || cares || view != nil && view.Growing
 		st.mu.Unlock()
-		st.poke()
+		if cares {
+			st.poke()
+		}
+		delete(touched, st)
 	}
 	for st, keys := range touched {
 		st.mu.Lock()
-		cares := len(keys) == 0
-		for _, k := range keys {
-			cares = st.session.mark(k.Type, k.Name) || cares
-		}
+		cares := st.mark(keys)
 		st.mu.Unlock()
 		if cares {
 			st.poke()
 		}
 	}
+}
+
+// mark makes resources due that the client asked for, and reports whether it did.
+func (st *stream) mark(keys []Key) (cares bool) {
+	for _, k := range keys {
+		cares = st.session.mark(k.Type, k.Name) || cares
+	}
+	return cares
 }
 
 // complete is the view with a map, if an empty one, for each wildcard type.

@@ -24,8 +24,9 @@ type stream struct {
 
 	mu      sync.Mutex // guards the following
 	session *session
-	urgent  bool // the client waits for an answer: don't coalesce
-	ended   bool // nothing of it may enter the server's index any more
+	view    *View // the node's, changed together with what it makes due; nil while there is none
+	urgent  bool  // the client waits for an answer: don't coalesce
+	ended   bool  // nothing of it may enter the server's index any more
 
 	wake chan struct{} // capacity 1
 }
@@ -37,19 +38,17 @@ func (st *stream) poke() {
 	}
 }
 
-// all, get and absent implement source over the node's view.
+// all, get and absent implement source over the node's view. The stream is locked.
 
 func (st *stream) all(t Type) map[string]*Resource {
-	if v := st.server.View(st.node); v != nil {
-		return v.Own[t]
+	if st.view != nil {
+		return st.view.Own[t]
 	}
 	return nil
 }
 
 func (st *stream) get(t Type, name string) *Resource {
-	st.server.mu.RLock()
-	defer st.server.mu.RUnlock()
-	v := st.server.views[st.node]
+	v := st.view
 	if v == nil {
 		return nil
 	}
@@ -57,13 +56,15 @@ func (st *stream) get(t Type, name string) *Resource {
 		return res
 	}
 	if _, may := v.Shared[name]; may && t == EndpointType {
+		st.server.mu.RLock()
+		defer st.server.mu.RUnlock()
 		return st.server.shared[Key{t, name}]
 	}
 	return nil
 }
 
 func (st *stream) absent(t Type, name string) bool {
-	v := st.server.View(st.node)
+	v := st.view
 	if v == nil {
 		return false
 	}
@@ -114,6 +115,7 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 		s.streams[key] = map[*stream]struct{}{}
 	}
 	s.streams[key][st] = struct{}{}
+	st.view = s.views[key]
 	s.mu.Unlock()
 	defer s.leave(st)
 
@@ -292,10 +294,10 @@ func (st *stream) wakeup() time.Time {
 }
 
 func (st *stream) pending() *response {
-	if st.server.View(st.node) == nil {
-		return nil
-	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if st.view == nil {
+		return nil
+	}
 	return st.session.next(st, time.Now())
 }
