@@ -91,18 +91,7 @@ func (w *world) http(service, id string, meta map[string]string) *instance {
 	w.t.Helper()
 	in := &instance{w: w, service: service, id: id, meta: meta}
 	in.status.Store(200)
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		in.served.Add(1)
-		body, _ := io.ReadAll(r.Body)
-		rw.Header().Set("x-instance", in.id)
-		for name, values := range r.Header {
-			rw.Header()["Got-"+name] = values
-		}
-		if strings.HasSuffix(r.URL.Path, "/status") {
-			rw.WriteHeader(int(in.status.Load()))
-		}
-		fmt.Fprintf(rw, "%s %s %s %s %s", in.id, r.Method, r.Host, r.URL.RequestURI(), body)
-	}))
+	s := httptest.NewUnstartedServer(http.HandlerFunc(in.answer))
 	s.TLS, s.EnableHTTP2 = w.tlsConfig(service), true
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.StartTLS()
@@ -111,6 +100,20 @@ func (w *world) http(service, id string, meta map[string]string) *instance {
 	w.t.Cleanup(in.stop)
 	in.register()
 	return in
+}
+
+// answer tells of the instance and of the request.
+func (in *instance) answer(rw http.ResponseWriter, r *http.Request) {
+	in.served.Add(1)
+	body, _ := io.ReadAll(r.Body)
+	rw.Header().Set("x-instance", in.id)
+	for name, values := range r.Header {
+		rw.Header()["Got-"+name] = values
+	}
+	if strings.HasSuffix(r.URL.Path, "/status") {
+		rw.WriteHeader(int(in.status.Load()))
+	}
+	fmt.Fprintf(rw, "%s %s %s %s %s", in.id, r.Method, r.Host, r.URL.RequestURI(), body)
 }
 
 // tcp runs an instance that says its name first, then echoes.

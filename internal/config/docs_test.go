@@ -35,6 +35,24 @@ func TestGuide(t *testing.T) {
 	}
 }
 
+// The examples of the guide to ways are entries.
+func TestWays(t *testing.T) {
+	text, err := os.ReadFile("../../docs/ways.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```")
+	if len(blocks) != 5 {
+		t.Fatalf("%d examples, want 2", len(blocks)/2)
+	}
+	for i := 1; i < len(blocks); i += 2 {
+		language, body, _ := strings.Cut(blocks[i], "\n")
+		if e, err := config.DecodeEntry("example."+language, []byte(body)); err != nil || e.EntryKind() != config.KindTrafficShift {
+			t.Errorf("%v, %v", e, err)
+		}
+	}
+}
+
 // The examples of the reference are entries, one of each kind, and its tables have
 // every field.
 func TestReference(t *testing.T) {

@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"math"
+	"strconv"
 	"strings"
 )
 
@@ -27,6 +28,13 @@ type TrafficShift struct {
 type LegacyWay struct {
 	Address string `json:"Address"`        // host:port
 	Host    string `json:"Host,omitempty"` // of requests on it; empty: as the app sent it
+}
+
+// HostPort is the address in its parts.
+func (l *LegacyWay) HostPort() (host string, port int) {
+	host, text, _ := splitHostPort(l.Address)
+	port, _ = strconv.Atoi(text) // it was checked
+	return host, port
 }
 
 // Shares are percents, in steps of 0.01, that add up to 100.

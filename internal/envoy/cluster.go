@@ -28,6 +28,10 @@ const (
 	// opened: one connection is one worker at the callee.
 	upstreamStreams = 100
 
+	// appIdle is after how many seconds an idle HTTP/1.1 connection is closed: sooner
+	// than any common server does, so that no request is sent on one which is just going.
+	appIdle = 1
+
 	// streamWindow is how many bytes a peer may send ahead on one HTTP/2 stream.
 	// connectionWindow is the same for all streams of a connection together: so much
 	// that it never runs out, since then requests whose answers nobody reads would
@@ -37,7 +41,7 @@ const (
 	connectionWindow = 2 * upstreamStreams * streamWindow
 )
 
-// upstreamCluster is a target reached through its sidecars.
+// upstreamCluster is a target reached through its sidecars, or on an old way.
 func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 	out := &clusterv3.Cluster{
 		Name:                          c.Name,
@@ -50,23 +54,30 @@ func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 		UpstreamConnectionOptions:     once(b, "tcp keepalive", upstreamKeepalive),
 	}
 	b.balance(out, c.LoadBalancer)
-	if c.Split == nil {
-		out.TransportSocket = b.upstreamTLS(c.SNI, c.PeerURI, c.Multiplexed)
-	} else {
+	switch {
+	case c.Split != nil:
 		b.split(out, c)
+	case c.Way == "":
+		out.TransportSocket = b.upstreamTLS(c.SNI, c.PeerURI, c.Multiplexed)
 	}
-	if c.Unreachable == "" {
+	switch {
+	case c.Way == config.WayLegacy:
+		legacy(out, c.Legacy)
+	case c.Unreachable == "":
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 		out.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: once(b, "ads", ads)}
 		if name := c.EndpointsName(); name != c.Name {
 			out.EdsClusterConfig.ServiceName = name
 		}
-	} else {
+	default:
 		out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		out.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.Name}
 	}
-	if c.Multiplexed {
+	switch {
+	case c.Multiplexed:
 		out.TypedExtensionProtocolOptions = once(b, "http of upstreams", b.upstreamHTTP)
+	case config.IsHTTP(c.Protocol):
+		out.TypedExtensionProtocolOptions = once(b, "http of old ways "+c.Protocol, func() map[string]*anypb.Any { return b.oldHTTP(c.Protocol) })
 	}
 	return out
 }
@@ -79,10 +90,26 @@ func (b *builder) split(out *clusterv3.Cluster, c proxy.Cluster) {
 		LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
 	}
 	for _, p := range c.Split {
+		socket := b.plaintext()
+		if p.Way == "" {
+			socket = b.upstreamTLS(p.SNI, p.PeerURI, c.Multiplexed)
+		}
 		out.TransportSocketMatches = append(out.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
-			Name: p.SNI, Match: partMetadata(p.SNI), TransportSocket: b.upstreamTLS(p.SNI, p.PeerURI, c.Multiplexed),
+			Name: p.Name(), Match: partMetadata(p.Name()), TransportSocket: socket,
 		})
 	}
+}
+
+// legacy is the one address of the old mesh. A host name is asked for every 5 s.
+func legacy(out *clusterv3.Cluster, at proxy.Place) {
+	kind := clusterv3.Cluster_STATIC
+	if _, err := netip.ParseAddr(at.Address); err != nil {
+		kind = clusterv3.Cluster_STRICT_DNS
+		out.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+	}
+	out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: kind}
+	out.LoadAssignment = oneEndpoint(out.Name, socketAddress(at.Address, at.Port))
+	out.LoadAssignment.Endpoints[0].LbEndpoints[0].GetEndpoint().Hostname = at.Host
 }
 
 // socketMatchKey is where Envoy looks for an endpoint's transport socket.
@@ -106,14 +133,26 @@ func upstreamKeepalive() *clusterv3.UpstreamConnectionOptions {
 func (b *builder) upstreamHTTP() map[string]*anypb.Any {
 	h2 := http2Options()
 	h2.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: seconds(30), Timeout: seconds(5)}
-	return b.httpOptions(&httpv3.HttpProtocolOptions{
-		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
-			IdleTimeout:          seconds(600),
-			MaxHeadersCount:      number(maxHeaders + headroom),
-			MaxResponseHeadersKb: number(maxHeadersKB + headroomKB),
-		},
-		UpstreamProtocolOptions: explicitHTTP2(h2),
-	})
+	return b.httpOptions(&httpv3.HttpProtocolOptions{CommonHttpProtocolOptions: upstreamCommon(600), UpstreamProtocolOptions: explicitHTTP2(h2)})
+}
+
+// upstreamCommon are the limits of answers, and after how many seconds an idle
+// connection is closed.
+func upstreamCommon(idle int64) *corev3.HttpProtocolOptions {
+	return &corev3.HttpProtocolOptions{
+		IdleTimeout:          seconds(idle),
+		MaxHeadersCount:      number(maxHeaders + headroom),
+		MaxResponseHeadersKb: number(maxHeadersKB + headroomKB),
+	}
+}
+
+// oldHTTP is what an app, or an old mesh's proxy, is spoken to in. It is not pinged:
+// gRPC's servers hang up on whoever does that more than once in five minutes.
+func (b *builder) oldHTTP(protocol string) map[string]*anypb.Any {
+	if protocol == config.HTTP {
+		return b.httpOptions(&httpv3.HttpProtocolOptions{CommonHttpProtocolOptions: upstreamCommon(appIdle), UpstreamProtocolOptions: explicitHTTP1()})
+	}
+	return b.httpOptions(&httpv3.HttpProtocolOptions{CommonHttpProtocolOptions: upstreamCommon(600), UpstreamProtocolOptions: explicitHTTP2(http2Options())})
 }
 
 // http2Options are those of every HTTP/2 hop.
@@ -193,14 +232,10 @@ func (b *builder) appCluster(name, protocol string, app proxy.App) *clusterv3.Cl
 	common := &corev3.HttpProtocolOptions{MaxHeadersCount: number(maxHeaders), MaxResponseHeadersKb: number(maxHeadersKB)}
 	switch protocol {
 	case config.HTTP:
-		// Shorter than any common server's keep-alive, so that a request is not sent on
-		// a connection which the app is just closing.
-		common.IdleTimeout = seconds(1)
+		common.IdleTimeout = seconds(appIdle)
 		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{
 			CommonHttpProtocolOptions: common,
-			UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true}},
-			}},
+			UpstreamProtocolOptions:   explicitHTTP1(),
 		})
 	case config.HTTP2, config.GRPC:
 		out.TypedExtensionProtocolOptions = b.httpOptions(&httpv3.HttpProtocolOptions{CommonHttpProtocolOptions: common, UpstreamProtocolOptions: explicitHTTP2(http2Options())})
@@ -215,6 +250,12 @@ func oneEndpoint(cluster string, address *corev3.Address) *endpointv3.ClusterLoa
 			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address}},
 		}}}},
 	}
+}
+
+func explicitHTTP1() *httpv3.HttpProtocolOptions_ExplicitHttpConfig_ {
+	return &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true}},
+	}}
 }
 
 func explicitHTTP2(o *corev3.Http2ProtocolOptions) *httpv3.HttpProtocolOptions_ExplicitHttpConfig_ {

@@ -56,6 +56,11 @@ func TestTableMatchesCode(t *testing.T) {
 	documented["exposed listener"] = append(documented["exposed listener"], documented["outbound listener"]...)
 	documented["judging route"] = append(documented["judging route"], documented["inbound route"]...)
 	documented["exposed app cluster"] = append(documented["exposed app cluster"], documented["app cluster"]...)
+	documented["shifted route"] = append(documented["shifted route"], documented["outbound route"]...)
+	for _, where := range []string{"direct cluster", "legacy cluster", "grpc legacy cluster"} {
+		documented[where] = append(documented[where], documented["upstream cluster"]...)
+	}
+	documented["divided tcp cluster"] = append(documented["divided tcp cluster"], documented["tcp upstream cluster"]...)
 	for where, settings := range generated {
 		for _, s := range settings {
 			last := s.path[strings.LastIndexByte(s.path, '.')+1:]
@@ -73,6 +78,7 @@ var identities = []string{
 	"domains", "inline_string", "flags", "type_urls", "resource_api_version", "san_type", "id", "path", "op",
 	"default_value", "runtime_key", "fixed_value", "tag_name", "regex", "suffix", "partition", "namespace", "node_name", "object_key",
 	"ads", "type", "source_code", "default_host_for_http_10", "header_name", "key", "filter", "provider_name", "issuer",
+	"hostname", "part", "service_name", "weight",
 }
 
 // places are the parts of the archetypes that the table speaks of.
@@ -80,7 +86,7 @@ func places(t *testing.T) map[string][]setting {
 	t.Helper()
 	all := scenarios(t)
 	of := func(file string) envoy.Resources { return resources(t, build(t, meshtest.Parse(t, all[file]))) }
-	exposed := of("exposed.txtar")
+	exposed, shifted := of("exposed.txtar"), of("shifted_caller.txtar")
 	http, tcp, server := of("http_caller.txtar"), of("tcp_caller.txtar"), of("tcp_callee.txtar")
 	grpc, judging := of("grpc_caller.txtar"), of("judging_callee.txtar")
 	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000, MaxHeapBytes: envoy.HeapLimit(128 << 20)})
@@ -101,6 +107,11 @@ func places(t *testing.T) map[string][]setting {
 		"exposed listener":       leaves(t, exposed.Listeners[0]),
 		"exposed app cluster":    leaves(t, exposed.Clusters[1]),
 		"outbound route":         leaves(t, http.Routes[0]),
+		"shifted route":          leaves(t, shifted.Routes[0]),
+		"direct cluster":         leaves(t, shifted.Clusters[1]),
+		"legacy cluster":         leaves(t, shifted.Clusters[6]),
+		"grpc legacy cluster":    leaves(t, shifted.Clusters[7]),
+		"divided tcp cluster":    leaves(t, shifted.Clusters[0]),
 		"inbound route":          leaves(t, http.Routes[1]),
 		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
 		"judging route":          leaves(t, judging.Routes[0]),

@@ -167,7 +167,7 @@ func TestValidate(t *testing.T) {
 		for _, ref := range p.Endpoints() {
 			made := proxy.Endpoints{ClusterName: ref.ClusterName}
 			for _, part := range ref.Parts {
-				made.Groups = append(made.Groups, proxy.EndpointGroup{Name: part.SNI, Weight: max(1, part.Weight), Endpoints: []proxy.Endpoint{{Address: "127.0.0.1", Port: 1, Weight: 1}}})
+				made.Groups = append(made.Groups, proxy.EndpointGroup{Name: part.Name(), Weight: max(1, part.Weight), Endpoints: []proxy.Endpoint{{Address: "127.0.0.1", Port: 1, Weight: 1}}})
 			}
 			endpoints = append(endpoints, envoy.Endpoints(made))
 		}

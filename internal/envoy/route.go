@@ -55,6 +55,9 @@ func (b *builder) outboundRoute(r proxy.Route, rule proxy.Rule) *routev3.Route {
 		RetryPolicy:   once(b, retryKey(rule.Retry), func() *routev3.RetryPolicy { return b.retries(rule.Retry) }),
 		HashPolicy:    hashPolicies(rule.Hash),
 	}
+	if rule.RewriteHost {
+		action.HostRewriteSpecifier = &routev3.RouteAction_AutoHostRewrite{AutoHostRewrite: truth(true)}
+	}
 	if rule.IdleTimeout > 0 {
 		action.IdleTimeout = duration(rule.IdleTimeout)
 	}

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rawbufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
@@ -58,6 +59,11 @@ func leafSecret() []*tlsv3.SdsSecretConfig {
 
 func rootsSecret() *tlsv3.SdsSecretConfig {
 	return &tlsv3.SdsSecretConfig{Name: RootsSecretName, SdsConfig: ads()}
+}
+
+// plaintext is how an old way is spoken where others are not.
+func (b *builder) plaintext() *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: "envoy.transport_sockets.raw_buffer", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.pack(&rawbufferv3.RawBuffer{})}}
 }
 
 func (b *builder) tlsSocket(ctx proto.Message) *corev3.TransportSocket {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -18,9 +19,18 @@ type Cluster struct {
 	SNI     string // also the name of its [Endpoints], unless Split is set
 	Target  routing.Target
 	PeerURI string // the only identity accepted from its instances
+	// Way is set of a cluster whose instances are no sidecars and are called in
+	// plaintext: config.WayLegacy or WayDirect. Protocol is then that of requests.
+	Way      string
+	Protocol string
+	// Legacy is the one instance of the legacy way.
+	Legacy Place
 	// Split, when set, gives connections to parts in place of Target, SNI and PeerURI:
 	// requests are divided by routes and stood in for by groups, connections have neither.
 	Split []Part
+	// Sharers, when set, are those whose weights the Split has: the instances of a
+	// service, or one of them. Otherwise all callers have the same.
+	Sharers string
 	// Multiplexed says that requests share HTTP/2 connections to its sidecars,
 	// whatever the app speaks. False for tcp.
 	Multiplexed bool
@@ -41,7 +51,11 @@ type Part struct {
 	Target  routing.Target
 	SNI     string
 	PeerURI string
-	Weight  uint32 // of routing.TotalWeight, among the parts of one priority
+	Weight  uint32 // of routing.TotalWeight, among the parts of one priority; 0 of several: none
+	// Way is set where the instances are no sidecars: config.WayDirect, the target's
+	// own, or WayLegacy, the address.
+	Way    string
+	Legacy netip.AddrPort
 	// Priority above 0 is for targets that get something only while nobody of the
 	// priorities below can take it.
 	Priority uint32
@@ -80,7 +94,9 @@ func (r EndpointsRef) Equal(o EndpointsRef) bool { return reflect.DeepEqual(r, o
 func (r EndpointsRef) Services() []string {
 	var out []string
 	for _, p := range r.Parts {
-		out = append(out, p.Target.Service)
+		if p.Way != config.WayLegacy {
+			out = append(out, p.Target.Service)
+		}
 	}
 	return out
 }
@@ -90,12 +106,18 @@ func (r EndpointsRef) Services() []string {
 // cluster must not get endpoints of parts whose identities it does not know, and
 // endpoints are changed before clusters are, and for all callers.
 func (c Cluster) EndpointsName() string {
-	if c.Split == nil {
+	switch {
+	case c.Split == nil && c.Way != "":
+		return c.Name
+	case c.Split == nil:
 		return c.SNI
 	}
 	var content strings.Builder
 	for _, p := range c.Split {
-		fmt.Fprintf(&content, "%q %d ", p.SNI, p.Priority)
+		fmt.Fprintf(&content, "%q %d ", p.Name(), p.Priority)
+	}
+	if c.Sharers != "" {
+		return fmt.Sprintf("%s%s~%s~%08x", sharePrefix, c.Sharers, c.Name, uint32(routing.Hash(content.String())))
 	}
 	return fmt.Sprintf("%s%s~%08x", splitPrefix, c.Name, uint32(routing.Hash(content.String())))
 }
@@ -126,13 +148,13 @@ func (p *Proxy) Endpoints() []EndpointsRef {
 	seen := map[string]bool{}
 	for _, c := range p.Clusters {
 		name := c.EndpointsName()
-		if c.Unreachable != "" || seen[name] {
+		if c.Unreachable != "" || c.Way == config.WayLegacy || seen[name] {
 			continue
 		}
 		seen[name] = true
 		parts := c.Split
 		if parts == nil {
-			parts = []Part{{Target: c.Target, SNI: c.SNI, PeerURI: c.PeerURI}}
+			parts = []Part{{Target: c.Target, SNI: c.SNI, PeerURI: c.PeerURI, Way: c.Way}}
 		}
 		out = append(out, EndpointsRef{name, parts})
 	}

@@ -76,11 +76,11 @@ func (in *Inbound) describe(b *strings.Builder) {
 // are not those of the targets.
 func (r Route) describe(b *strings.Builder) {
 	for i, rule := range r.Rules {
-		if len(r.Rules) == 1 && len(rule.Legs) == 1 && !rule.Sticky && !rule.Retry.afterSending() || rule.Unreachable != "" {
+		if len(r.Rules) == 1 && len(rule.Legs) == 1 && !rule.Sticky && !rule.RewriteHost && !rule.Retry.afterSending() || rule.Unreachable != "" {
 			continue
 		}
 		fmt.Fprintf(b, "  rule %d%s%s%s%s, %d retries\n", i, flag(rule.Idempotent, " idempotent"), flag(rule.Sticky, " sticky"),
-			flag(rule.Cookie != nil, " known"), flag(rule.NewCookie != nil, " stranger"), rule.Retry.Number)
+			flag(rule.Cookie != nil, " known"), flag(rule.RewriteHost, " host by instance")+flag(rule.NewCookie != nil, " stranger"), rule.Retry.Number)
 		for j, l := range rule.Legs {
 			if j == maxDescribed {
 				fmt.Fprintf(b, "    and %d more\n", len(rule.Legs)-j)
@@ -99,8 +99,12 @@ func (c Cluster) describe(b *strings.Builder) {
 	switch {
 	case c.Split != nil:
 		for _, part := range c.Split {
-			fmt.Fprintf(b, "  %5d %s%s\n", part.Weight, part.SNI, flag(part.Priority > 0, fmt.Sprintf(" if nobody else, %d", part.Priority)))
+			fmt.Fprintf(b, "  %5d %s%s\n", part.Weight, part.Name()+flag(part.Way == config.WayLegacy, " "+part.Legacy.String()), flag(part.Priority > 0, fmt.Sprintf(" if nobody else, %d", part.Priority)))
 		}
+	case c.Way == config.WayLegacy:
+		fmt.Fprintf(b, "  %s at %s%s\n", c.Protocol, c.Legacy, flag(c.Legacy.Host != "", " as "+c.Legacy.Host))
+	case c.Way != "":
+		fmt.Fprintf(b, "  %s to the instances of %s\n", c.Protocol, c.Target)
 	case c.SNI != c.Name:
 		fmt.Fprintf(b, "  of %s\n", c.SNI)
 	}
@@ -114,6 +118,14 @@ func (c Cluster) describe(b *strings.Builder) {
 	fmt.Fprintf(b, "  connect %v, at most %d connections, %d pending, %d requests\n", c.ConnectTimeout, l.MaxConnections, l.MaxPendingRequests, l.MaxRequests)
 	fmt.Fprintf(b, "  out for %v after %d gateway failures or %d 5xx (%d%%), every %v, at most %d%%%s\n", o.BaseEjection, o.GatewayFailures,
 		o.Consecutive5xx, o.Enforcing5xx, o.Interval, o.MaxPercent, flag(o.AlwaysOne, " but always one"))
+}
+
+// String is host:port.
+func (p Place) String() string {
+	if strings.ContainsRune(p.Address, ':') {
+		return fmt.Sprintf("[%s]:%d", p.Address, p.Port)
+	}
+	return fmt.Sprintf("%s:%d", p.Address, p.Port)
 }
 
 func flag(on bool, text string) string {

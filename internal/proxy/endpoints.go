@@ -11,8 +11,8 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
-// Endpoints is where the sidecars of one target are, or of the targets that divide
-// connections among them. It is the same for all callers.
+// Endpoints is where the sidecars of one target are, or its apps, or what divides
+// connections among it. It is the same for all who ask for one name.
 type Endpoints struct {
 	ClusterName string // of the [EndpointsRef]
 	Groups      []EndpointGroup
@@ -23,7 +23,7 @@ type Endpoints struct {
 
 // EndpointGroup is the endpoints of one target.
 type EndpointGroup struct {
-	// Name is the target's SNI in a split, else empty.
+	// Name is that of the [Part] in a split, else empty.
 	Name     string
 	Weight   uint32 // of [Part], in a split; else 0
 	Priority uint32 // of [Part]
@@ -32,7 +32,8 @@ type EndpointGroup struct {
 	Endpoints []Endpoint
 }
 
-// Endpoint is one sidecar, or one instance that speaks mTLS itself.
+// Endpoint is one sidecar, or one instance that speaks mTLS itself; on an old way an
+// app, or where it is told of.
 type Endpoint struct {
 	Address string // an IP
 	Port    int
@@ -72,12 +73,22 @@ const maxFilters = 10_000
 func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) Endpoints {
 	out := Endpoints{ClusterName: ref.ClusterName}
 	for _, p := range ref.Parts {
+		if p.Weight == 0 && len(ref.Parts) > 1 {
+			continue
+		}
 		g := EndpointGroup{Weight: p.Weight, Priority: p.Priority}
 		if p.Weight > 0 {
-			g.Name = p.SNI
+			g.Name = p.Name()
 		}
 		var problems []Problem
-		g.Endpoints, problems = endpointsOf(snap, p.Target, filters)
+		switch p.Way {
+		case config.WayLegacy:
+			g.Endpoints = []Endpoint{{Address: p.Legacy.Addr().String(), Port: int(p.Legacy.Port()), Weight: 1}}
+		case config.WayDirect:
+			g.Endpoints, problems = appsOf(snap, p.Target.Service)
+		default:
+			g.Endpoints, problems = endpointsOf(snap, p.Target, filters)
+		}
 		out.Groups = append(out.Groups, g)
 		out.Problems = append(out.Problems, problems...)
 	}
@@ -109,27 +120,59 @@ func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters) (ou
 		if weight == 0 || t.OnlyPassing && !passing || !matches(in) {
 			continue
 		}
-		subject := fmt.Sprintf("instance %q on node %q", in.Service.ID, in.Node.Name)
-		addr, err := netip.ParseAddr(in.Address())
-		if err != nil {
-			problems = append(problems, Problem{Service: t.Service, Subject: subject,
-				Reason: fmt.Sprintf("address %q is no IP address: register it with one, nobody can reach it", in.Address())})
-			continue
+		if ep, reason := endpointAt(in, weight); reason != "" {
+			problems = append(problems, Problem{Service: t.Service, Subject: subjectOfInstance(in), Reason: reason})
+		} else {
+			out = append(out, ep)
 		}
-		if in.Service.Port < 1 || in.Service.Port > 65535 {
-			problems = append(problems, Problem{Service: t.Service, Subject: subject,
-				Reason: fmt.Sprintf("port %d is out of range: nobody can reach it", in.Service.Port)})
-			continue
-		}
-		out = append(out, Endpoint{Address: addr.String(), Port: in.Service.Port, Weight: weight})
 	}
-	// Of two registrations of one address the heavier stays: the other is most
-	// likely what a previous owner of the port left behind.
+	return sorted(out), problems
+}
+
+// appsOf are the instances of a service themselves, past their sidecars. Those that
+// speak mTLS themselves have no port for anything else.
+func appsOf(snap *catalog.Snapshot, service string) (out []Endpoint, problems []Problem) {
+	set := snap.Set(service)
+	if set == nil {
+		return nil, nil
+	}
+	for _, in := range set.Instances {
+		weight := in.Weight()
+		if weight == 0 || in.Service.Kind == catalog.ConnectProxy || in.Service.Connect.Native {
+			continue
+		}
+		if ep, reason := endpointAt(in, weight); reason != "" {
+			problems = append(problems, Problem{Service: service, Subject: subjectOfInstance(in), Reason: "direct way: " + reason})
+		} else {
+			out = append(out, ep)
+		}
+	}
+	return sorted(out), problems
+}
+
+func subjectOfInstance(in catalog.Instance) string {
+	return fmt.Sprintf("instance %q on node %q", in.Service.ID, in.Node.Name)
+}
+
+// endpointAt is where an instance is registered, or why nobody can reach it.
+func endpointAt(in catalog.Instance, weight int) (Endpoint, string) {
+	addr, err := netip.ParseAddr(in.Address())
+	if err != nil {
+		return Endpoint{}, fmt.Sprintf("address %q is no IP address: register it with one, nobody can reach it", in.Address())
+	}
+	if in.Service.Port < 1 || in.Service.Port > 65535 {
+		return Endpoint{}, fmt.Sprintf("port %d is out of range: nobody can reach it", in.Service.Port)
+	}
+	return Endpoint{Address: addr.String(), Port: in.Service.Port, Weight: weight}, ""
+}
+
+// sorted is by address. Of two registrations of one address the heavier stays: the
+// other is most likely what a previous owner of the port left behind.
+func sorted(out []Endpoint) []Endpoint {
 	slices.SortFunc(out, func(x, y Endpoint) int {
 		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Port, y.Port), -cmp.Compare(x.Weight, y.Weight))
 	})
-	out = slices.CompactFunc(out, func(x, y Endpoint) bool { return x.Address == y.Address && x.Port == y.Port })
-	return out, problems
+	return slices.CompactFunc(out, func(x, y Endpoint) bool { return x.Address == y.Address && x.Port == y.Port })
 }
 
 type instanceKey struct{ node, id string }

@@ -24,13 +24,15 @@ type outbound struct {
 type planner struct {
 	*builder
 	chain    routing.Chain
+	target   routing.Target       // that was declared
+	shift    *config.TrafficShift // or nil
 	settings config.UpstreamSettings
 	subject  string
 	out      outbound
 }
 
-func (b *builder) outbound(u Upstream, chain routing.Chain, settings config.UpstreamSettings, subject string) outbound {
-	p := &planner{builder: b, chain: chain, settings: settings, subject: subject}
+func (b *builder) outbound(u Upstream, chain routing.Chain, shift *config.TrafficShift, settings config.UpstreamSettings, subject string) outbound {
+	p := &planner{builder: b, chain: chain, target: u.Target, shift: shift, settings: settings, subject: subject}
 	if config.IsHTTP(chain.Protocol) {
 		p.requests(u.Name)
 	} else {
@@ -47,6 +49,8 @@ func (p *planner) custom() {
 	case text == "" || len(p.out.clusters) == 0: // or nobody can be reached anyway
 	case !p.chain.IsDefault():
 		p.problem(p.subject, "%s has no effect, as with Consul: entries of kind service-router, -splitter or -resolver decide where requests go", config.ClusterHatch)
+	case p.old():
+		p.problem(p.subject, "%s has no effect while %s divides requests among ways", config.ClusterHatch, config.KeyOf(p.shift))
 	default:
 		p.out.clusters[0].JSON = text
 	}
@@ -87,9 +91,13 @@ func (p *planner) group(g Group) string {
 	return g.Name
 }
 
-// members are the clusters that stand for a target of requests, in order of
+// members are the clusters that stand for a leg's target of requests, in order of
 // preference: itself, and its failovers under Consul's names.
-func (p *planner) members(r routing.Resolver) []string {
+func (p *planner) members(l leg) []string {
+	if l.old() {
+		return []string{p.add(p.oldCluster(l))}
+	}
+	r := l.Resolver
 	c := p.cluster(r, p.settings, true)
 	if len(r.Failover) == 0 {
 		return []string{p.add(c)}
@@ -108,13 +116,17 @@ func (p *planner) members(r routing.Resolver) []string {
 func (p *planner) connections(entry string) {
 	p.out.entry = entry
 	route := p.chain.Routes[0]
-	legs := weighted(route.Legs)
-	sticky := stickiness(route)
+	if p.old() {
+		p.share(entry, route)
+		return
+	}
+	legs := weighted(p.ways(route.Legs))
+	sticky, from := p.stickiness(route)
 	if sticky != nil && !sticky.Source {
-		p.problem(p.subject, "traffic-policy/%s: connections are not sticky by header or cookie: set Source, or nothing", route.Policy.Name)
+		p.notSticky(from)
 	}
 	if len(legs) > 1 && sticky != nil && sticky.Source {
-		legs = legs[p.own(legs):][:1]
+		legs = []leg{p.own(legs)}
 	}
 	if len(legs) > 1 {
 		p.split(entry, legs)
@@ -129,16 +141,20 @@ func (p *planner) connections(entry string) {
 	p.add(c)
 }
 
+func (p *planner) notSticky(from config.Key) {
+	p.problem(p.subject, "%s: connections are not sticky by header or cookie: set Source, or nothing", from)
+}
+
 // split is a cluster whose instances are those of several targets: the legs, or a
 // single one and those that stand in for it.
-func (p *planner) split(entry string, legs []routing.Leg) {
+func (p *planner) split(entry string, legs []leg) {
 	c := p.cluster(legs[0].Resolver, p.settings, false)
 	c.Name, c.SNI, c.PeerURI, c.Target = entry, "", "", routing.Target{}
 	add := func(t routing.Target, weight uint32, priority int) {
 		if p.unreachable(t) == "" {
-			c.Split = append(c.Split, Part{
-				Target: t, SNI: t.SNI(p.in.TrustDomain), PeerURI: t.Identity(p.in.TrustDomain).URI(), Weight: weight, Priority: uint32(priority),
-			})
+			part := p.meshed(t, weight)
+			part.Priority = uint32(priority)
+			c.Split = append(c.Split, part)
 		}
 	}
 	for _, l := range legs {
@@ -160,39 +176,24 @@ func (p *planner) split(entry string, legs []routing.Leg) {
 	p.add(c)
 }
 
-// own is the leg, by index, that this sidecar's instance stays on.
-func (p *planner) own(legs []routing.Leg) int {
-	return routing.Pick(ranges(legs), routing.Hash(p.proxy.Node+"/"+p.proxy.ID))
-}
-
-func ranges(legs []routing.Leg) []routing.Range {
-	names, weights := make([]string, len(legs)), make([]uint32, len(legs))
-	for i, l := range legs {
-		names[i], weights[i] = l.Target.ID(), l.Weight
-	}
-	return routing.Ranges(names, weights)
+// own is the leg that this sidecar's instance stays on.
+func (p *planner) own(legs []leg) leg {
+	return legs[routing.Pick(p.ranges(legs), routing.Hash(p.proxy.Node+"/"+p.proxy.ID))]
 }
 
 // weighted are the legs that get something.
-func weighted(legs []routing.Leg) []routing.Leg {
-	out := slices.DeleteFunc(slices.Clone(legs), func(l routing.Leg) bool { return l.Weight == 0 })
+func weighted(legs []leg) []leg {
+	out := slices.DeleteFunc(slices.Clone(legs), func(l leg) bool { return l.Weight == 0 })
 	if len(out) == 0 {
 		return legs[:1] // not reached: weights add up
 	}
 	return out
 }
 
-func stickiness(r routing.Route) *config.Sticky {
-	if r.Policy == nil {
-		return nil
-	}
-	return r.Policy.Sticky
-}
-
 // requests decides an HTTP upstream.
 func (p *planner) requests(name string) {
 	route := &Route{Name: name, Chain: p.chain}
-	for _, r := range p.chain.Routes {
+	for _, r := range p.routes() {
 		route.Rules = append(route.Rules, p.rules(r)...)
 	}
 	p.out.route = route
@@ -207,26 +208,27 @@ func (p *planner) rules(r routing.Route) []Rule {
 	if r.Rule != nil {
 		rule(&base, *r.Rule)
 	}
-	legs := weighted(r.Legs)
+	legs := weighted(p.ways(r.Legs))
 	base.Hash = hashPolicies(legs)
-	if len(legs) == 1 && p.dead(legs[0].Resolver) {
+	base.RewriteHost = p.rewrites(legs)
+	if len(legs) == 1 && p.dead(legs[0]) {
 		base.Unreachable = p.unreachable(legs[0].Target)
 		return []Rule{base}
 	}
-	sticky := stickiness(r)
+	sticky, from := p.stickiness(r)
 	if len(legs) == 1 {
 		sticky = nil
 	}
 	if sticky != nil && sticky.Source {
 		own := p.own(legs)
-		legs = append(legs[own:own+1:own+1], append(slices.Clone(legs[:own]), legs[own+1:]...)...)
-		return p.repeat(base, r, legs, 1)
+		others := slices.DeleteFunc(slices.Clone(legs), func(l leg) bool { return l.id() == own.id() })
+		return p.repeat(base, r, append([]leg{own}, others...), 1)
 	}
 	if sticky == nil {
 		return p.repeat(base, r, legs, len(legs))
 	}
 	if len(base.Hash) > 0 {
-		p.problem(p.subject, "traffic-policy/%s: what callers are known by also chooses their instance, in place of the load balancer's own policies", r.Policy.Name)
+		p.problem(p.subject, "%s: what callers are known by also chooses their instance, in place of the load balancer's own policies", from)
 	}
 	base.Sticky = true
 	if sticky.Header != "" {
@@ -248,13 +250,13 @@ const requestID = "x-request-id"
 // divide the requests and the others only stand in. Where an answer may be repeated
 // and another leg or failover could give it, requests that must not be repeated
 // there get a rule of their own.
-func (p *planner) repeat(base Rule, r routing.Route, legs []routing.Leg, divide int) []Rule {
+func (p *planner) repeat(base Rule, r routing.Route, legs []leg, divide int) []Rule {
 	crossing := r.Policy == nil || r.Policy.Crossing == nil || *r.Policy.Crossing
 	build := func(rule Rule) Rule {
 		rule.Legs = p.legs(rule, legs, divide, crossing)
 		return rule
 	}
-	elsewhere := len(legs) > 1 && crossing || slices.ContainsFunc(legs, func(l routing.Leg) bool { return len(l.Failover) > 0 })
+	elsewhere := len(legs) > 1 && crossing || slices.ContainsFunc(legs, func(l leg) bool { return len(l.Failover) > 0 })
 	if !base.Retry.afterSending() || !elsewhere {
 		return []Rule{build(base)}
 	}
@@ -264,7 +266,7 @@ func (p *planner) repeat(base Rule, r routing.Route, legs []routing.Leg, divide 
 }
 
 // legs are the shares of one rule.
-func (p *planner) legs(rule Rule, legs []routing.Leg, divide int, crossing bool) []RouteLeg {
+func (p *planner) legs(rule Rule, legs []leg, divide int, crossing bool) []RouteLeg {
 	copies := int(max(rule.Retry.Number, 1))
 	if rule.Retry.afterSending() && !rule.Idempotent {
 		copies++ // so that no retry leaves the target, unless nobody is there
@@ -276,7 +278,7 @@ func (p *planner) legs(rule Rule, legs []routing.Leg, divide int, crossing bool)
 	all := []routing.Range{{Leg: 0, Weight: routing.TotalWeight}}
 	switch {
 	case divide > 1 && rule.Sticky:
-		all = ranges(legs[:divide])
+		all = p.ranges(legs[:divide])
 	case divide > 1:
 		all = nil
 		for i, l := range legs[:divide] {
@@ -295,35 +297,45 @@ func (p *planner) legs(rule Rule, legs []routing.Leg, divide int, crossing bool)
 
 // alternatives is the cluster of a leg or, where somebody can stand in for it, the
 // group that tries the leg first.
-func (p *planner) alternatives(legs []routing.Leg, i, copies int, crossing bool) string {
-	leg := legs[i]
-	own := p.members(leg.Resolver)
+func (p *planner) alternatives(legs []leg, i, copies int, crossing bool) string {
+	wanted := legs[i]
+	own := p.members(wanted)
 	var others []string
 	// A target without a gateway answers why; nobody takes its place unasked.
-	if crossing && !p.dead(leg.Resolver) {
+	if crossing && !p.dead(wanted) {
 		for j, l := range legs {
-			if j != i && !p.dead(l.Resolver) {
-				others = append(others, p.members(l.Resolver)[0])
+			if j != i && !p.dead(l) {
+				others = append(others, p.members(l)[0])
 			}
 		}
 	}
 	if len(own)+len(others) == 1 {
 		return own[0]
 	}
-	sni := leg.Target.SNI(p.in.TrustDomain)
-	g := Group{StatName: sni, Members: append(slices.Repeat(own[:1], copies), own[1:]...), Limits: limits(p.settings)}
+	name := wanted.Target.SNI(p.in.TrustDomain)
+	if wanted.old() {
+		name = own[0]
+	}
+	attempts := copies + 1
+	if wanted.way == config.WayLegacy && p.chain.Protocol == config.HTTP {
+		copies = 1 // one address: who cannot connect to it need not try again
+	}
+	g := Group{StatName: name, Members: append(slices.Repeat(own[:1], copies), own[1:]...), Limits: limits(p.settings)}
 	for _, o := range others {
 		if !slices.Contains(g.Members, o) {
 			g.Members = append(g.Members, o)
 		}
 	}
+	for i := 0; len(others) > 0 && len(g.Members) < attempts; i++ { // past the list there is nobody
+		g.Members = append(g.Members, others[i%len(others)])
+	}
 	content := fmt.Sprintf("%q %v", g.Members, g.Limits)
-	g.Name = fmt.Sprintf("%s%s~%08x", groupPrefix, sni, uint32(routing.Hash(content)))
+	g.Name = fmt.Sprintf("%s%s~%08x", groupPrefix, name, uint32(routing.Hash(content)))
 	return p.group(g)
 }
 
-// dead reports whether neither a target nor its failovers can be reached, ever.
-func (p *planner) dead(r routing.Resolver) bool {
+// dead reports whether neither a leg's target nor its failovers can be reached, ever.
+func (p *planner) dead(r leg) bool {
 	return p.unreachable(r.Target) != "" && !slices.ContainsFunc(r.Failover, func(t routing.Target) bool { return p.unreachable(t) == "" })
 }
 
@@ -366,7 +378,7 @@ func timeout(legs []routing.Leg) (out time.Duration) {
 }
 
 // hashPolicies are those of the first leg that has any: a route has one list.
-func hashPolicies(legs []routing.Leg) []config.HashPolicy {
+func hashPolicies(legs []leg) []config.HashPolicy {
 	for _, l := range legs {
 		if lb := l.LoadBalancer; lb != nil && (lb.Policy == "ring_hash" || lb.Policy == "maglev") {
 			return lb.HashPolicies

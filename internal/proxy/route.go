@@ -38,6 +38,10 @@ type Rule struct {
 	// NewCookie gives the caller the cookie by which it is known from then on.
 	NewCookie *config.StickyCookie
 
+	// RewriteHost gives a request the Host of the instance that it goes to, where that
+	// has one of its own.
+	RewriteHost bool
+
 	// Legs divide; several may lead to one cluster. Empty when Unreachable is set.
 	Legs []RouteLeg
 	// Unreachable is why nobody can answer.

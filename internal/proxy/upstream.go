@@ -32,14 +32,16 @@ func (b *builder) upstream(decl catalog.Upstream) {
 	b.read(chain.Reads...)
 	b.problems = append(b.problems, problems...)
 	u.Protocol = chain.Protocol
-	u.Unknown = settings.Protocol == "" && chain.IsDefault() && b.unknown(u.Target)
+	shift := b.shift(u.Target)
+	// An old way may lead to who never registered.
+	u.Unknown = shift == nil && settings.Protocol == "" && chain.IsDefault() && b.unknown(u.Target)
 	u.ExactBalance = settings.BalanceOutboundConnections == exactBalance
 	u.ListenerJSON = b.hatch(subject, config.ListenerHatch, settings.EnvoyListenerJSON)
 
-	out := b.outbound(u, chain, settings, subject)
+	out := b.outbound(u, chain, shift, settings, subject)
 	u.Cluster = out.entry
 	for _, c := range out.clusters {
-		if prior, ok := b.proxy.Cluster(c.Name); ok && prior.Multiplexed != c.Multiplexed {
+		if prior, ok := b.proxy.Cluster(c.Name); ok && (prior.Multiplexed != c.Multiplexed || prior.Protocol != c.Protocol) {
 			b.problem(subject, "protocol %s does not go with that of another upstream to %q: this listener is left out", u.Protocol, u.Name)
 			return
 		}

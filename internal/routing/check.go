@@ -13,7 +13,7 @@ import (
 const maxTold = 5
 
 // Check refuses a change after which the entries of some service no longer make a
-// chain though they did before. Entries that were broken already are no reason. It
+// chain though they did before, or a traffic-shift can no longer be honoured. Entries that were broken already are no reason. It
 // looks at the services alone that the change can concern.
 func Check(before, after *config.Set, datacenter string) error {
 	var errs []error
@@ -31,7 +31,7 @@ func Check(before, after *config.Set, datacenter string) error {
 		}
 		errs = append(errs, fmt.Errorf("service %q: %s", service, chain.Broken))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, checkShifts(before, after))...)
 }
 
 // concerned lists the services with a router, splitter or resolver whose chain may

@@ -13,9 +13,18 @@ import (
 func hundredths(percent float64) uint32 { return uint32(math.Round(percent * 100)) }
 
 // below is the legs of a splitter that a leg of the given weight leads to: they
-// share that weight in their proportion, exactly, what cannot be divided going to
-// those that lose most by rounding, the first ones before others.
+// share that weight.
 func below(legs []Leg, weight uint32, parent *config.ServiceSplit) []Leg {
+	out := Portion(legs, weight)
+	for i := range out {
+		out[i].Split = merge(parent, out[i].Split)
+	}
+	return out
+}
+
+// Portion is the legs sharing a weight in their proportion, exactly, what cannot be
+// divided going to those that lose most by rounding, the first ones before others.
+func Portion(legs []Leg, weight uint32) []Leg {
 	out := slices.Clone(legs)
 	var total uint64
 	for _, l := range legs {
@@ -29,7 +38,6 @@ func below(legs []Leg, weight uint32, parent *config.ServiceSplit) []Leg {
 			out[i].Weight = uint32(uint64(weight) * uint64(legs[i].Weight) / total)
 		}
 		left -= out[i].Weight
-		out[i].Split = merge(parent, out[i].Split)
 	}
 	rest := func(i int) uint64 {
 		if total == 0 {

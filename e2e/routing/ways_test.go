@@ -1,0 +1,579 @@
+package routing
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+)
+
+// In these tests a callee is one app per way, so that what it counted is the way's:
+// "legacy" is registered nowhere, "direct" without a sidecar, and "mtls" speaks mTLS
+// itself, which the direct way passes over.
+
+// app is what answers on one way.
+type app struct {
+	id     string
+	port   int
+	served atomic.Int64 // requests, streams or connections
+	stop   func()
+}
+
+// enlist registers an app that speaks no mTLS.
+func (w *world) enlist(service string, a *app) {
+	w.t.Helper()
+	body, err := json.Marshal(map[string]any{"ID": a.id, "Name": service, "Address": "127.0.0.1", "Port": a.port})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.server.Call(http.MethodPut, "/v1/agent/service/register", body)
+}
+
+// plainHTTP runs an HTTP server without TLS.
+func (w *world) plainHTTP(id string, h http.Handler) *app {
+	out := &app{id: id}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		out.served.Add(1)
+		h.ServeHTTP(rw, r)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Start()
+	out.port = s.Listener.Addr().(*net.TCPAddr).Port
+	out.stop = sync.OnceFunc(func() { s.CloseClientConnections(); s.Close() })
+	w.t.Cleanup(out.stop)
+	return out
+}
+
+// teller tells of the request, as instances do.
+func (w *world) teller(id string) http.Handler {
+	in := &instance{w: w, id: id}
+	in.status.Store(200)
+	return http.HandlerFunc(in.answer)
+}
+
+// plainTCP runs a server that says its name first, then echoes.
+func (w *world) plainTCP(id string) *app {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := &app{id: id, port: l.Addr().(*net.TCPAddr).Port, stop: sync.OnceFunc(func() { l.Close() })}
+	w.t.Cleanup(out.stop)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out.served.Add(1)
+			go func() {
+				defer c.Close()
+				fmt.Fprintln(c, id)
+				_, _ = io.Copy(c, bufio.NewReader(c))
+			}()
+		}
+	}()
+	return out
+}
+
+// chat runs gRPC's health service, which tells its name and the authority in headers.
+func (w *world) chat(id string, secure bool) *app {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := &app{id: id, port: l.Addr().(*net.TCPAddr).Port}
+	told := func(ctx context.Context) metadata.MD {
+		out.served.Add(1)
+		md, _ := metadata.FromIncomingContext(ctx)
+		return metadata.Pairs("x-instance", id, "x-authority", strings.Join(md.Get(":authority"), ""))
+	}
+	opts := []grpc.ServerOption{
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			_ = grpc.SetHeader(ctx, told(ctx))
+			return next(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			_ = s.SetHeader(told(s.Context()))
+			return next(srv, s)
+		}),
+	}
+	if secure {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(w.tlsConfig("chat"))))
+	}
+	g, h := grpc.NewServer(opts...), health.NewServer()
+	healthpb.RegisterHealthServer(g, h)
+	go g.Serve(l)
+	done := make(chan struct{})
+	go func() { // a stream says something several times a second
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-tick.C:
+				h.SetServingStatus("ticks", healthpb.HealthCheckResponse_ServingStatus(1+n%2))
+			case <-done:
+				return
+			}
+		}
+	}()
+	out.stop = sync.OnceFunc(func() { close(done); g.Stop() })
+	w.t.Cleanup(out.stop)
+	return out
+}
+
+// ways are the apps of a service, by way.
+type ways struct{ legacy, direct, mtls *app }
+
+// three runs the apps of "catalog", "payments" or "chat".
+func (w *world) three(service string) ways {
+	w.t.Helper()
+	var out ways
+	switch service {
+	case "payments":
+		out = ways{w.plainTCP("legacy"), w.plainTCP("direct"), nil}
+		in := w.tcp(service, "mtls-"+service, nil)
+		out.mtls = &app{id: "mtls", port: in.port, stop: in.stop}
+	case "chat":
+		out = ways{w.chat("legacy", false), w.chat("direct", false), w.chat("mtls", true)}
+		w.native(service, "mtls-"+service, "v1", out.mtls.port, out.mtls.stop)
+	default:
+		out = ways{w.plainHTTP("legacy", w.teller("legacy")), w.plainHTTP("direct", w.teller("direct")), nil}
+		in := w.http(service, "mtls-"+service, nil)
+		out.mtls = &app{id: "mtls", port: in.port, stop: in.stop}
+	}
+	out.direct.id += "-" + service
+	w.enlist(service, out.direct)
+	return out
+}
+
+// shift is an entry for web's way to a service. Shares are legacy's, direct's and that
+// of mtls; more is any other field.
+func (s ways) shift(service string, shares [3]float64, more string) string {
+	return shiftText(service, fmt.Sprintf("127.0.0.1:%d", s.legacy.port), "", shares, more)
+}
+
+func shiftText(service, address, host string, shares [3]float64, more string) string {
+	return fmt.Sprintf("Kind = \"traffic-shift\"\nSource = \"web\"\nDestination = %q\nLegacy { Address = %q, Host = %q }\nShares { legacy = %v, direct = %v, mtls = %v }\n%s\n",
+		service, address, host, shares[0], shares[1], shares[2], more)
+}
+
+const protocols = "Kind = \"service-defaults\"\nName = %q\nProtocol = %q\n"
+
+// speak declares what the three services speak.
+func (w *world) speak() {
+	for service, protocol := range map[string]string{"catalog": "http", "chat": "grpc", "payments": "tcp"} {
+		w.write(fmt.Sprintf(protocols, service, protocol))
+	}
+}
+
+// stream is one to chat, and tells who answers. It ends by itself: Envoy hangs up on
+// whoever resets most of many young ones.
+func (c *caller) stream(conn *grpc.ClientConn) (id, authority string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var md metadata.MD
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Header(&md))
+	return strings.Join(md.Get("x-instance"), ""), strings.Join(md.Get("x-authority"), ""), err
+}
+
+func (c *caller) grpc() *grpc.ClientConn {
+	c.w.t.Helper()
+	conn, err := grpc.NewClient(fmt.Sprintf("passthrough:///127.0.0.1:%d", c.ports["chat"]), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	if err != nil {
+		c.w.t.Fatal(err)
+	}
+	c.w.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// count makes n calls, some at once, and counts the ways of who answers.
+func count(n int, call func() (string, error)) (map[string]int, []error) {
+	var mu sync.Mutex
+	out := map[string]int{}
+	var failed []error
+	var wg sync.WaitGroup
+	const workers = 8
+	for worker := range workers {
+		wg.Go(func() {
+			for i := worker; i < n; i += workers {
+				id, err := call()
+				way, _, _ := strings.Cut(id, "-")
+				mu.Lock()
+				out[way]++
+				if err != nil {
+					failed = append(failed, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return out, failed
+}
+
+// calls are one call each to catalog, payments and chat.
+func (c *caller) calls() map[string]func() (string, error) {
+	conn := c.grpc()
+	return map[string]func() (string, error){
+		"catalog": func() (string, error) { a := c.get("catalog", "/"); return a.instance, a.ok() },
+		"chat":    func() (string, error) { id, _, err := c.stream(conn); return id, err },
+		"payments": func() (string, error) {
+			conn, id, err := c.dial("payments")
+			if err == nil {
+				conn.Close()
+			}
+			return id, err
+		},
+	}
+}
+
+// Shares are true: of requests, of connections, and of streams.
+func TestWayShares(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	apps := map[string]ways{}
+	for _, service := range []string{"catalog", "chat", "payments"} {
+		apps[service] = w.three(service)
+	}
+	web := w.caller("web", "web-1", "catalog", "chat", "payments")
+	calls := web.calls()
+	for service, n := range map[string]int{"catalog": 3000, "chat": 1500, "payments": 1500} {
+		for _, shares := range [][3]float64{{99, 0, 1}, {0, 90, 10}, {33, 34, 33}, {50, 0, 50}, {1, 9, 90}, {100, 0, 0}, {0, 100, 0}, {0, 0, 100}} {
+			w.apply(apps[service].shift(service, shares, ""))
+			got, failed := count(n, calls[service])
+			if len(failed) > 0 {
+				t.Errorf("%s %v: %d failed: %v", service, shares, len(failed), failed[0])
+			}
+			for i, way := range []string{"legacy", "direct", "mtls"} {
+				within(t, fmt.Sprintf("%s %v: %s", service, shares, way), got[way], n, shares[i]/100)
+			}
+			t.Logf("%s %v: %v", service, shares, got)
+		}
+	}
+}
+
+// While shares move from old to new and back nobody is refused, and nothing that lasts
+// is cut, whatever way it is on.
+func TestWaysChangeHot(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	shops := ways{w.plainHTTP("legacy", shop("legacy")), w.plainHTTP("direct", shop("direct")), &app{}}
+	w.enlist("catalog", shops.direct)
+	port, stop := w.shopApp("catalog", "mtls", true)
+	w.native("catalog", "mtls-catalog", "v1", port, stop)
+	apps := map[string]ways{"catalog": shops, "chat": w.three("chat"), "payments": w.three("payments")}
+	web := w.caller("web", "web-1", "catalog", "chat", "payments")
+	step := func(shares [3]float64) {
+		for service, a := range apps {
+			w.apply(a.shift(service, shares, ""))
+		}
+	}
+	step([3]float64{100, 0, 0})
+	ready(t, web)
+	load := w.traffic(t, web.ports)
+	pause := func() {
+		from := load.sent()
+		meshtest.Eventually(t, "traffic goes on", func() error {
+			if n := load.sent(); n < from+600 {
+				return fmt.Errorf("%d requests since", n-from)
+			}
+			return nil
+		})
+	}
+	pause()
+	for _, shares := range [][3]float64{
+		{99, 0, 1}, {60, 30, 10}, {0, 50, 50}, {0, 0, 100}, {0, 100, 0}, {50, 0, 50}, {0, 0, 100}, {100, 0, 0}, {0, 0, 100}, {0, 1, 99}, {30, 40, 30}, {100, 0, 0},
+	} {
+		step(shares)
+		pause()
+	}
+	for service := range apps { // as if nothing had ever been
+		w.delete("traffic-shift", "web~"+service)
+	}
+	pause()
+	step([3]float64{100, 0, 0})
+	pause()
+	load.stop()
+	t.Logf("%d requests%s", load.sent(), load.report())
+	for i, f := range load.failures() {
+		if i == 10 {
+			t.Errorf("and %d more", len(load.failures())-i)
+			break
+		}
+		t.Error(f.Reason)
+	}
+	if n := load.closed.Load(); n > 0 {
+		t.Errorf("%d kept-alive connections were closed", n)
+	}
+}
+
+// What could not be sent on one way goes by another, unless that is forbidden.
+func TestDeadWays(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	web := w.caller("web", "web-1", "catalog", "chat")
+	dead := map[string]func(ways) *app{"legacy": func(s ways) *app { return s.legacy }, "direct": func(s ways) *app { return s.direct }, "mtls": func(s ways) *app { return s.mtls }}
+	for way, of := range dead {
+		t.Run(way, func(t *testing.T) {
+			catalog, chat := w.three("catalog"), w.three("chat")
+			of(catalog).stop()
+			of(chat).stop()
+			third := [3]float64{33, 33, 34}
+			w.apply(catalog.shift("catalog", third, ""))
+			w.apply(chat.shift("chat", third, ""))
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				got, failed := count(200, func() (string, error) { a := web.do(method, "catalog", "/"); return a.instance, a.ok() })
+				if len(failed) > 0 || got[way] > 0 || len(got) != 2 {
+					t.Errorf("%s: answered by %v, %d failed: %v", method, got, len(failed), errors.Join(failed...))
+				}
+			}
+			got, failed := count(200, web.calls()["chat"])
+			if len(failed) > 0 || got[way] > 0 || len(got) != 2 {
+				t.Errorf("gRPC: answered by %v, %d failed: %v", got, len(failed), errors.Join(failed...))
+			}
+
+			w.apply("Kind = \"traffic-policy\"\nName = \"catalog\"\nCrossing = false\n")
+			_, failed = count(200, web.calls()["catalog"])
+			within(t, "failures where nothing may cross", len(failed), 200, .333)
+			w.delete("traffic-policy", "catalog")
+		})
+	}
+}
+
+// With nobody left all is refused: the tests above count what fails.
+func TestAllWaysDead(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	all := map[string]ways{}
+	web := w.caller("web", "web-1", "catalog", "chat", "payments")
+	for _, service := range []string{"catalog", "chat", "payments"} {
+		s := w.three(service)
+		s.legacy.stop()
+		s.mtls.stop()
+		w.apply(s.shift(service, [3]float64{50, 0, 50}, ""))
+		all[service] = s
+	}
+	for service, call := range web.calls() {
+		if got, failed := count(100, call); len(failed) != 100 {
+			t.Errorf("%s: answered by %v, %d failed", service, got, len(failed))
+		}
+	}
+}
+
+// A connection that cannot be made on one way is tried twice more, each time on a way
+// by shares, until the dead one is known as such.
+func TestDeadWayOfConnections(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	web := w.caller("web", "web-1", "payments")
+	payments := w.three("payments")
+	payments.legacy.stop()
+	w.apply(payments.shift("payments", [3]float64{10, 0, 90}, ""))
+	got, failed := count(500, web.calls()["payments"])
+	t.Logf("answered by %v, %d failed", got, len(failed))
+	if len(failed) > 5 || got["mtls"] < 495 {
+		t.Errorf("answered by %v, %d failed: %v", got, len(failed), errors.Join(failed...))
+	}
+}
+
+// A request that the callee may have seen is not sent again on another way.
+func TestSeenRequestsStay(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	all := w.three("catalog")
+	rude := w.plainHTTP("rude", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if c, _, err := http.NewResponseController(rw).Hijack(); err == nil {
+			c.Close()
+		}
+	}))
+	all.legacy = rude
+	web := w.caller("web", "web-1", "catalog")
+	w.apply(all.shift("catalog", [3]float64{50, 0, 50}, ""))
+	const n = 100
+	for _, method := range []string{http.MethodPost, http.MethodGet} {
+		before := rude.served.Load()
+		got, failed := count(n, func() (string, error) { a := web.do(method, "catalog", "/"); return a.instance, a.ok() })
+		if seen := int(rude.served.Load() - before); seen == 0 || seen != len(failed) || got["mtls"]+seen != n {
+			t.Errorf("%s: %d were seen by who hangs up, %d failed, answered were %v", method, seen, len(failed), got)
+		}
+	}
+}
+
+// The old mesh gets its own Host, and nobody else does, also when a request crosses.
+func TestLegacyHost(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	catalog, chat := w.three("catalog"), w.three("chat")
+	web := w.caller("web", "web-1", "catalog", "chat")
+	conn := web.grpc()
+	hosts := func(want map[string]string) {
+		t.Helper()
+		seen := map[string]bool{}
+		for range 60 {
+			a := web.do(http.MethodPost, "catalog", "/", func(r *http.Request) { r.Host = "catalog.app" })
+			way, _, _ := strings.Cut(a.instance, "-")
+			if a.ok() != nil || strings.Fields(a.body)[2] != want[way] {
+				t.Fatalf("%v: %q, want %v", a.ok(), a.body, want)
+			}
+			id, authority, err := web.stream(conn)
+			if err != nil || id != "legacy" && authority == "old.example" || id == "legacy" && authority != "old.example" {
+				t.Fatalf("%s got :authority %q, %v", id, authority, err)
+			}
+			seen[way] = true
+		}
+		if len(seen) != len(want) {
+			t.Errorf("answered by %v, want %v", seen, want)
+		}
+	}
+	write := func(legacy [2]int, shares [3]float64) {
+		w.apply(shiftText("catalog", fmt.Sprintf("127.0.0.1:%d", legacy[0]), "old.example", shares, ""))
+		w.apply(shiftText("chat", fmt.Sprintf("127.0.0.1:%d", legacy[1]), "old.example", shares, ""))
+	}
+	alive := [2]int{catalog.legacy.port, chat.legacy.port}
+	write(alive, [3]float64{40, 20, 40})
+	hosts(map[string]string{"legacy": "old.example", "direct": "catalog.app", "mtls": "catalog.app"})
+	free := meshtest.FreePorts(t, 2)
+	write([2]int{free[0], free[1]}, [3]float64{90, 0, 10}) // nobody listens
+	hosts(map[string]string{"mtls": "catalog.app"})
+	catalog.mtls.stop()
+	chat.mtls.stop()
+	write(alive, [3]float64{10, 0, 90})
+	hosts(map[string]string{"legacy": "old.example"})
+	w.apply(shiftText("catalog", fmt.Sprintf("localhost:%d", alive[0]), "old.example", [3]float64{100, 0, 0}, ""))
+	hosts(map[string]string{"legacy": "old.example"})
+	w.apply(shiftText("catalog", fmt.Sprintf("localhost:%d", alive[0]), "", [3]float64{100, 0, 0}, ""))
+	hosts(map[string]string{"legacy": "catalog.app"})
+}
+
+// Callers stay on their way while shares move, but for those who must go.
+func TestStickyWays(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	catalog, payments := w.three("catalog"), w.three("payments")
+	web := w.caller("web", "web-1", "catalog", "payments")
+	name := func(i int) string { return fmt.Sprintf("user-%d", i) }
+	const n = 1000
+	place := func(shares [3]float64) map[string]string {
+		t.Helper()
+		w.apply(catalog.shift("catalog", shares, "Sticky { Header = \"x-user\" }"))
+		out := users(web, n, name)
+		if all, _ := moved(out, users(web, n, name), ""); all > 0 {
+			t.Errorf("%v: %d users changed their way", shares, all)
+		}
+		on := map[string]int{}
+		for _, way := range out {
+			on[way]++
+		}
+		for i, way := range []string{"legacy", "direct", "mtls"} {
+			within(t, fmt.Sprintf("%v: users on %s", shares, way), on[way], n, shares[i]/100)
+		}
+		return out
+	}
+	before := place([3]float64{90, 0, 10})
+	for _, step := range []struct {
+		shares [3]float64
+		to     string
+		part   float64
+	}{
+		{[3]float64{70, 0, 30}, "mtls", .2}, {[3]float64{70, 10, 20}, "direct", .1}, {[3]float64{40, 10, 50}, "mtls", .3}, {[3]float64{0, 10, 90}, "mtls", .4},
+	} {
+		after := place(step.shares)
+		all, wrong := moved(before, after, step.to)
+		t.Logf("to %v: %d moved, %d of them elsewhere", step.shares, all, wrong)
+		// Between two ways exactly those move who must. No rule that knows three shares
+		// alone can do with them.
+		if wrong > n*7/100 || float64(all) > n*(step.part+.12) || float64(all) < n*(step.part-.06) {
+			t.Errorf("to %v: %d of %d users moved, %d of them elsewhere, want %.0f", step.shares, all, n, wrong, n*step.part)
+		}
+		before = after
+	}
+
+	w.apply(catalog.shift("catalog", [3]float64{50, 0, 50}, "Sticky { Source = true }"))
+	w.apply(payments.shift("payments", [3]float64{50, 0, 50}, "Sticky { Source = true }"))
+	calls := web.calls()
+	var one string
+	for _, service := range []string{"catalog", "payments"} {
+		got, failed := count(100, calls[service])
+		if len(failed) > 0 || len(got) != 1 {
+			t.Errorf("%s: the instance is answered by %v, %v", service, got, errors.Join(failed...))
+		}
+		for way := range got {
+			if one == "" {
+				one = way
+			}
+			if way != one {
+				t.Errorf("the instance's connections go by %s, its requests by %s", way, one)
+			}
+		}
+	}
+}
+
+// The direct way goes past a callee's sidecar, to the instances that are there.
+func TestDirectWay(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	first := w.plainHTTP("one", w.teller("one"))
+	w.beside("catalog", "one", "v1", first.port)
+	web := w.caller("web", "web-1", "catalog")
+	web.eventually("catalog answers", "catalog", "/", by("one"))
+	const xfcc = "Got-X-Forwarded-Client-Cert" // made by the callee's sidecar
+	direct := func(a answer) error {
+		if err := a.ok(); err != nil || a.header.Get(xfcc) == "" {
+			return err
+		}
+		return errors.New("by the sidecar")
+	}
+	if a := web.get("catalog", "/"); a.header.Get(xfcc) == "" {
+		t.Errorf("past the sidecar before it was asked for: %v", a.header)
+	}
+	w.apply("Kind = \"traffic-shift\"\nSource = \"web\"\nDestination = \"*\"\nShares { direct = 100 }\n")
+	if err := direct(web.get("catalog", "/", header("x-forwarded-client-cert", "URI=spiffe://forged"))); err != nil {
+		t.Error(err)
+	}
+	second := w.plainHTTP("two", w.teller("two"))
+	w.enlist("catalog", second)
+	web.eventually("an instance that appears is asked", "catalog", "/", by("two"))
+	w.server.Call(http.MethodPut, "/v1/agent/service/deregister/two", nil)
+	got := map[string]int{}
+	meshtest.Eventually(t, "one that goes is not", func() error {
+		clear(got)
+		for range 20 {
+			got[web.get("catalog", "/").instance]++
+		}
+		if got["one"] != 20 {
+			return fmt.Errorf("answered by %v", got)
+		}
+		return nil
+	})
+	w.delete("traffic-shift", "web~*")
+	web.eventually("the sidecar is back in its place", "catalog", "/", func(a answer) error {
+		if direct(a) == nil {
+			return errors.New("still past it")
+		}
+		return a.ok()
+	})
+}
