@@ -2,9 +2,13 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -65,18 +69,39 @@ func TestLedgerOfALargeFleet(t *testing.T) {
 			entries = append(entries, &config.TrafficShift{Source: "*", Destination: fmt.Sprintf("s%04d", i), Legacy: &config.LegacyWay{Address: "127.0.0.1:1"}, Shares: config.Shares{Legacy: 100}})
 		}
 	}
-	snap := fleet(services, upstreams)
+	st, err := store.Open(store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	err = st.Update(func(w *store.Writer) error {
+		for _, e := range entries {
+			e.Normalize()
+			if err := w.PutEntry(e, store.Author{Who: "dev", Time: time.Now()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{store: st, mesh: newMesh("dc1", "test", true, nil, slog.New(slog.DiscardHandler)), probes: newProber()}
+	s.mesh.setCatalog(fleet(services, upstreams))
 	best := time.Hour
-	for try := 0; try < 5 && best > time.Second; try++ { // others use this machine, too
+	const most = slower * time.Second
+	for try := 0; try < 5 && best > most; try++ { // others use this machine, too
+		w := httptest.NewRecorder()
 		began := time.Now()
-		rows := booksOf(snap, entries...).ledger()
+		s.pairs(w, httptest.NewRequest(http.MethodGet, "/v1/crossfade/pairs", nil))
 		best = min(best, time.Since(began))
-		if len(rows) != services*upstreams {
-			t.Fatalf("%d pairs, want %d", len(rows), services*upstreams)
+		var rows []api.Pair
+		if err := json.Unmarshal(w.Body.Bytes(), &rows); err != nil || len(rows) != services*upstreams {
+			t.Fatalf("%d pairs, want %d: %v", len(rows), services*upstreams, err)
 		}
 	}
 	t.Logf("%d pairs, %d entries: %s", services*upstreams, len(entries), best)
-	if best > time.Second {
+	if best > most {
 		t.Errorf("took %s", best)
 	}
 }
