@@ -68,7 +68,7 @@ $(PROMETHEUS): tools/prometheus/go.mod tools/prometheus/go.sum
 vet: ## go vet and gofmt
 	$(GO) vet ./...
 	$(GO) vet -tags peers ./...
-	@files="$$(gofmt -l cmd internal e2e bench)"; test -z "$$files" || { echo "not gofmt'ed: $$files" >&2; exit 1; }
+	@files="$$(gofmt -l api client cmd internal e2e bench)"; test -z "$$files" || { echo "not gofmt'ed: $$files" >&2; exit 1; }
 
 .PHONY: check
 check: build vet lint race ## before a commit: vet, lint, tests under the race detector, generated files unchanged

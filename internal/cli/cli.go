@@ -95,7 +95,7 @@ it on this machine.`,
 	})
 	root.AddCommand(
 		newServer(s), newSidecar(s), newDemo(s), newDemoApp(s),
-		newServices(s), newCatalog(s), newConfig(s), newChain(s), newConnect(s),
+		newServices(s), newCatalog(s), newConfig(s), newChain(s), newConnect(s), newPairs(s), newShift(s), newRevert(s),
 		newToken(s), newAudit(s), newRender(s), newXDS(s), newVersion(s),
 	)
 	addCompletion(root)

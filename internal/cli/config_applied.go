@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 )
 
@@ -57,21 +59,27 @@ type taken struct {
 	began time.Time
 }
 
-// applied is what a server says of a change.
-type applied struct {
-	Told     bool `json:"told"`
-	Sidecars []struct {
-		Sidecar string   `json:"sidecar"`
-		State   string   `json:"state"` // acked, refused, waiting or disconnected
-		Waiting []string `json:"waiting"`
-		Refused []struct {
-			Type    string `json:"type"`
-			Name    string `json:"name"`
-			Message string `json:"message"`
-		} `json:"refused"`
-	} `json:"sidecars"`
-	Problems []string `json:"problems"`
+// awaited is a change of which sidecars are to acknowledge what it makes different for them.
+type awaited struct {
+	subject string // as errors name it
+	what    string // "written"
+	index   string
+	began   time.Time
+	back    string // the command that goes back; empty for none
+	// absent are sidecars that no server tells anything now, and how many there are in all.
+	absent      []string
+	absentTotal int
 }
+
+func (d taken) awaited() awaited {
+	return awaited{
+		subject: d.key.String(), what: d.what, index: d.h.Get(indexHeader), began: d.began,
+		back: fmt.Sprintf("crossfade config rollback %s %s", d.key.Kind, d.key.Name),
+	}
+}
+
+// applied is what a server says of a change.
+type applied struct{ api.Applied }
 
 // open reports whether waiting longer may change something.
 func (a applied) open() bool {
@@ -90,22 +98,26 @@ func (a applied) open() bool {
 
 // tell says what was done, waits for the sidecars, and says what they made of it.
 func (w *waiting) tell(ctx context.Context, t *target, d taken) error {
-	index := d.h.Get(indexHeader)
 	switch {
 	case d.h.Get(unchangedHeader) != "":
 		fmt.Fprintf(t.s.out, "Config entry unchanged: %s\n", d.key)
 		return nil
-	case w.not || index == "":
+	case w.not || d.h.Get(indexHeader) == "":
 		fmt.Fprintf(t.s.out, "Config entry %s: %s\n", d.what, d.key)
 		return nil
 	}
 	fmt.Fprintf(t.s.out, "Config entry %s: %s\n", d.what, d.key)
+	return w.settle(ctx, t, d.awaited())
+}
+
+// settle waits for the sidecars, and says what they made of a change.
+func (w *waiting) settle(ctx context.Context, t *target, d awaited) error {
 	end := d.began.Add(w.timeout)
 	var now applied
 	for {
 		left := max(0, time.Until(end))
-		if err := t.call(ctx, http.MethodGet, "/v1/crossfade/applied?index="+index+"&wait="+min(left, askEvery).String(), nil, &now); err != nil {
-			return fmt.Errorf("%s: %s, but what sidecars made of it is not known: %w", d.key, d.what, err)
+		if err := t.call(ctx, http.MethodGet, "/v1/crossfade/applied?index="+d.index+"&wait="+min(left, askEvery).String(), nil, &now); err != nil {
+			return fmt.Errorf("%s: %s, but what sidecars made of it is not known: %w", d.subject, d.what, err)
 		}
 		if !now.open() || time.Until(end) <= 0 {
 			break
@@ -120,9 +132,9 @@ func (w *waiting) tell(ctx context.Context, t *target, d taken) error {
 }
 
 // verdict is one line, and an error of further ones unless all have acknowledged.
-func (a applied) verdict(d taken, timeout, took time.Duration) (string, error) {
+func (a applied) verdict(d awaited, timeout, took time.Duration) (string, error) {
 	if !a.Told {
-		return "applied on no sidecar yet", fmt.Errorf("%s: %s, but the server has not told any sidecar within %s: see its log", d.key, d.what, shortly(timeout))
+		return "applied on no sidecar yet", fmt.Errorf("%s: %s, but the server has not told any sidecar within %s: see its log", d.subject, d.what, shortly(timeout))
 	}
 	acked := 0
 	for _, sc := range a.Sidecars {
@@ -130,18 +142,25 @@ func (a applied) verdict(d taken, timeout, took time.Duration) (string, error) {
 			acked++
 		}
 	}
-	line := fmt.Sprintf("applied on %d/%d sidecars in %s", acked, len(a.Sidecars), shortly(took))
-	if len(a.Sidecars) == 0 {
+	total := len(a.Sidecars) + d.absentTotal
+	line := fmt.Sprintf("applied on %d/%d sidecars in %s", acked, total, shortly(took))
+	if total == 0 {
 		line = "applied on 0/0 sidecars: no connected sidecar uses it"
 	}
-	if acked == len(a.Sidecars) {
+	if acked == total {
 		return line, nil
 	}
 	var errs []error
 	for _, g := range a.sayings(min(took, timeout)) {
 		errs = append(errs, fmt.Errorf("%s %s", sidecarsNamed(g.sidecars), g.text))
 	}
-	errs = append(errs, fmt.Errorf("%s: it is %s all the same: to go back run crossfade config rollback %s %s", d.key, d.what, d.key.Kind, d.key.Name))
+	if d.absentTotal > 0 {
+		all := append(slices.Clone(d.absent), make([]string, d.absentTotal-len(d.absent))...)
+		errs = append(errs, fmt.Errorf("%s %s not connected to the server: %s the change when %s back", sidecarsNamed(all), verbOf(len(all), "is", "are"), verbOf(len(all), "it gets", "they get"), verbOf(len(all), "it is", "they are")))
+	}
+	if d.back != "" {
+		errs = append(errs, fmt.Errorf("%s: it is %s all the same: to go back run %s", d.subject, d.what, d.back))
+	}
 	return line, errors.Join(errs...)
 }
 

@@ -38,7 +38,7 @@ func TestVerdictOnAWrite(t *testing.T) {
 		if err := json.Unmarshal([]byte(tt.answer), &a); err != nil {
 			t.Fatal(err)
 		}
-		line, err := a.verdict(taken{key: config.Key{Kind: config.KindServiceDefaults, Name: "web"}, what: "written"}, 10*time.Second, 180*time.Millisecond)
+		line, err := a.verdict(taken{key: config.Key{Kind: config.KindServiceDefaults, Name: "web"}, what: "written"}.awaited(), 10*time.Second, 180*time.Millisecond)
 		var errs []string
 		if err != nil {
 			errs = strings.Split(err.Error(), "\n")

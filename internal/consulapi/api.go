@@ -187,6 +187,10 @@ func routes() []route {
 		{path: "/v1/crossfade/config/check", get: askServer},
 		{path: "/v1/crossfade/chain/", get: askServer},
 		{path: "/v1/crossfade/sidecars/", put: askServer},
+		{path: "/v1/crossfade/pairs", get: askServer},
+		{path: "/v1/crossfade/pairs/", get: askServer},
+		{path: "/v1/crossfade/shift", post: askServer},
+		{path: "/v1/crossfade/revert", post: askServer},
 		{path: "/v1/crossfade/config/history/", get: entryHistory},
 		{path: "/v1/crossfade/config/rollback/", put: rollBackEntry},
 

@@ -2,6 +2,7 @@ package consulapi
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	wire "github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
@@ -52,6 +54,9 @@ func needs() map[string]need {
 		"POST /v1/crossfade/config/plan":     plan,
 		"GET /v1/crossfade/config/history/":  readEntry,
 		"PUT /v1/crossfade/config/rollback/": func(c *call) access.Need { return entryNeed(c.key()) },
+
+		"POST /v1/crossfade/shift":  shiftNeed,
+		"POST /v1/crossfade/revert": revertNeed,
 
 		"PUT /v1/connect/intentions/exact":    destination,
 		"DELETE /v1/connect/intentions/exact": destination,
@@ -311,6 +316,52 @@ func reportBySidecar(c *call) access.Need {
 	n := ofService(access.Register)(&of)
 	n.Pulse = true
 	return n
+}
+
+// shiftNeed is what writing the entry of each pair takes. What cannot be read takes the most.
+func shiftNeed(c *call) access.Need {
+	var in wire.ShiftRequest
+	if json.Unmarshal(c.peek(wire.MaxBody), &in) != nil {
+		return access.Need{Kind: access.Operate, Target: "shift"}
+	}
+	if in.DryRun {
+		return plan(c)
+	}
+	pairs := make([]wire.PairName, len(in.Pairs))
+	for i, p := range in.Pairs {
+		pairs[i] = p.PairName
+	}
+	return pairsNeed("shift", in.Service, pairs)
+}
+
+func revertNeed(c *call) access.Need {
+	var in wire.RevertRequest
+	if json.Unmarshal(c.peek(wire.MaxBody), &in) != nil {
+		return access.Need{Kind: access.Operate, Target: "revert"}
+	}
+	if in.All {
+		return access.Need{Kind: access.Operate, Target: "revert all"}
+	}
+	return pairsNeed("revert", in.Service, in.Pairs)
+}
+
+// pairsNeed is all that the pairs take; a service's callers are as a rule of many owners.
+func pairsNeed(verb, service string, pairs []wire.PairName) access.Need {
+	out := access.Need{Kind: access.Write, Target: verb}
+	if service != "" || len(pairs) == 0 {
+		return access.Need{Kind: access.Operate, Target: strings.TrimSpace(verb + " " + service)}
+	}
+	all := concerned{}
+	for _, p := range pairs {
+		n := entryNeed(config.Key{Kind: config.KindTrafficShift, Name: config.PairName(p.Source, p.Destination)})
+		if n.Kind != access.Write {
+			out.Kind = n.Kind
+		}
+		all.add(n.Services...)
+		out.Target += " " + config.PairName(p.Source, p.Destination)
+	}
+	out.Services = all.sorted()
+	return out
 }
 
 // plan writes nothing, though it takes a body.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -132,38 +133,12 @@ func (m *mesh) awaitChange(ctx context.Context, index uint64) (c change, told, k
 	}
 }
 
-// What a sidecar made of a change.
-const (
-	stateAcked        = "acked"
-	stateRefused      = "refused"
-	stateWaiting      = "waiting"
-	stateDisconnected = "disconnected" // before it had answered
+// What is said of a change on sidecars.
+type (
+	appliedAnswer   = api.Applied
+	appliedSidecar  = api.AppliedSidecar
+	refusedResource = api.RefusedResource
 )
-
-// appliedAnswer is the body of GET /v1/crossfade/applied.
-type appliedAnswer struct {
-	Index uint64 `json:"index"`
-	// Told says that all connected sidecars were sent what the change means for them.
-	Told bool `json:"told"`
-	// Sidecars are those whose resources it changed, sorted.
-	Sidecars []appliedSidecar `json:"sidecars"`
-	// Problems are what cannot be honoured for sidecars that read a changed entry.
-	Problems []string `json:"problems,omitempty"`
-}
-
-type appliedSidecar struct {
-	Sidecar string            `json:"sidecar"`
-	Node    string            `json:"node,omitempty"`
-	State   string            `json:"state"`
-	Refused []refusedResource `json:"refused,omitempty"`
-	Waiting []string          `json:"waiting,omitempty"` // what it has not answered for
-}
-
-type refusedResource struct {
-	Type    string `json:"type"`
-	Name    string `json:"name"`
-	Message string `json:"message"` // Envoy's
-}
 
 // applied waits until every sidecar whose resources a change of entries has changed
 // has answered for them, and says how each did.
@@ -246,20 +221,20 @@ func sidecarsOf(c change, verdicts map[string]xds.Verdict) []appliedSidecar {
 	for key, v := range verdicts {
 		row := appliedSidecar{Sidecar: c.sidecars[key].id, Node: c.sidecars[key].name}
 		for _, r := range v.Refused {
-			row.Refused = append(row.Refused, refusedResource{r.Type.Short(), r.Name, r.Message})
+			row.Refused = append(row.Refused, refusedResource{Type: r.Type.Short(), Name: r.Name, Message: r.Message})
 		}
 		for _, k := range v.Waiting {
 			row.Waiting = append(row.Waiting, k.String())
 		}
 		switch {
 		case len(row.Refused) > 0:
-			row.State = stateRefused
+			row.State = api.Refused
 		case !v.Connected:
-			row.State = stateDisconnected
+			row.State = api.Disconnected
 		case len(row.Waiting) > 0:
-			row.State = stateWaiting
+			row.State = api.Waiting
 		default:
-			row.State = stateAcked
+			row.State = api.Acked
 		}
 		out = append(out, row)
 	}

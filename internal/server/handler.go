@@ -60,6 +60,10 @@ func (s *Server) own() http.Handler {
 	mux.HandleFunc("GET /v1/crossfade/config/check", s.check)
 	mux.HandleFunc("GET /v1/crossfade/chain/{service}", s.chain)
 	mux.HandleFunc("PUT /v1/crossfade/sidecars/{id}/connections", s.connections)
+	mux.HandleFunc("GET /v1/crossfade/pairs", s.pairs)
+	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)
+	mux.HandleFunc("POST /v1/crossfade/shift", s.shift)
+	mux.HandleFunc("POST /v1/crossfade/revert", s.revert)
 	return mux
 }
 

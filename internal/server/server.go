@@ -94,7 +94,8 @@ type Server struct {
 	mesh   *mesh
 	door   *door
 	tokens *tokens.Tokens
-	dir    *configDir     // nil for none
+	dir    *configDir // nil for none
+	probes *prober
 	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
 
 	operatorFile string
@@ -109,7 +110,7 @@ func New(o Options) (_ *Server, err error) {
 	if o, err = o.withDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{opts: o}
+	s := &Server{opts: o, probes: newProber()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())

@@ -23,6 +23,7 @@ const (
 	Changed    = "changed"
 	Deleted    = "deleted"
 	RolledBack = "rolled back"
+	Reverted   = "reverted"
 )
 
 // Author says who changes entries, and when.
@@ -33,6 +34,8 @@ type Author struct {
 	// that there was no entry yet.
 	Back bool
 	To   uint64
+	// Reverted says that the change takes requests back to the way they took before.
+	Reverted bool
 }
 
 // Version is an entry as one write left it.
@@ -78,6 +81,8 @@ func (w *Writer) record(k config.Key, old, now *Entry, by Author) error {
 	switch {
 	case by.Back:
 		v.What = RolledBack
+	case by.Reverted:
+		v.What = Reverted
 	case now == nil:
 		v.What = Deleted
 	case old == nil:

@@ -1,0 +1,267 @@
+// Package api is crossfade's own HTTP API: the types of its requests and answers,
+// and a small client for them.
+//
+// In: a context, and the address of a server. Out: the ledger of all pairs, and
+// changes of their shares, which return when the server has taken them; [Client.Applied]
+// waits until Envoys run them. What Consul has, Consul's own clients are for.
+//
+// It leaves deciding to the server. Nothing but the standard library is imported, and
+// a zero value of a field always means what leaving it out means.
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The ways by which a request of a pair can travel, in the order in which a move takes them.
+const (
+	Legacy = "legacy" // the old mesh's address
+	Direct = "direct" // the callee's own port
+	Plain  = "plain"  // sidecar to sidecar without TLS: no server takes a share of it yet
+	MTLS   = "mtls"   // sidecar to sidecar
+)
+
+// Ways lists the ways in their order.
+func Ways() []string { return []string{Legacy, Direct, Plain, MTLS} }
+
+// Bounds of what a server takes in one request.
+const (
+	MaxBody  = 1 << 20 // bytes
+	MaxPairs = 5000
+)
+
+// PairName names a pair. "*" stands for every service.
+type PairName struct {
+	Source      string `json:"source"`
+	Destination string `json:"destination"`
+}
+
+// String is "storefront -> catalog".
+func (p PairName) String() string { return p.Source + " -> " + p.Destination }
+
+// Shares are the percents of a pair's requests by way, in steps of 0.01, that add up to 100.
+type Shares struct {
+	Legacy float64 `json:"legacy,omitempty"`
+	Direct float64 `json:"direct,omitempty"`
+	Plain  float64 `json:"plain,omitempty"`
+	MTLS   float64 `json:"mtls,omitempty"`
+}
+
+// Of is the share of a way; 0 for a word that is none.
+func (s Shares) Of(way string) float64 {
+	switch way {
+	case Legacy:
+		return s.Legacy
+	case Direct:
+		return s.Direct
+	case Plain:
+		return s.Plain
+	case MTLS:
+		return s.MTLS
+	}
+	return 0
+}
+
+// String names the ways that have a share: "legacy 90%, mtls 10%".
+func (s Shares) String() string {
+	var out []string
+	for _, way := range Ways() {
+		if p := s.Of(way); p != 0 {
+			out = append(out, way+" "+strconv.FormatFloat(p, 'f', -1, 64)+"%")
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// LegacyWay is where the old mesh takes requests for a destination.
+type LegacyWay struct {
+	Address string `json:"address"`        // host:port
+	Host    string `json:"host,omitempty"` // of requests on it; empty: as the app sent it
+}
+
+// Pair is a row of the ledger: what is known of a source and a destination. Nothing in
+// it is measured.
+type Pair struct {
+	PairName
+	// Declared says that a registered sidecar of the source names the destination as an upstream.
+	Declared bool `json:"declared"`
+	// Shares are those wanted.
+	Shares Shares `json:"shares"`
+	// Entry is the name of the traffic-shift that decides: that of the pair
+	// ("storefront~catalog"), of the destination ("*~catalog"), of the source
+	// ("storefront~*") or of all ("*~*"); empty for none, with which all goes by mtls.
+	Entry string `json:"entry,omitempty"`
+	// Index is that of the entry's last change, 0 without one. See [PairIndex].
+	Index  uint64     `json:"index"`
+	Legacy *LegacyWay `json:"legacy,omitempty"`
+
+	Sidecars   Sidecars   `json:"sidecars"` // of the source
+	Callee     Callee     `json:"callee"`
+	Revertible Revertible `json:"revertible"`
+	Changed    *Change    `json:"changed,omitempty"` // the entry's last change
+}
+
+// Sidecars counts the sidecars of a pair's source.
+type Sidecars struct {
+	Registered int `json:"registered"`
+	Connected  int `json:"connected"`
+	// Acknowledged is how many of those connected run everything that they were told.
+	Acknowledged int `json:"acknowledged"`
+}
+
+// Callee counts the instances of a pair's destination.
+type Callee struct {
+	Instances int `json:"instances"`
+	Healthy   int `json:"healthy"`  // by their own checks
+	Sidecars  int `json:"sidecars"` // instances that have one, or speak mTLS themselves
+}
+
+// What is known about going back.
+const (
+	Yes     = "yes"
+	No      = "no"
+	Unknown = "unknown"
+)
+
+// Revertible says whether the pair could go back to the old way now.
+type Revertible struct {
+	State string `json:"state"` // yes, no or unknown
+	Way   string `json:"way,omitempty"`
+	Why   string `json:"why"`
+}
+
+// Change is who changed an entry, when and how.
+type Change struct {
+	Index  uint64    `json:"index"`
+	Time   time.Time `json:"time,omitzero"`
+	Who    string    `json:"who,omitempty"`
+	What   string    `json:"what"`             // created, changed, deleted, rolled back, reverted
+	Shares *Shares   `json:"shares,omitempty"` // as the change left them; none when deleted
+}
+
+// PairDetail is all that is known of one pair.
+type PairDetail struct {
+	Pair
+	// Behind are the source's sidecars that do not run all that they should, and why. At
+	// most 100 of them.
+	Behind  []Behind `json:"behind,omitempty"`
+	History []Change `json:"history,omitempty"` // of the entry that decides, the newest first
+}
+
+// Behind is a sidecar that does not run all that it should.
+type Behind struct {
+	Sidecar string `json:"sidecar"`
+	Why     string `json:"why"`
+}
+
+// PairIndex names a pair and, if Index is set, what its deciding entry's index has to be for a
+// shift to be taken: that of [Pair], or 0 where there must be none.
+type PairIndex struct {
+	PairName
+	Index *uint64 `json:"index,omitempty"`
+}
+
+// ShiftRequest asks for a change of shares.
+type ShiftRequest struct {
+	// Pairs are those to shift, or Service is a destination, of whose callers all are
+	// that have an entry or declare it.
+	Pairs   []PairIndex `json:"pairs,omitempty"`
+	Service string      `json:"service,omitempty"`
+	// Via is the percent of each way. Of several ways the others have none. One alone takes
+	// its share from the way that has the largest of the others, then the next, and gives
+	// to the largest; where no other has any, the old way is meant: legacy if the pair has
+	// an address for it, else direct.
+	Via map[string]float64 `json:"via,omitempty"`
+	// Legacy, if set, replaces the pair's.
+	Legacy *LegacyWay `json:"legacy,omitempty"`
+	DryRun bool       `json:"dry_run,omitempty"` // change nothing
+}
+
+// RevertRequest asks that pairs go back to the old way: legacy if the pair has an address
+// for it, else direct.
+type RevertRequest struct {
+	// Exactly one of them: pairs, all callers of a destination, or whatever was shifted.
+	Pairs   []PairName `json:"pairs,omitempty"`
+	Service string     `json:"service,omitempty"`
+	All     bool       `json:"all,omitempty"`
+	// Force goes back even where nothing takes requests on the old way.
+	Force bool `json:"force,omitempty"`
+}
+
+// Changed is what became of a [ShiftRequest] or a [RevertRequest].
+type Changed struct {
+	// Index is for [Client.Applied]; 0 when nothing was written.
+	Index uint64        `json:"index,omitempty"`
+	Pairs []PairChanged `json:"pairs"` // by source and destination
+	// Disconnected are registered sidecars of the pairs that no server tells anything now.
+	// They get the change when they are back. At most 100, of DisconnectedTotal.
+	Disconnected      []string `json:"disconnected,omitempty"`
+	DisconnectedTotal int      `json:"disconnected_total,omitempty"`
+	// Warnings are why requests may fail on a way that has a share.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// PairChanged is one pair before and after. A source or destination of "*" stands for the
+// entry of that name, and so for all pairs that it decides for.
+type PairChanged struct {
+	PairName
+	Before Shares `json:"before"`
+	After  Shares `json:"after"`
+	// Index is that of the entry that decided before; see [PairIndex].
+	Index uint64 `json:"index"`
+	// Entry is the traffic-shift as written, or as it would be.
+	Entry json.RawMessage `json:"entry,omitempty"`
+	// Refused is why the pair was left as it was.
+	Refused string `json:"refused,omitempty"`
+}
+
+// Same reports whether there was nothing to do.
+func (p PairChanged) Same() bool { return p.Refused == "" && p.Entry == nil }
+
+// What a sidecar made of a change.
+const (
+	Acked        = "acked"
+	Refused      = "refused"
+	Waiting      = "waiting"
+	Disconnected = "disconnected" // before it had answered
+)
+
+// Applied is what became of a change on sidecars.
+type Applied struct {
+	Index uint64 `json:"index"`
+	// Told says that all connected sidecars were sent what the change means for them.
+	Told bool `json:"told"`
+	// Sidecars are those whose resources it changed, sorted.
+	Sidecars []AppliedSidecar `json:"sidecars"`
+	// Problems are what cannot be honoured for sidecars that read a changed entry.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// AppliedSidecar is one sidecar that a change concerns.
+type AppliedSidecar struct {
+	Sidecar string            `json:"sidecar"`
+	Node    string            `json:"node,omitempty"`
+	State   string            `json:"state"`
+	Refused []RefusedResource `json:"refused,omitempty"`
+	Waiting []string          `json:"waiting,omitempty"` // what it has not answered for
+}
+
+// RefusedResource is a resource that an Envoy would not take.
+type RefusedResource struct {
+	Type    string `json:"type"`
+	Name    string `json:"name"`
+	Message string `json:"message"` // Envoy's
+}
+
+// Error is an answer other than 200.
+type Error struct {
+	Status int
+	Text   string
+}
+
+// Error implements error.
+func (e *Error) Error() string { return fmt.Sprintf("server answered %d: %s", e.Status, e.Text) }

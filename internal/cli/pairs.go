@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/crossfade-mesh/crossfade/api"
+)
+
+func newPairs(s streams) *cobra.Command {
+	var only api.Filter
+	cmd := &cobra.Command{
+		Use:   "pairs",
+		Short: "Show the ledger: all pairs, their shares, and whether they can go back",
+		Long: `Show the ledger: every pair that a registered sidecar declares as an upstream, or that has
+a traffic-shift of its own.
+
+Shares are those wanted, and Entry is the traffic-shift that decides: the pair's own, that
+of the destination ("*~catalog"), of the source ("storefront~*") or of all ("*~*"). Without one
+all goes by mtls. Connected are the source's sidecars with a stream to this server, of those
+registered; Acked those of them whose Envoy has acknowledged all that it was told. Callee
+sidecars are the destination's instances that have one, of all. Revertible says whether
+crossfade revert would work now, and why.
+
+Nothing here is measured: what shares requests really take, how many fail and how long
+they take is not shown, since it is not known yet.`,
+		Example: `  crossfade pairs
+  crossfade pairs --destination catalog -o json
+  crossfade pairs show storefront catalog`,
+		Args: exactly(),
+	}
+	t, o := addTarget(cmd, s), addOutput(cmd)
+	cmd.Flags().StringVar(&only.Source, "source", "", "only pairs of this source")
+	cmd.Flags().StringVar(&only.Destination, "destination", "", "only pairs of this destination")
+	complete(cmd, "source", t.sources())
+	complete(cmd, "destination", t.destinations())
+	cmd.AddCommand(newPairsShow(s))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		rows := []api.Pair{}
+		if err := t.call(cmd.Context(), http.MethodGet, only.Path(), nil, &rows); err != nil {
+			return err
+		}
+		return o.print(s.out, rows, func(w io.Writer) {
+			fmt.Fprintln(w, "Source\tDestination\tShares\tEntry\tConnected\tAcked\tCallee sidecars\tChanged\tWho\tRevertible")
+			for _, p := range rows {
+				var last api.Change
+				if p.Changed != nil {
+					last = *p.Changed
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d/%d\t%d/%d\t%s\t%s\t%s: %s\n", p.Source, p.Destination, p.Shares, cmp.Or(p.Entry, "-"),
+					p.Sidecars.Connected, p.Sidecars.Registered, p.Sidecars.Acknowledged, p.Sidecars.Connected, p.Callee.Sidecars, p.Callee.Instances,
+					orDash(last.Time), orNobody(last.Who), p.Revertible.State, p.Revertible.Why)
+			}
+		})
+	}
+	return cmd
+}
+
+func newPairsShow(s streams) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show SOURCE DESTINATION",
+		Short: "Show all that is known of one pair, and its history",
+		Long: `Show all that is known of one pair: what crossfade pairs shows, the source's sidecars that
+do not run all that they should and why, and the history of the traffic-shift that decides,
+the newest change first. The old way is probed anew.`,
+		Example: "  crossfade pairs show storefront catalog",
+		Args:    exactly("SOURCE", "DESTINATION"),
+	}
+	t, o := addTarget(cmd, s), addOutput(cmd)
+	cmd.ValidArgsFunction = t.pairArgs()
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var p api.PairDetail
+		if err := t.call(cmd.Context(), http.MethodGet, api.PairName{Source: args[0], Destination: args[1]}.Path(), nil, &p); err != nil {
+			return err
+		}
+		return o.print(s.out, p, func(w io.Writer) { showPair(w, p) })
+	}
+	return cmd
+}
+
+func showPair(w io.Writer, p api.PairDetail) {
+	fmt.Fprintf(w, "Pair:\t%s\n", p.PairName)
+	if !p.Declared {
+		fmt.Fprintf(w, "Declared:\tno registered sidecar of %s names %s as an upstream\n", p.Source, p.Destination)
+	}
+	fmt.Fprintf(w, "Shares wanted:\t%s\n", p.Shares)
+	entry := "none: all goes by mtls"
+	if p.Entry != "" {
+		entry = fmt.Sprintf("traffic-shift/%s, index %d", p.Entry, p.Index)
+	}
+	fmt.Fprintf(w, "Decided by:\t%s\n", entry)
+	if l := p.Legacy; l != nil {
+		host := ""
+		if l.Host != "" {
+			host = ", Host " + l.Host
+		}
+		fmt.Fprintf(w, "Legacy address:\t%s%s\n", l.Address, host)
+	}
+	fmt.Fprintf(w, "Sidecars of %s:\t%d registered, %d connected, %d have acknowledged all\n", p.Source, p.Sidecars.Registered, p.Sidecars.Connected, p.Sidecars.Acknowledged)
+	fmt.Fprintf(w, "Instances of %s:\t%d, %d healthy, %d with a sidecar\n", p.Destination, p.Callee.Instances, p.Callee.Healthy, p.Callee.Sidecars)
+	fmt.Fprintf(w, "Revertible:\t%s: %s\n", p.Revertible.State, p.Revertible.Why)
+	for _, b := range p.Behind {
+		fmt.Fprintf(w, "Sidecar %s:\t%s\n", b.Sidecar, clip(b.Why, maxSaid))
+	}
+	if len(p.History) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nIndex\tTime\tWho\tWhat\tShares")
+	for _, c := range p.History {
+		shares := "-"
+		if c.Shares != nil {
+			shares = c.Shares.String()
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", c.Index, orDash(c.Time), orNobody(c.Who), c.What, shares)
+	}
+}
+
+// pairNames completes with one side of all pairs that a filter lets through.
+func (t *target) pairNames(only func() api.Filter, side func(api.Pair) string) cobra.CompletionFunc {
+	return answers(t, func() string { return only().Path() }, func(all []api.Pair) []string {
+		out := make([]string, 0, len(all))
+		for _, p := range all {
+			out = append(out, side(p))
+		}
+		return out
+	})
+}
+
+func (t *target) sources() cobra.CompletionFunc {
+	return t.pairNames(func() api.Filter { return api.Filter{} }, func(p api.Pair) string { return p.Source })
+}
+
+func (t *target) destinations() cobra.CompletionFunc {
+	return t.pairNames(func() api.Filter { return api.Filter{} }, func(p api.Pair) string { return p.Destination })
+}
+
+// pairArgs completes SOURCE DESTINATION.
+func (t *target) pairArgs() cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		switch len(args) {
+		case 0:
+			return t.sources()(cmd, args, typed)
+		case 1:
+			of := func() api.Filter { return api.Filter{Source: args[0]} }
+			return t.pairNames(of, func(p api.Pair) string { return p.Destination })(cmd, args, typed)
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// waysGiven completes a way, and leaves the percent to be typed.
+func waysGiven() cobra.CompletionFunc {
+	var list []string
+	for _, way := range api.Ways() {
+		if way != api.Plain { // which servers refuse
+			list = append(list, way+"=")
+		}
+	}
+	return cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace)
+}

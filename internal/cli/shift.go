@@ -1,0 +1,280 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/crossfade-mesh/crossfade/api"
+)
+
+func newShift(s streams) *cobra.Command {
+	var via []string
+	var service, legacyAddress, legacyHost string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "shift SOURCE DESTINATION --via WAY=PERCENT...",
+		Short: "Change by which ways a pair's requests travel, and in what shares",
+		Long: `Change by which ways the requests of a pair travel, and in what shares: it writes the
+pair's traffic-shift, prints the shares before and after, and returns when every sidecar
+that this changes has acknowledged it. Shares are percents in steps of 0.01.
+
+The ways are "legacy", the old mesh's address, "direct", the destination's own port, and
+"mtls", from sidecar to sidecar. Where nothing was shifted all goes by mtls.
+
+Of several --via the ways left out have nothing, and the others add up to 100. One --via
+alone takes its share from the way that has the largest share of the others, then from the
+next; it gives to the largest. Where no other way has any, the rest goes to the old way:
+legacy if the pair has an address for it, else direct.
+
+A pair that an entry of "*" has decided for gets an entry of its own, which begins as a copy.
+"*" as SOURCE or DESTINATION writes the entry of all that have none of their own. When somebody
+else changes a pair at the same moment nothing is changed, of all pairs named.
+
+What is not there yet: the way "plain" is refused, nothing moves by itself (no steps, no
+guard that compares ways), and whether a way works is not tried before: a warning says
+what the registry knows.`,
+		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
+  crossfade shift storefront catalog --via mtls=10
+  crossfade shift storefront catalog --via legacy=60 --via direct=30 --via mtls=10
+  crossfade shift --service catalog --via mtls=50 --dry-run`,
+	}
+	t, wait := addTarget(cmd, s), addWaiting(cmd)
+	f := cmd.Flags()
+	f.StringSliceVar(&via, "via", nil, "WAY=PERCENT; may be given several times, or as a list with commas")
+	f.StringVar(&legacyAddress, "legacy-address", "", "host:port at which the old mesh takes requests for the destination (default as it is)")
+	f.StringVar(&legacyHost, "legacy-host", "", "with --legacy-address: Host of requests on the way legacy (default as the app sent it)")
+	f.StringVar(&service, "service", "", "a destination: shift all its callers that declare it or have an entry")
+	f.BoolVar(&dryRun, "dry-run", false, "write nothing: print the shares, and what config plan says of the entries")
+	complete(cmd, "via", waysGiven())
+	complete(cmd, "service", t.destinations())
+	cmd.Args = pairOr("SOURCE DESTINATION or --service DESTINATION", func() int { return count(service != "") })
+	cmd.ValidArgsFunction = t.pairArgs()
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := wait.check(cmd); err != nil {
+			return err
+		}
+		in := api.ShiftRequest{Service: service, DryRun: true}
+		if service == "" {
+			in.Pairs = []api.PairIndex{{PairName: api.PairName{Source: args[0], Destination: args[1]}}}
+		}
+		var err error
+		if in.Via, err = readVia(via); err == nil && len(via) == 0 && legacyAddress == "" {
+			err = errors.New("shift: give --via WAY=PERCENT, or --legacy-address")
+		}
+		if err == nil && legacyHost != "" && legacyAddress == "" {
+			err = errors.New("--legacy-host: give --legacy-address too")
+		}
+		if err != nil {
+			return usageError{err, cmd.CommandPath() + " --help"}
+		}
+		if legacyAddress != "" {
+			in.Legacy = &api.LegacyWay{Address: legacyAddress, Host: legacyHost}
+		}
+		return shiftPairs(cmd, t, wait, in, dryRun)
+	}
+	return cmd
+}
+
+// shiftPairs looks at what a shift would do, and does it unless a pair has changed since.
+func shiftPairs(cmd *cobra.Command, t *target, wait *waiting, in api.ShiftRequest, dryRun bool) error {
+	var would api.Changed
+	if err := t.post(cmd, "/v1/crossfade/shift", in, &would); err != nil {
+		return err
+	}
+	if dryRun {
+		return t.showShift(cmd, would)
+	}
+	in.Service, in.Pairs, in.DryRun = "", nil, false
+	for _, p := range would.Pairs {
+		in.Pairs = append(in.Pairs, api.PairIndex{PairName: p.PairName, Index: &p.Index})
+	}
+	began := time.Now()
+	var done api.Changed
+	if err := t.post(cmd, "/v1/crossfade/shift", in, &done); err != nil {
+		return err
+	}
+	return wait.tellPairs(cmd, t, "shift", "shifted", done, began)
+}
+
+// showShift says what a shift would do.
+func (t *target) showShift(cmd *cobra.Command, would api.Changed) error {
+	t.printPairs(would)
+	body := struct {
+		Entries []json.RawMessage `json:"entries"`
+		Delete  []planKey         `json:"delete"`
+	}{}
+	for _, p := range would.Pairs {
+		if !p.Same() {
+			body.Entries = append(body.Entries, p.Entry)
+		}
+	}
+	if len(body.Entries) == 0 {
+		fmt.Fprintln(t.s.out, "nothing would change")
+		return nil
+	}
+	var p planned
+	if err := t.post(cmd, "/v1/crossfade/config/plan", body, &p); err != nil {
+		return err
+	}
+	p.print(t.s.out)
+	return nil
+}
+
+// post sends and takes JSON.
+func (t *target) post(cmd *cobra.Command, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	return t.call(cmd.Context(), http.MethodPost, path, body, out)
+}
+
+// tellPairs says what was done with each pair, waits for the sidecars, and says what they
+// made of it.
+func (w *waiting) tellPairs(cmd *cobra.Command, t *target, verb, what string, done api.Changed, began time.Time) error {
+	t.printPairs(done)
+	var errs []error
+	changed := 0
+	var one api.PairName
+	for _, p := range done.Pairs {
+		switch {
+		case p.Refused != "":
+			errs = append(errs, fmt.Errorf("%s %q: not %s: %s", verb, p.String(), what, p.Refused))
+		case !p.Same():
+			changed++
+			one = p.PairName
+		}
+	}
+	if changed > 0 && !w.not && done.Index > 0 {
+		d := awaited{
+			subject: fmt.Sprintf("%s of %d pairs", verb, changed), what: what, index: strconv.FormatUint(done.Index, 10), began: began,
+			absent: done.Disconnected, absentTotal: done.DisconnectedTotal,
+		}
+		if changed == 1 {
+			d.subject = fmt.Sprintf("%s %q", verb, one.String())
+			if verb == "shift" {
+				d.back = "crossfade revert " + one.Source + " " + one.Destination
+			}
+		}
+		errs = append(errs, w.settle(cmd.Context(), t, d))
+	}
+	return errors.Join(errs...)
+}
+
+// printPairs shows shares before and after.
+func (t *target) printPairs(c api.Changed) {
+	for _, p := range c.Pairs {
+		switch {
+		case p.Refused != "":
+		case p.Same():
+			fmt.Fprintf(t.s.out, "%s: %s, unchanged\n", p.PairName, p.After)
+		default:
+			fmt.Fprintf(t.s.out, "%s: %s -> %s\n", p.PairName, p.Before, p.After)
+		}
+	}
+	for _, text := range c.Warnings {
+		fmt.Fprintf(t.s.err, "warning: %s\n", text)
+	}
+}
+
+// readVia reads WAY=PERCENT.
+func readVia(list []string) (map[string]float64, error) {
+	out := map[string]float64{}
+	for _, raw := range list {
+		way, text, ok := strings.Cut(raw, "=")
+		p, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
+		switch _, again := out[way]; {
+		case !ok || err != nil:
+			return nil, fmt.Errorf("--via %q: want WAY=PERCENT, such as mtls=10", clip(raw, 80))
+		case !slices.Contains(api.Ways(), way):
+			return nil, fmt.Errorf("--via %q: no such way: want %s", clip(raw, 80), or(api.Ways()))
+		case !(p >= 0 && p <= 100):
+			return nil, fmt.Errorf("--via %q: want 0 to 100 percent", clip(raw, 80))
+		case again:
+			return nil, fmt.Errorf("--via %q: the way is given twice", clip(raw, 80))
+		}
+		out[way] = p
+	}
+	return out, nil
+}
+
+// pairOr is a check for SOURCE DESTINATION, or for nothing where flags say which pairs.
+func pairOr(want string, flags func() int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch n := flags(); {
+		case n == 0 && len(args) == 2 && args[0] != "" && args[1] != "":
+			return nil
+		case n == 1 && len(args) == 0:
+			return nil
+		}
+		return usageError{fmt.Errorf("%s: want %s", verb(cmd), want), cmd.CommandPath() + " --help"}
+	}
+}
+
+// count is how many are true.
+func count(all ...bool) (n int) {
+	for _, one := range all {
+		if one {
+			n++
+		}
+	}
+	return n
+}
+
+func newRevert(s streams) *cobra.Command {
+	var in api.RevertRequest
+	cmd := &cobra.Command{
+		Use:   "revert [SOURCE DESTINATION]",
+		Short: "Put all requests of pairs back on the old way",
+		Long: `Put all requests of a pair, of all callers of a service, or of everything that was
+shifted back on the old way, in one write: legacy if the traffic-shift that decides has an
+address for it, else direct, the destination's own port. It prints the shares before and
+after, and returns when every sidecar that this changes has acknowledged it.
+
+A pair whose old way takes no requests stays as it is, and is named: for legacy the server
+has to be able to connect to the address, for direct one instance of the destination has to
+be healthy. The others go back all the same, and the exit code is 1. --force goes back
+without asking. The entries stay, and config history says "reverted" of them. A second
+revert changes nothing; to undo one, run config rollback.
+
+A pair that was never shifted has no old way, and is not touched: its requests go by mtls.`,
+		Example: `  crossfade revert storefront catalog
+  crossfade revert --service catalog
+  crossfade revert --all`,
+	}
+	t, wait := addTarget(cmd, s), addWaiting(cmd)
+	f := cmd.Flags()
+	f.StringVar(&in.Service, "service", "", "a destination: revert all its callers")
+	f.BoolVar(&in.All, "all", false, "revert everything that was shifted")
+	f.BoolVar(&in.Force, "force", false, "go back even where nothing takes requests on the old way")
+	complete(cmd, "service", t.destinations())
+	cmd.Args = pairOr("SOURCE DESTINATION, --service DESTINATION or --all", func() int { return count(in.Service != "", in.All) })
+	cmd.ValidArgsFunction = t.pairArgs()
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := wait.check(cmd); err != nil {
+			return err
+		}
+		if len(args) > 0 {
+			in.Pairs = []api.PairName{{Source: args[0], Destination: args[1]}}
+		}
+		began := time.Now()
+		var done api.Changed
+		if err := t.post(cmd, "/v1/crossfade/revert", in, &done); err != nil {
+			return err
+		}
+		if len(done.Pairs) == 0 {
+			fmt.Fprintln(s.out, "nothing to revert: no traffic-shift is there")
+			return nil
+		}
+		return wait.tellPairs(cmd, t, "revert", "reverted", done, began)
+	}
+	return cmd
+}

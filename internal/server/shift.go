@@ -1,0 +1,335 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+)
+
+// Bounds of what an answer names.
+const (
+	maxWarnings     = 50
+	maxDisconnected = 100
+)
+
+// refusal is an answer other than 200.
+type refusal struct {
+	status int
+	text   string
+}
+
+// Error implements error.
+func (r *refusal) Error() string { return r.text }
+
+func refuse(status int, format string, args ...any) error {
+	return &refusal{status, fmt.Sprintf(format, args...)}
+}
+
+// fail answers with what is wrong. what was asked for stands before what is not its own word.
+func (s *Server) fail(w http.ResponseWriter, what string, err error) {
+	status, text := http.StatusInternalServerError, what+": "+err.Error()
+	if r, ok := errors.AsType[*refusal](err); ok {
+		status, text = r.status, r.text
+	} else if _, ok := errors.AsType[*store.Refusal](err); ok {
+		status, text = http.StatusBadRequest, what+": "+oneLine(err) // entries that would not fit together
+	} else {
+		s.opts.Log.Error("request failed", "what", what, "reason", err)
+	}
+	http.Error(w, text, status)
+}
+
+// decode reads a body that is one JSON value without unknown fields.
+func decode(w http.ResponseWriter, r *http.Request, what string, into any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, api.MaxBody))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(into)
+	if err == nil {
+		if _, more := dec.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("something follows the JSON value")
+		}
+	}
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return refuse(http.StatusRequestEntityTooLarge, "%s: the request is larger than %d bytes", what, api.MaxBody)
+	}
+	if err != nil {
+		return refuse(http.StatusBadRequest, "%s: the request can't be read: %v", what, err)
+	}
+	return nil
+}
+
+// target is a pair to be changed, or the entry of a name with "*".
+type target struct {
+	api.PairName
+	index *uint64 // that the deciding entry must have; nil for any
+}
+
+func (t target) what(verb string) string { return fmt.Sprintf("%s %q", verb, clipped(t.String())) }
+
+// checkPairs refuses lists that nobody means. One of service and pairs is given.
+func checkPairs(verb, service string, pairs []api.PairName) error {
+	if (service == "") == (len(pairs) == 0) {
+		return refuse(http.StatusBadRequest, "%s: want either pairs or a service", verb)
+	}
+	if len(pairs) > api.MaxPairs {
+		return refuse(http.StatusBadRequest, "%s: %d pairs: at most %d in one request", verb, len(pairs), api.MaxPairs)
+	}
+	seen := map[api.PairName]bool{}
+	for _, p := range pairs {
+		if p.Source == "" || p.Destination == "" {
+			return refuse(http.StatusBadRequest, "%s %q: want both a source and a destination", verb, clipped(p.String()))
+		}
+		if seen[p] {
+			return refuse(http.StatusBadRequest, "%s %q: the pair is given twice", verb, clipped(p.String()))
+		}
+		seen[p] = true
+	}
+	return nil
+}
+
+// shift changes shares of pairs, of all or of none.
+func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
+	var in api.ShiftRequest
+	if err := decode(w, r, "shift", &in); err != nil {
+		s.fail(w, "shift", err)
+		return
+	}
+	names := make([]api.PairName, len(in.Pairs))
+	for i, p := range in.Pairs {
+		names[i] = p.PairName
+	}
+	err := checkPairs("shift", in.Service, names)
+	if err == nil && len(in.Via) == 0 && in.Legacy == nil {
+		err = refuse(http.StatusBadRequest, "shift: neither shares nor a legacy address are given: nothing would change")
+	}
+	if err != nil {
+		s.fail(w, "shift", err)
+		return
+	}
+	b := s.books(r.Context())
+	by := store.Author{Who: s.door.author(r), Time: time.Now()}
+	out := &api.Changed{}
+	change := func(from *store.Reader, w *store.Writer) (err error) {
+		*out = api.Changed{Pairs: []api.PairChanged{}}
+		targets := b.targets(in)
+		if in.Service != "" {
+			if targets = b.callers(in.Service, from); len(targets) == 0 {
+				return refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
+			}
+		}
+		for _, t := range targets {
+			done, e, err := shiftOne(t, in, from)
+			if err != nil {
+				return err
+			}
+			if e != nil && w != nil {
+				if err := w.PutEntry(e, by); err != nil {
+					return err
+				}
+			}
+			out.Pairs = append(out.Pairs, done)
+		}
+		return nil
+	}
+	if in.DryRun {
+		s.store.Read(r.Context(), 0, func(from *store.Reader) { err = change(from, nil) })
+	} else {
+		out.Index, err = s.change(func(w *store.Writer) error { return change(&w.Reader, w) })
+	}
+	if err != nil {
+		s.fail(w, "shift", err)
+		return
+	}
+	b.conclude(out)
+	s.answer(w, out)
+}
+
+// change makes one atomic change of entries, and returns its index, or 0 when everything
+// was so already.
+func (s *Server) change(write func(*store.Writer) error) (index uint64, err error) {
+	err = s.store.Update(func(w *store.Writer) error {
+		before := w.Index()
+		err := write(w)
+		if index = w.Index(); index == before {
+			index = 0
+		}
+		return err
+	})
+	return index, err
+}
+
+func (b *books) targets(in api.ShiftRequest) []target {
+	out := make([]target, 0, len(in.Pairs))
+	for _, p := range in.Pairs {
+		out = append(out, target{p.PairName, p.Index})
+	}
+	slices.SortFunc(out, func(a, b target) int { return comparePairs(a.PairName, b.PairName) })
+	return out
+}
+
+// callers are the pairs of a destination that are declared or have an entry.
+func (b *books) callers(service string, from *store.Reader) (out []target) {
+	found := map[api.PairName]struct{}{}
+	for source, of := range b.sources {
+		if len(of.calls[service]) > 0 {
+			found[api.PairName{Source: source, Destination: service}] = struct{}{}
+		}
+	}
+	for _, row := range from.Entries(config.KindTrafficShift) {
+		if e, ok := row.Entry.(*config.TrafficShift); ok && e.Destination == service && e.Source != config.Wildcard {
+			found[api.PairName{Source: e.Source, Destination: service}] = struct{}{}
+		}
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(found), comparePairs) {
+		out = append(out, target{PairName: p})
+	}
+	return out
+}
+
+// shiftOne works out one pair's change. The entry is nil where there is nothing to write.
+func shiftOne(t target, in api.ShiftRequest, from *store.Reader) (api.PairChanged, *config.TrafficShift, error) {
+	old, row := decidingOf(t.PairName, from.Entry)
+	done := api.PairChanged{PairName: t.PairName, Before: api.Shares(sharesBefore(old))}
+	if row != nil {
+		done.Index = row.ModifyIndex
+	}
+	if t.index != nil && *t.index != done.Index {
+		return done, nil, lost(t, done.Index, row, from)
+	}
+	e := next(t.PairName, old)
+	if in.Legacy != nil {
+		e.Legacy = &config.LegacyWay{Address: in.Legacy.Address, Host: in.Legacy.Host}
+	}
+	shares, err := reshare(config.Shares(done.Before), oldWay(e), in.Via)
+	if err != nil {
+		return done, nil, refuse(http.StatusBadRequest, "%s: %v", t.what("shift"), err)
+	}
+	e.Shares = shares
+	done.After = api.Shares(shares)
+	if err := checked(e); err != nil {
+		return done, nil, refuse(http.StatusBadRequest, "%s: %v", t.what("shift"), err)
+	}
+	if old != nil && old.Shares == e.Shares && sameLegacy(old.Legacy, e.Legacy) {
+		return done, nil, nil
+	}
+	done.Entry, err = config.EncodeEntry(e)
+	return done, e, err
+}
+
+func sharesBefore(e *config.TrafficShift) config.Shares {
+	if e == nil {
+		return unshifted()
+	}
+	return e.Shares
+}
+
+func sameLegacy(a, b *config.LegacyWay) bool {
+	return a == nil && b == nil || a != nil && b != nil && *a == *b
+}
+
+// next is the pair's own entry, to be changed: as it is, or like the one that counts for the
+// pair until now.
+func next(p api.PairName, old *config.TrafficShift) *config.TrafficShift {
+	e := &config.TrafficShift{Kind: config.KindTrafficShift, Source: p.Source, Destination: p.Destination, Shares: unshifted()}
+	if old != nil {
+		e.Legacy, e.Shares, e.Sticky = old.Legacy, old.Shares, old.Sticky
+		if old.Source == p.Source && old.Destination == p.Destination {
+			e.Meta = old.Meta
+		}
+	}
+	return e
+}
+
+// checked normalizes an entry that nobody has written yet, and says what is wrong with it.
+func checked(e *config.TrafficShift) error {
+	e.Normalize()
+	return e.Validate()
+}
+
+// lost is what somebody is told who looked at a pair that another has changed meanwhile.
+func lost(t target, now uint64, row *store.Entry, from *store.Reader) error {
+	who := ""
+	if row != nil {
+		if v := from.Latest(config.KeyOf(row)); v != nil && v.Who != "" {
+			who = " by " + v.Who
+		}
+	}
+	return refuse(http.StatusConflict, "%s: nothing is changed: the pair was changed meanwhile%s (index %d, not %d): look at it with crossfade pairs show %s %s and shift again",
+		t.what("shift"), who, now, *t.index, clipped(t.Source), clipped(t.Destination))
+}
+
+// conclude adds to an answer who does not hear of the change now, and why requests may fail.
+func (b *books) conclude(out *api.Changed) {
+	deaf := map[string]struct{}{}
+	for _, done := range out.Pairs {
+		if done.Refused != "" {
+			continue
+		}
+		for _, p := range b.meant(done.PairName) {
+			if !done.Same() {
+				for _, in := range b.deaf(p) {
+					deaf[in.Service.ID] = struct{}{}
+				}
+			}
+			for _, text := range b.doubts(p, done.After) {
+				if len(out.Warnings) < maxWarnings {
+					out.Warnings = append(out.Warnings, text)
+				}
+			}
+		}
+	}
+	out.Disconnected = slices.Sorted(maps.Keys(deaf))
+	out.DisconnectedTotal = len(out.Disconnected)
+	if len(out.Disconnected) > maxDisconnected {
+		out.Disconnected = out.Disconnected[:maxDisconnected]
+	}
+}
+
+// meant is the pair, or all that an entry with "*" decides for.
+func (b *books) meant(p api.PairName) []api.PairName {
+	if p.Source != config.Wildcard && p.Destination != config.Wildcard {
+		return []api.PairName{p}
+	}
+	return b.decided(config.PairName(p.Source, p.Destination))
+}
+
+// deaf are the sidecars of a pair that are registered and have no stream.
+func (b *books) deaf(p api.PairName) (out []catalog.Instance) {
+	of := b.sources[p.Source]
+	if of == nil {
+		return nil
+	}
+	for _, in := range of.calls[p.Destination] {
+		if _, connected := b.streams[in.Service]; !connected {
+			out = append(out, in)
+		}
+	}
+	return out
+}
+
+// doubts say why requests may fail on a way that has a share.
+func (b *books) doubts(p api.PairName, shares api.Shares) (out []string) {
+	add := func(format string, args ...any) {
+		out = append(out, fmt.Sprintf("pair %q: ", clipped(p.String()))+fmt.Sprintf(format, args...))
+	}
+	c := b.callee(p.Destination)
+	if of := b.sources[p.Source]; of == nil || len(of.calls[p.Destination]) == 0 {
+		add("no registered sidecar of %q declares it: nothing follows these shares yet", clipped(p.Source))
+	}
+	if shares.MTLS > 0 && c.Sidecars == 0 {
+		add("way mtls: none of %d instances of %q has a sidecar", c.Instances, clipped(p.Destination))
+	}
+	if shares.Direct > 0 && c.Healthy == 0 {
+		add("way direct: none of %d instances of %q is healthy", c.Instances, clipped(p.Destination))
+	}
+	return out
+}
