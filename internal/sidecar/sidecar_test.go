@@ -66,11 +66,18 @@ func fetch(url string) (body string, code int, err error) {
 	return string(b), resp.StatusCode, err
 }
 
-// freePort is outside the range that outgoing connections take their ports from.
+// givenPorts are the ports that freePort has given to any test.
+var givenPorts sync.Map
+
+// freePort is outside the range that outgoing connections take their ports from, and
+// another one each time.
 func freePort(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
 		port := 10000 + rand.IntN(10000)
+		if _, again := givenPorts.LoadOrStore(port, true); again {
+			continue
+		}
 		if free(net.JoinHostPort("127.0.0.1", fmt.Sprint(port))) == nil {
 			return port
 		}
