@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +19,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/cli"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 func TestMain(m *testing.M) {
@@ -55,12 +56,9 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			for _, name := range []string{"HTTP_PORT", "GRPC_PORT", "PORT1", "PORT2", "PORT3", "PORT4", "PORT5"} {
-				port, err := freePort()
-				if err != nil {
-					return err
-				}
-				env.Setenv(name, port)
+			names := []string{"HTTP_PORT", "GRPC_PORT", "PORT1", "PORT2", "PORT3", "PORT4", "PORT5"}
+			for i, port := range meshtest.FreePorts(t, len(names)) {
+				env.Setenv(names[i], strconv.Itoa(port))
 			}
 			env.Setenv("CROSSFADE_HTTP_ADDR", "127.0.0.1:"+env.Getenv("HTTP_PORT"))
 			env.Setenv("ENVOY", envoy)
@@ -71,16 +69,6 @@ func TestScripts(t *testing.T) {
 			"await": await, "get": get, "expand": expand, "clear-env": clearEnv, "await-file": awaitFile, "no-leaks": noLeaks, "guide": guide,
 		},
 	})
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
 }
 
 // await URL [TEXT] waits until URL answers 200, with TEXT in it. "! await" waits

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -86,18 +87,23 @@ func Positive(getenv func(string) string, name string, unset float64) (float64, 
 	return v, nil
 }
 
-// FreePorts finds ports that nothing listens on at the moment.
+// FreePorts finds ports that nothing listens on at the moment, below those that the
+// kernel takes for outgoing connections.
 func FreePorts(n int) ([]int, error) {
 	var ports []int
-	for range n {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+	for range 10_000 {
+		if len(ports) == n {
+			return ports, nil
 		}
-		defer lis.Close()
-		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
+		port := 10_000 + rand.IntN(10_000)
+		lis, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer lis.Close() // so that no port is found twice
+		ports = append(ports, port)
 	}
-	return ports, nil
+	return nil, fmt.Errorf("no %d free ports", n)
 }
 
 // Certificates are the files of one identity.

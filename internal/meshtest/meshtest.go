@@ -8,8 +8,11 @@
 package meshtest
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 )
@@ -25,19 +28,32 @@ func RunDir(t testing.TB) string {
 	return dir
 }
 
-// FreePorts are n TCP ports of 127.0.0.1 on which nobody listens now.
+// given are the ports that FreePorts has given to any test of this process.
+var given sync.Map
+
+// FreePorts are n TCP ports of 127.0.0.1 on which nobody listens now. They are given
+// once, and none is one that the kernel takes for outgoing connections or a sidecar
+// for its public listener, so that nobody has it before the test does.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	ports := make([]int, 0, n)
+	for range 10_000 {
+		if len(ports) == n {
+			return ports
 		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		port := 22_000 + rand.IntN(10_000)
+		if _, again := given.LoadOrStore(port, true); again {
+			continue
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		ports = append(ports, port)
 	}
-	return ports
+	t.Fatalf("no %d free ports", n)
+	return nil
 }
 
 // Eventually polls a real process until done says so, for at most 20 seconds. The

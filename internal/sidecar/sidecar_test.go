@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 )
@@ -66,24 +65,9 @@ func fetch(url string) (body string, code int, err error) {
 	return string(b), resp.StatusCode, err
 }
 
-// givenPorts are the ports that freePort has given to any test.
-var givenPorts sync.Map
-
-// freePort is outside the range that outgoing connections take their ports from, and
-// another one each time.
 func freePort(t *testing.T) int {
 	t.Helper()
-	for range 1000 {
-		port := 10000 + rand.IntN(10000)
-		if _, again := givenPorts.LoadOrStore(port, true); again {
-			continue
-		}
-		if free(net.JoinHostPort("127.0.0.1", fmt.Sprint(port))) == nil {
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
+	return meshtest.FreePorts(t, 1)[0]
 }
 
 // logBuffer keeps log lines for a test that fails.
