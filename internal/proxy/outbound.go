@@ -128,11 +128,7 @@ func (p *planner) connections(entry string) {
 	if len(legs) > 1 && sticky != nil && sticky.Source {
 		legs = []leg{p.own(legs)}
 	}
-	if len(legs) > 1 {
-		p.split(entry, legs)
-		return
-	}
-	if len(legs[0].Failover) > 0 {
+	if len(legs) > 1 || len(legs[0].Failover) > 0 {
 		p.split(entry, legs)
 		return
 	}
@@ -149,7 +145,8 @@ func (p *planner) notSticky(from config.Key) {
 // single one and those that stand in for it.
 func (p *planner) split(entry string, legs []leg) {
 	c := p.cluster(legs[0].Resolver, p.settings, false)
-	c.Name, c.SNI, c.PeerURI, c.Target = entry, "", "", routing.Target{}
+	dead := c.Unreachable
+	c.Name, c.SNI, c.PeerURI, c.Target, c.Unreachable = entry, "", "", routing.Target{}, ""
 	add := func(t routing.Target, weight uint32, priority int) {
 		if p.unreachable(t) == "" {
 			part := p.meshed(t, weight)
@@ -169,9 +166,7 @@ func (p *planner) split(entry string, legs []leg) {
 		}
 	}
 	if c.Split == nil {
-		c.Unreachable = p.unreachable(legs[0].Target)
-	} else {
-		c.Unreachable = ""
+		c.Unreachable = dead
 	}
 	p.add(c)
 }

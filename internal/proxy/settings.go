@@ -43,7 +43,7 @@ type Outlier struct {
 
 // cluster decides how a target is called, under the target's own name.
 func (b *builder) cluster(r routing.Resolver, s config.UpstreamSettings, multiplexed bool) Cluster {
-	c := Cluster{
+	return Cluster{
 		Name:           r.Target.SNI(b.in.TrustDomain),
 		SNI:            r.Target.SNI(b.in.TrustDomain),
 		Target:         r.Target,
@@ -55,7 +55,6 @@ func (b *builder) cluster(r routing.Resolver, s config.UpstreamSettings, multipl
 		Outlier:        outlier(s),
 		LoadBalancer:   r.LoadBalancer,
 	}
-	return c
 }
 
 // unreachable is why nobody of a target can be called, or "".
