@@ -18,7 +18,7 @@ const module = "github.com/crossfade-mesh/crossfade/"
 var pure = map[string][]string{
 	"identity": {},
 	"catalog":  {},
-	"config":   {"catalog", "identity"},
+	"config":   {"catalog", "identity", "shift"},
 	"routing":  {"config", "identity"},
 	"proxy":    {"catalog", "config", "identity", "routing"},
 	"access":   {},

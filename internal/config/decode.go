@@ -58,6 +58,8 @@ func (d *decoder) decode(n *node, v reflect.Value, path string) {
 		v.SetFloat(d.fraction(n, path))
 	case reflect.Uint32:
 		v.SetUint(uint64(d.integer(n, path, 0, math.MaxUint32)))
+	case reflect.Uint64:
+		v.SetUint(uint64(d.integer(n, path, 0, math.MaxInt64)))
 	case reflect.Slice:
 		d.slice(n, v, path)
 	case reflect.Map:

@@ -5,6 +5,9 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
 // TrafficShift is a kind of our own: by which ways the requests of a pair travel, and
@@ -18,11 +21,52 @@ type TrafficShift struct {
 	Destination string     `json:"Destination"` // a service, or "*"
 	Legacy      *LegacyWay `json:"Legacy,omitempty"`
 	Shares      Shares     `json:"Shares"`
+	// Stage says which ways are open: "client" legacy and direct, "plain" also plain,
+	// "permissive" all. Empty closes none. Whether a callee is strict its MutualTLSMode says.
+	Stage string `json:"Stage,omitempty"`
+	// Generation counts changes of Shares. Of two settings the higher one holds, so that
+	// nothing takes an older share for newer. Verbs and the shift guard raise it.
+	Generation uint64 `json:"Generation,omitempty"`
+	// Steps, Dwell and Windows are how shares move by themselves once somebody starts that.
+	// Steps are percents of the new way; none: 1, 5, 25, 50, 100.
+	Steps []float64 `json:"Steps,omitempty"`
+	Dwell Duration  `json:"Dwell,omitempty"` // on each step; 0: 5 minutes
+	// Windows are stretches of the week in which steps may run, "Mon-Fri 09:00-17:00"; none: always.
+	Windows []string    `json:"Windows,omitempty"`
+	Guard   *ShiftGuard `json:"Guard,omitempty"`
 	// Sticky keeps a caller on its way while shares move. Connections are sticky by
 	// Source alone.
 	Sticky *Sticky           `json:"Sticky,omitempty"`
 	Meta   map[string]string `json:"Meta,omitempty"`
 }
+
+// ShiftGuard says when the new way is too bad, compared with the old one of the same pair
+// at the same time, and what happens then. A zero field takes the default.
+type ShiftGuard struct {
+	Off      bool   `json:"Off,omitempty"`      // nothing is compared
+	OnBreach string `json:"OnBreach,omitempty"` // "revert", the default, or "pause"
+	// Failures is how many more attempts may fail, in percent of all; 0: 0.5.
+	Failures float64 `json:"Failures,omitempty"`
+	// Slower, in percent, and SlowerBy are how much slower p50 and p99 may be; a breach
+	// exceeds both; 0: 20 and 1 ms.
+	Slower   float64  `json:"Slower,omitempty"`
+	SlowerBy Duration `json:"SlowerBy,omitempty"`
+	// Attempts are needed on each way before a step is passed; 0: 100.
+	Attempts uint64 `json:"Attempts,omitempty"`
+}
+
+// The stages of a pair, as Stage names them.
+const (
+	StageClient     = "client"
+	StagePlain      = "plain"
+	StagePermissive = "permissive"
+)
+
+// Breaches do one of these.
+const (
+	OnBreachRevert = "revert"
+	OnBreachPause  = "pause"
+)
 
 // LegacyWay is where the old mesh takes requests for the destination.
 type LegacyWay struct {
@@ -124,7 +168,55 @@ func (e *TrafficShift) check(r *report) {
 		r.addf("Shares.legacy", "%v: Legacy.Address is missing: say where the old mesh takes requests", e.Shares.Legacy)
 	}
 	e.Sticky.check(r, "Sticky")
+	e.checkPlan(r)
 }
+
+// maxShiftSteps and maxWindows bound a plan; minDwell is the least that a step lasts.
+const (
+	maxShiftSteps = 100
+	maxWindows    = 50
+	minDwell      = Duration(30 * time.Second)
+)
+
+func (e *TrafficShift) checkPlan(r *report) {
+	r.oneOf("Stage", e.Stage, "", StageClient, StagePlain, StagePermissive)
+	for _, one := range e.Shares.all() {
+		if *one.percent > 0 && e.Stage != "" && !e.stage().Opens(shift.Way(one.way)) {
+			r.addf("Shares."+one.way, "%v: stage %s closes this way", *one.percent, e.Stage)
+		}
+	}
+	if !r.most("Steps", "steps", len(e.Steps), maxShiftSteps) {
+		last := 0.0
+		for i, s := range e.Steps {
+			path := index("Steps", i)
+			if r.percentage(path, s) && s <= last {
+				r.addf(path, "%v: comes after %v: steps rise", s, last)
+			}
+			last = s
+		}
+	}
+	if e.Dwell != 0 && e.Dwell < minDwell {
+		r.addf("Dwell", "%v: want %v or more", time.Duration(e.Dwell), time.Duration(minDwell))
+	}
+	if !r.most("Windows", "windows", len(e.Windows), maxWindows) {
+		for i, text := range e.Windows {
+			if _, err := shift.ParseWindow(text); err != nil {
+				r.addf(index("Windows", i), "%v", err)
+			}
+		}
+	}
+	if g := e.Guard; g != nil {
+		r.oneOf("Guard.OnBreach", g.OnBreach, "", OnBreachRevert, OnBreachPause)
+		r.percentage("Guard.Failures", g.Failures)
+		if g.Slower != 0 && !(g.Slower > 0 && g.Slower <= 10_000) {
+			r.addf("Guard.Slower", "%v: want a percentage, 0 to 10000", g.Slower)
+		}
+		r.notNegative("Guard.SlowerBy", g.SlowerBy)
+	}
+}
+
+// stage is Stage as package shift knows it.
+func (e *TrafficShift) stage() shift.Stage { return shift.Stage(e.Stage) }
 
 func (s Shares) check(r *report, path string) {
 	sum, weighed := 0, true

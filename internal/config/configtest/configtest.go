@@ -512,5 +512,18 @@ func (s source) trafficShift() *config.TrafficShift {
 	}
 	e.Shares.Direct = share()
 	e.Shares.MTLS = float64(left) / 100
+	e.Generation = uint64(s.number(5))
+	if s.some("stage") {
+		e.Stage = config.StagePermissive
+	}
+	if s.some("plan") {
+		e.Steps, e.Dwell, e.Windows = []float64{1, 12.5, 100}, config.Duration(time.Minute), []string{"Mon-Fri 09:00-17:00"}
+	}
+	e.Guard = maybe(s, func() config.ShiftGuard {
+		return config.ShiftGuard{
+			Off: s.some("off"), OnBreach: s.of("", config.OnBreachRevert, config.OnBreachPause), Failures: float64(s.number(10)), Slower: float64(s.number(100)),
+			SlowerBy: s.duration(), Attempts: uint64(s.number(1000)),
+		}
+	})
 	return e
 }
