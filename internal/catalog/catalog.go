@@ -68,6 +68,15 @@ type Weights struct {
 	Warning int `json:"Warning"`
 }
 
+// PlaintextMeta is a key of a connect-proxy's Meta. Its sidecar sets it to "true" while its
+// Envoy has in force a public listener that takes plaintext: not before, whatever entries say.
+const PlaintextMeta = "crossfade_plaintext"
+
+// TakesPlaintext reports whether the instance is a sidecar that takes plaintext now.
+func (i Instance) TakesPlaintext() bool {
+	return i.Service.Kind == ConnectProxy && i.Service.Meta[PlaintextMeta] == "true"
+}
+
 // Service is one registered instance of a service, or a proxy for one. ID is
 // unique on its node. Values reached from a Snapshot are never changed.
 type Service struct {

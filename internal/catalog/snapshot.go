@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
 )
 
@@ -131,6 +132,29 @@ func (s *Snapshot) Connect(service string) []Instance {
 	}
 	slices.SortFunc(out, CompareInstances)
 	return out
+}
+
+// Addresses lists where requests of a service's instances come from: the addresses of the
+// instances, of the sidecars that stand for them, and of their nodes. Sorted, each once.
+func (s *Snapshot) Addresses(service string) []netip.Addr {
+	var out []netip.Addr
+	add := func(in Instance) {
+		for _, text := range []string{in.Service.Address, in.Node.Address} {
+			if at, err := netip.ParseAddr(text); err == nil {
+				out = append(out, at.Unmap())
+			}
+		}
+	}
+	for _, in := range s.Connect(service) {
+		add(in)
+	}
+	if set := s.sets[service]; set != nil {
+		for _, in := range set.Instances {
+			add(in)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // Changed lists the services whose sets differ between two snapshots, sorted.

@@ -96,7 +96,7 @@ func TestConsulClient(t *testing.T) {
 			case *api.ServiceConfigEntry:
 				w.Mode, w.TransparentProxy, w.RateLimits, w.EnvoyExtensions, w.ModifyIndex = "", nil, nil, nil, 0
 			case *api.ProxyConfigEntry:
-				w.MutualTLSMode, w.AccessLogs, w.TransparentProxy = "", nil, nil
+				w.AccessLogs, w.TransparentProxy = nil, nil
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("entry as Consul's client reads it back (-sent +got):\n%s", diff)

@@ -5,7 +5,10 @@ const MeshName = "mesh"
 
 // Mesh is Consul's mesh entry: what holds for every sidecar.
 type Mesh struct {
-	Kind Kind              `json:"Kind"`
+	Kind Kind `json:"Kind"`
+	// AllowEnablingPermissiveMutualTLS lets entries set MutualTLSMode to "permissive".
+	AllowEnablingPermissiveMutualTLS bool `json:"AllowEnablingPermissiveMutualTLS,omitempty"`
+
 	HTTP *MeshHTTP         `json:"HTTP,omitempty"`
 	Meta map[string]string `json:"Meta,omitempty"`
 }

@@ -14,6 +14,8 @@ type ProxyDefaults struct {
 	// "local_idle_timeout_ms", "max_inbound_connections" and "balance_inbound_connections";
 	// what a service-defaults entry or a registration says wins. See [ProxyDefaults.ProxyConfig].
 	Config map[string]any `json:"Config,omitempty"`
+	// MutualTLSMode is for services that have none of their own. See [Set.MutualTLSMode].
+	MutualTLSMode string `json:"MutualTLSMode,omitempty"`
 }
 
 // EntryKind implements [Entry].
@@ -36,6 +38,7 @@ func (e *ProxyDefaults) Validate() error { return validate(e) }
 func (e *ProxyDefaults) check(r *report) {
 	r.oneOf("Name", e.Name, "", Global)
 	r.meta("Meta", e.Meta)
+	r.mutualTLSMode(e.MutualTLSMode)
 	c, unknown, problems := decodeProxyConfig(e.Config)
 	r.nested("Config", problems)
 	r.unknownKeys("Config", unknown)

@@ -59,12 +59,9 @@ func tenancy(more ...unserved) []unserved {
 }
 
 // What asks for nothing in the fields of the same name: this mesh dials sidecars
-// directly, reaches its own datacenter without gateways and is always strict.
+// directly and reaches its own datacenter without gateways.
 func directMode() unserved { return unserved{name: "Mode", off: []string{"direct"}} }
 func noGateway() unserved  { return unserved{name: "MeshGateway", off: []string{"none"}} }
-func mutualTLSMode() unserved {
-	return unserved{name: "MutualTLSMode", off: []string{"strict"}, why: "is always strict: a sidecar takes nothing without TLS"}
-}
 func accessLogs() unserved { return unserved{name: "AccessLogs", off: []string{"stdout"}} }
 
 func samenessGroup() unserved {
@@ -79,7 +76,7 @@ func rulesFor(t reflect.Type) rules {
 	switch t {
 	case reflect.TypeFor[ServiceDefaults]():
 		return rules{ignored: entry, unserved: tenancy(
-			directMode(), noGateway(), mutualTLSMode(),
+			directMode(), noGateway(),
 			unserved{name: "TransparentProxy"},
 			unserved{name: "Expose"},
 			unserved{name: "ExternalSNI", why: outside},
@@ -90,7 +87,7 @@ func rulesFor(t reflect.Type) rules {
 		)}
 	case reflect.TypeFor[ProxyDefaults]():
 		return rules{ignored: entry, unserved: tenancy(
-			directMode(), noGateway(), mutualTLSMode(), accessLogs(),
+			directMode(), noGateway(), accessLogs(),
 			unserved{name: "TransparentProxy"},
 			unserved{name: "Expose"},
 			unserved{name: "EnvoyExtensions"},
@@ -101,7 +98,6 @@ func rulesFor(t reflect.Type) rules {
 		return rules{ignored: entry, unserved: tenancy(
 			unserved{name: "Name", off: []string{MeshName}, why: "a mesh entry has no name"},
 			unserved{name: "TransparentProxy"},
-			unserved{name: "AllowEnablingPermissiveMutualTLS"},
 			unserved{name: "ValidateClusters"},
 			unserved{name: "TLS"},
 			unserved{name: "Peering"},
@@ -149,7 +145,7 @@ func rulesFor(t reflect.Type) rules {
 			noGateway(), accessLogs(),
 			{name: "TransparentProxy"},
 			{name: "EnvoyExtensions"},
-			{name: "MutualTLSMode", off: []string{"strict"}},
+			{name: "MutualTLSMode", why: "is said in service-defaults"},
 		}}
 	case reflect.TypeFor[catalog.ExposePath]():
 		return rules{ignored: []string{"ParsedFromCheck"}}

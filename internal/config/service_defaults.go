@@ -12,6 +12,9 @@ type ServiceDefaults struct {
 	Name     string            `json:"Name"`
 	Protocol string            `json:"Protocol,omitempty"` // tcp, http, http2 or grpc; "" takes proxy-defaults' or tcp
 	Meta     map[string]string `json:"Meta,omitempty"`
+	// MutualTLSMode is what the service's sidecars take: "strict" mTLS alone, "permissive"
+	// plaintext beside it; "" takes proxy-defaults' or mTLS alone. See [Set.MutualTLSMode].
+	MutualTLSMode string `json:"MutualTLSMode,omitempty"`
 
 	// UpstreamConfig is this service's view of the services it calls.
 	UpstreamConfig *UpstreamConfiguration `json:"UpstreamConfig,omitempty"`
@@ -98,6 +101,7 @@ func (e *ServiceDefaults) check(r *report) {
 	r.name("Name", e.Name)
 	r.meta("Meta", e.Meta)
 	r.protocol("Protocol", e.Protocol)
+	r.mutualTLSMode(e.MutualTLSMode)
 	r.count("MaxInboundConnections", e.MaxInboundConnections)
 	r.count("LocalConnectTimeoutMs", e.LocalConnectTimeoutMs)
 	r.count("LocalRequestTimeoutMs", e.LocalRequestTimeoutMs)

@@ -227,9 +227,6 @@ func (s Shares) check(r *report, path string) {
 			weighed = false
 		}
 	}
-	if s.Plain > 0 {
-		r.addf(path+"."+WayPlain, "not served by this version: callees take mTLS only")
-	}
 	if weighed && sum != 100_00 {
 		r.addf(path, "must add up to 100, not %v", float64(sum)/100)
 	}

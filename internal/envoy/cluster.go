@@ -110,6 +110,7 @@ func legacy(out *clusterv3.Cluster, at proxy.Place) {
 	out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: kind}
 	out.LoadAssignment = oneEndpoint(out.Name, socketAddress(at.Address, at.Port))
 	out.LoadAssignment.Endpoints[0].LbEndpoints[0].GetEndpoint().Hostname = at.Host
+	out.LoadAssignment.Endpoints[0].LbEndpoints[0].Metadata = wayMetadata(config.WayLegacy)
 }
 
 // socketMatchKey is where Envoy looks for an endpoint's transport socket.

@@ -20,12 +20,15 @@ func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 			continue
 		}
 		locality := &endpointv3.LocalityLbEndpoints{LbEndpoints: make([]*endpointv3.LbEndpoint, 0, len(g.Endpoints))}
-		var metadata *corev3.Metadata
+		metadata := wayMetadata(g.Way)
 		if g.Name != "" {
 			locality.Locality = &corev3.Locality{SubZone: g.Name}
 			locality.LoadBalancingWeight = number(g.Weight)
 			locality.Priority = g.Priority
-			metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{socketMatchKey: partMetadata(g.Name)}}
+			if metadata == nil {
+				metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{}}
+			}
+			metadata.FilterMetadata[socketMatchKey] = partMetadata(g.Name)
 		}
 		for _, ep := range g.Endpoints {
 			locality.LbEndpoints = append(locality.LbEndpoints, &endpointv3.LbEndpoint{
@@ -38,6 +41,16 @@ func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 		out.Endpoints = append(out.Endpoints, locality)
 	}
 	return out
+}
+
+// wayMetadata tells what counts attempts by which way an endpoint is reached; nil for mtls.
+func wayMetadata(way string) *corev3.Metadata {
+	if way == "" {
+		return nil
+	}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		wayNamespace: {Fields: map[string]*structpb.Value{wayKey: structpb.NewStringValue(way)}},
+	}}
 }
 
 // alone reports whether others follow a priority that has one group.

@@ -131,8 +131,16 @@ func (b *builder) inbound(r *Resources) {
 	if config.IsHTTP(in.Protocol) {
 		r.Routes = append(r.Routes, b.inboundRoutes(in))
 		r.Extensions = append(r.Extensions, b.tokens(in.Intentions.Providers))
-	} else if in.Admission != nil {
-		r.Extensions = append(r.Extensions, b.admission(in.Admission))
+		if in.Plaintext != nil {
+			r.Routes = append(r.Routes, b.plaintextRoutes(in))
+		}
+	} else {
+		if in.Admission != nil {
+			r.Extensions = append(r.Extensions, b.admission(in.Admission))
+		}
+		if in.Plaintext != nil {
+			r.Extensions = append(r.Extensions, b.plaintextExtensions(in)...)
+		}
 	}
 	if !config.IsHTTP(in.Protocol) || listener != nil {
 		r.Extensions = append(r.Extensions, b.connectionIntentions(in))

@@ -37,12 +37,19 @@ const httpRBAC = "envoy.filters.http.rbac"
 
 // inboundHTTP receives requests from other sidecars.
 func (b *builder) inboundHTTP(in *proxy.Inbound) *hcmv3.HttpConnectionManager {
-	m := b.connectionManager(proxy.PublicListener, proxy.PublicListener, in.Protocol)
+	m := b.inboundCommon(proxy.PublicListener, in)
+	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+	return m
+}
+
+// inboundCommon is what does not depend on how a caller proves itself. name is the stat
+// prefix and that of the routes.
+func (b *builder) inboundCommon(name string, in *proxy.Inbound) *hcmv3.HttpConnectionManager {
+	m := b.connectionManager(name, name, in.Protocol)
 	m.NormalizePath = truth(b.proxy.Normalization.Path)
 	m.MergeSlashes = b.proxy.Normalization.MergeSlashes
 	m.PathWithEscapedSlashesAction = escapedSlashes(b.proxy.Normalization.EscapedSlashesAction)
-	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
-	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.LocalReplyConfig = b.inboundReplies(b.proxy.Identity.Service, in.Protocol)
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{b.withoutEnvoysHeaders()}
 	m.CommonHttpProtocolOptions.MaxHeadersCount = number(maxHeaders + headroom)
@@ -75,6 +82,9 @@ const httpConnectionManager = "envoy.filters.network.http_connection_manager"
 func (b *builder) outboundCommon(protocol string) *hcmv3.HttpConnectionManager {
 	m := b.connectionManager("", "", protocol)
 	m.RouteSpecifier = nil
+	m.HttpFilters = []*hcmv3.HttpFilter{b.httpFilter("envoy.filters.http.router", &routerv3.Router{
+		DynamicStats: truth(false), SuppressEnvoyHeaders: true, UpstreamLog: b.attempts(),
+	})}
 	m.LocalReplyConfig = b.outboundReplies(protocol)
 	m.GenerateRequestId = truth(true)
 	m.HttpProtocolOptions.AcceptHttp_10 = true

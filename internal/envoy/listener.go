@@ -8,6 +8,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
@@ -26,10 +27,16 @@ const (
 	keepaliveProbes   = 3
 )
 
+// inspectTimeout is how long a connection of protocol tcp may say nothing before it counts
+// as one of plaintext whose caller waits for the app to speak.
+const inspectTimeout = 250 * time.Millisecond
+
 // handshakeTimeout is, in seconds, how long a caller may take to prove itself.
 const handshakeTimeout = 10
 
-// inboundListener is the public listener: mTLS outside, the app inside.
+// inboundListener is the public listener: mTLS outside, the app inside. Whether it takes
+// plaintext as well is a matter of one more filter chain: nothing else of it depends on
+// that, so that no connection of mTLS notices a change.
 func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 	var filters []*listenerv3.Filter
 	if config.IsHTTP(in.Protocol) {
@@ -48,11 +55,35 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 		Address:          socketAddress(in.Address, in.Port),
 		TrafficDirection: corev3.TrafficDirection_INBOUND,
 		SocketOptions:    tcpKeepalive(),
-		FilterChains: []*listenerv3.FilterChain{{
-			TransportSocket:               b.downstreamTLS(in),
-			TransportSocketConnectTimeout: seconds(handshakeTimeout),
-			Filters:                       filters,
+		ListenerFilters: []*listenerv3.ListenerFilter{{
+			Name:       "envoy.filters.listener.tls_inspector",
+			ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&tlsinspectorv3.TlsInspector{})},
 		}},
+		ListenerFiltersTimeout: seconds(handshakeTimeout),
+	}
+	mtls := func(name string, match *listenerv3.FilterChainMatch) *listenerv3.FilterChain {
+		match.TransportProtocol = "tls"
+		return &listenerv3.FilterChain{
+			Name: name, FilterChainMatch: match, Filters: filters,
+			TransportSocket: b.downstreamTLS(in), TransportSocketConnectTimeout: seconds(handshakeTimeout),
+		}
+	}
+	switch {
+	case config.IsHTTP(in.Protocol):
+		l.FilterChains = []*listenerv3.FilterChain{mtls("mtls", &listenerv3.FilterChainMatch{})}
+		if in.Plaintext != nil {
+			l.FilterChains = append(l.FilterChains, b.plaintextHTTP(in))
+		}
+	default:
+		// A caller that waits for the app to speak first says nothing to tell it by, and an
+		// app's own TLS is told from the mesh's by the name that is asked for.
+		l.ListenerFiltersTimeout, l.ContinueOnListenerFiltersTimeout = duration(inspectTimeout), true
+		l.FilterChains = []*listenerv3.FilterChain{mtls("mtls", &listenerv3.FilterChainMatch{ServerNames: []string{"*.internal." + b.proxy.Identity.TrustDomain}})}
+		if in.Plaintext != nil {
+			l.FilterChains = append(l.FilterChains, b.plaintextTCP(in))
+		} else {
+			l.FilterChains = append(l.FilterChains, mtls("mtls, any name", &listenerv3.FilterChainMatch{}))
+		}
 	}
 	return b.listener(l, in.ExactBalance)
 }
@@ -90,7 +121,10 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	if config.IsHTTP(u.Protocol) {
 		filter = b.outboundHTTP(u, &hcmv3.HttpConnectionManager{RouteSpecifier: b.rds(u.Name)})
 	} else {
-		filter = b.networkFilter("envoy.filters.network.tcp_proxy", b.tcpProxy(u.StatPrefix(), u.Cluster, seconds(0)))
+		tcp := b.tcpProxy(u.StatPrefix(), u.Cluster, seconds(0))
+		tcp.AccessLog = once(b, "connections", b.connections)
+		tcp.AccessLogOptions = &tcpv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true}
+		filter = b.networkFilter("envoy.filters.network.tcp_proxy", tcp)
 	}
 	l := &listenerv3.Listener{
 		Name:             u.ListenerName,

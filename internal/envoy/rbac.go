@@ -37,13 +37,17 @@ func (b *builder) callerMatcher(in proxy.Intentions) *xdsmatcherv3.Matcher {
 	for _, c := range in.Callers {
 		verdicts[c.URI] = b.verdict(c.Verdict)
 	}
-	out.MatcherType = &xdsmatcherv3.Matcher_MatcherTree_{MatcherTree: &xdsmatcherv3.Matcher_MatcherTree{
-		Input: &xdscorev3.TypedExtensionConfig{Name: "envoy.matching.inputs.uri_san", TypedConfig: b.pack(&sslv3.UriSanInput{})},
+	out.MatcherType = exactly(&xdscorev3.TypedExtensionConfig{Name: "envoy.matching.inputs.uri_san", TypedConfig: b.pack(&sslv3.UriSanInput{})}, verdicts)
+	return out
+}
+
+func exactly(input *xdscorev3.TypedExtensionConfig, verdicts map[string]*xdsmatcherv3.Matcher_OnMatch) *xdsmatcherv3.Matcher_MatcherTree_ {
+	return &xdsmatcherv3.Matcher_MatcherTree_{MatcherTree: &xdsmatcherv3.Matcher_MatcherTree{
+		Input: input,
 		TreeType: &xdsmatcherv3.Matcher_MatcherTree_ExactMatchMap{
 			ExactMatchMap: &xdsmatcherv3.Matcher_MatcherTree_MatchMap{Map: verdicts},
 		},
 	}}
-	return out
 }
 
 func (b *builder) verdict(v proxy.Verdict) *xdsmatcherv3.Matcher_OnMatch {
@@ -106,15 +110,20 @@ func (b *builder) admission(a *proxy.Admission) *corev3.TypedExtensionConfig {
 		address = ""
 	}
 	if address != "" {
-		out.OnDownstreamTlsHandshake = []*filterstatev3.FilterStateValue{{
-			Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.transport_socket.original_dst_address"},
-			Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(address)},
-			}},
-			SkipIfEmpty: true,
-		}}
+		out.OnDownstreamTlsHandshake = []*filterstatev3.FilterStateValue{appAddress(address)}
 	}
 	return &corev3.TypedExtensionConfig{Name: AdmissionExtension, TypedConfig: b.pack(out)}
+}
+
+// appAddress is where the cluster of the app connects to, as a substitution format string.
+func appAddress(format string) *filterstatev3.FilterStateValue {
+	return &filterstatev3.FilterStateValue{
+		Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.transport_socket.original_dst_address"},
+		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(format)},
+		}},
+		SkipIfEmpty: true,
+	}
 }
 
 // discovered is a network filter whose configuration comes by name, so that a

@@ -9,6 +9,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -125,6 +126,10 @@ func (b *builder) retries(r proxy.Retry) *routev3.RetryPolicy {
 
 // inboundRoutes let callers through to the app as the intentions say.
 func (b *builder) inboundRoutes(in *proxy.Inbound) *routev3.RouteConfiguration {
+	return b.appRoutes(proxy.PublicListener, in, toApp(in), b.requestIntentions(in.Intentions))
+}
+
+func toApp(in *proxy.Inbound) *routev3.RouteAction {
 	action := &routev3.RouteAction{
 		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: LocalApp},
 		Timeout:          duration(in.App.RequestTimeout),
@@ -132,15 +137,20 @@ func (b *builder) inboundRoutes(in *proxy.Inbound) *routev3.RouteConfiguration {
 	if in.App.IdleTimeout > 0 {
 		action.IdleTimeout = duration(in.App.IdleTimeout)
 	}
-	rules := map[string]*anypb.Any{httpRBAC: b.pack(b.requestIntentions(in.Intentions))}
+	return action
+}
+
+// appRoutes are one way in, with the rules of who may take it.
+func (b *builder) appRoutes(name string, in *proxy.Inbound, action *routev3.RouteAction, who *rbacfilterv3.RBACPerRoute) *routev3.RouteConfiguration {
+	rules := map[string]*anypb.Any{httpRBAC: b.pack(who)}
 	if in.Intentions.LookAtPaths() {
 		rules[httpFilterState] = b.pack(b.pathForRules())
 	}
 	if len(in.Intentions.Providers) > 0 {
 		rules[TokensExtension] = b.pack(&routev3.FilterConfig{Config: &anypb.Any{}})
 	}
-	return &routev3.RouteConfiguration{Name: proxy.PublicListener, VirtualHosts: []*routev3.VirtualHost{{
-		Name:                 proxy.PublicListener,
+	return &routev3.RouteConfiguration{Name: name, VirtualHosts: []*routev3.VirtualHost{{
+		Name:                 name,
 		Domains:              []string{"*"},
 		Routes:               []*routev3.Route{{Match: everything(), Action: &routev3.Route_Route{Route: action}}},
 		TypedPerFilterConfig: rules,

@@ -29,7 +29,7 @@ func families() []statFamily {
 			tls + "handshake", tls + "session_reused", tls + "connection_error", tls + "fail_verify_san", tls + "fail_verify_error",
 			"client_ssl_socket_factory.ssl_context_update_by_sds", "http2.keepalive_timeout", "update_success", "update_rejected",
 		}},
-		{`http\.(?:public_listener|exposed_path_filter_\w+|upstream\..+)\.`, []string{
+		{`http\.(?:public_listener|public_listener_plaintext|exposed_path_filter_\w+|upstream\..+)\.`, []string{
 			"downstream_cx_active", "downstream_cx_total", "downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total",
 			"downstream_cx_drain_close", "downstream_cx_idle_timeout", "downstream_cx_protocol_error",
 			"downstream_rq_active", "downstream_rq_total", "downstream_rq_time",
@@ -37,11 +37,12 @@ func families() []statFamily {
 			"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_timeout", "downstream_rq_idle_timeout",
 			"downstream_rq_header_timeout", "downstream_rq_too_large", "downstream_rq_overload_close", "rbac.allowed", "rbac.denied", "rbac.shadow_denied",
 		}},
+		{`cf\..+`, []string{""}},
 		{`http\..+\.rds\..+\.`, []string{"update_success", "update_rejected"}},
-		{`tcp\.(?:public_listener|upstream\..+)\.`, []string{
+		{`tcp\.(?:public_listener|public_listener_plaintext|upstream\..+)\.`, []string{
 			"downstream_cx_total", "downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total", "downstream_cx_no_route", "idle_timeout",
 		}},
-		{`public_listener\.`, []string{"rbac.allowed", "rbac.denied", "rbac.shadow_denied"}},
+		{`public_listener(?:_plaintext)?\.`, []string{"rbac.allowed", "rbac.denied", "rbac.shadow_denied"}},
 		// A listener's name is its address, without the stats per worker and the copies
 		// of its HTTP stats.
 		{`listener\.[0-9a-fA-F_.:\[\]]+\.`, []string{

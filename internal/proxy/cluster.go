@@ -19,8 +19,8 @@ type Cluster struct {
 	SNI     string // also the name of its [Endpoints], unless Split is set
 	Target  routing.Target
 	PeerURI string // the only identity accepted from its instances
-	// Way is set of a cluster whose instances are no sidecars and are called in
-	// plaintext: config.WayLegacy or WayDirect. Protocol is then that of requests.
+	// Way is set of a cluster whose instances are called in plaintext: config.WayLegacy
+	// and WayDirect, which are no sidecars, or WayPlain. Protocol is then that of requests.
 	Way      string
 	Protocol string
 	// Legacy is the one instance of the legacy way.
@@ -52,8 +52,8 @@ type Part struct {
 	SNI     string
 	PeerURI string
 	Weight  uint32 // of routing.TotalWeight, among the parts of one priority; 0 of several: none
-	// Way is set where the instances are no sidecars: config.WayDirect, the target's
-	// own, or WayLegacy, the address.
+	// Way is set where the instances are called in plaintext: config.WayDirect, the
+	// target's own, WayPlain, their sidecars, or WayLegacy, the address.
 	Way    string
 	Legacy netip.AddrPort
 	// Priority above 0 is for targets that get something only while nobody of the

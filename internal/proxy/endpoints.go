@@ -27,6 +27,7 @@ type EndpointGroup struct {
 	Name     string
 	Weight   uint32 // of [Part], in a split; else 0
 	Priority uint32 // of [Part]
+	Way      string // of [Part]
 	// Endpoints are sorted by address, then port; no two share both. Empty when
 	// no instance is in service.
 	Endpoints []Endpoint
@@ -86,9 +87,12 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 			g.Endpoints = []Endpoint{{Address: p.Legacy.Addr().String(), Port: int(p.Legacy.Port()), Weight: 1}}
 		case config.WayDirect:
 			g.Endpoints, problems = appsOf(snap, p.Target.Service)
+		case config.WayPlain:
+			g.Endpoints, problems = endpointsOf(snap, p.Target, filters, catalog.Instance.TakesPlaintext)
 		default:
-			g.Endpoints, problems = endpointsOf(snap, p.Target, filters)
+			g.Endpoints, problems = endpointsOf(snap, p.Target, filters, func(catalog.Instance) bool { return true })
 		}
+		g.Way = p.Way
 		out.Groups = append(out.Groups, g)
 		out.Problems = append(out.Problems, problems...)
 	}
@@ -96,8 +100,8 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 	return out
 }
 
-// endpointsOf are the endpoints of one target.
-func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters) (out []Endpoint, problems []Problem) {
+// endpointsOf are the endpoints of one target that take what is sent.
+func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters, takes func(catalog.Instance) bool) (out []Endpoint, problems []Problem) {
 	matches := func(catalog.Instance) bool { return true }
 	if t.Filter != "" {
 		f, err := filters.compile(t.Filter)
@@ -117,7 +121,7 @@ func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters) (ou
 				passing = passing && app.Status() == catalog.Passing
 			}
 		}
-		if weight == 0 || t.OnlyPassing && !passing || !matches(in) {
+		if weight == 0 || t.OnlyPassing && !passing || !matches(in) || !takes(in) {
 			continue
 		}
 		if ep, reason := endpointAt(in, weight); reason != "" {

@@ -49,7 +49,7 @@ func (p *planner) custom() {
 	case text == "" || len(p.out.clusters) == 0: // or nobody can be reached anyway
 	case !p.chain.IsDefault():
 		p.problem(p.subject, "%s has no effect, as with Consul: entries of kind service-router, -splitter or -resolver decide where requests go", config.ClusterHatch)
-	case p.old():
+	case p.shifted():
 		p.problem(p.subject, "%s has no effect while %s divides requests among ways", config.ClusterHatch, config.KeyOf(p.shift))
 	default:
 		p.out.clusters[0].JSON = text
@@ -94,8 +94,8 @@ func (p *planner) group(g Group) string {
 // members are the clusters that stand for a leg's target of requests, in order of
 // preference: itself, and its failovers under Consul's names.
 func (p *planner) members(l leg) []string {
-	if l.old() {
-		return []string{p.add(p.oldCluster(l))}
+	if l.straight() {
+		return []string{p.add(p.straightCluster(l))}
 	}
 	r := l.Resolver
 	c := p.cluster(r, p.settings, true)
@@ -116,7 +116,8 @@ func (p *planner) members(l leg) []string {
 func (p *planner) connections(entry string) {
 	p.out.entry = entry
 	route := p.chain.Routes[0]
-	if p.old() {
+	whole := len(route.Legs) == 1 && len(route.Legs[0].Failover) == 0
+	if p.shifted() || p.revertible() && whole && p.unreachable(route.Legs[0].Target) == "" {
 		p.share(entry, route)
 		return
 	}
@@ -192,6 +193,11 @@ func (p *planner) requests(name string) {
 		route.Rules = append(route.Rules, p.rules(r)...)
 	}
 	p.out.route = route
+	if p.revertible() {
+		for _, l := range p.straight(p.chain.Routes[len(p.chain.Routes)-1].Legs) {
+			p.add(p.straightCluster(l))
+		}
+	}
 }
 
 // defaultRetries is for failures after which the callee cannot have seen a request.
@@ -308,7 +314,7 @@ func (p *planner) alternatives(legs []leg, i, copies int, crossing bool) string 
 		return own[0]
 	}
 	name := wanted.Target.SNI(p.in.TrustDomain)
-	if wanted.old() {
+	if wanted.straight() {
 		name = own[0]
 	}
 	attempts := copies + 1

@@ -51,6 +51,8 @@ type Proxy struct {
 
 	// Reads lists the entries that Build looked for, found or not. Sorted.
 	Reads []config.Key
+	// Sources are the services whose addresses decide whose plaintext is let in. Sorted.
+	Sources []string
 }
 
 // Input is what [Build] decides from.
@@ -65,6 +67,8 @@ type Input struct {
 	// Chain, when set, stands in place of [routing.Compile], to compile once for many
 	// sidecars and to keep what worked where entries make no chain any more.
 	Chain func(routing.Request) (routing.Chain, []Problem)
+	// Addresses lists where the instances of a service send from. Nil: nobody's are known.
+	Addresses func(service string) []netip.Addr
 	// Known reports whether a service was ever registered. Nil: all were. It decides
 	// nothing but [Upstream.Unknown].
 	Known func(service string) bool
@@ -84,6 +88,8 @@ type Inbound struct {
 	// own trust domain and datacenter.
 	PeerURIPrefix string
 	Intentions    Intentions
+	// Plaintext is set where the port takes what is not encrypted as well.
+	Plaintext *Plaintext
 	// Admission is set for tcp when the app has an IP.
 	Admission *Admission
 	App       App

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
@@ -24,20 +23,20 @@ type leg struct {
 	way string // of package config
 }
 
-// old reports whether the leg goes past the callee's sidecars.
-func (l leg) old() bool { return l.way != config.WayMTLS }
+// straight reports whether the leg goes to the destination itself, by a cluster of its
+// own, and not by what entries say of the way between sidecars.
+func (l leg) straight() bool { return l.way != config.WayMTLS }
 
 // id is what callers are divided by.
 func (l leg) id() string {
-	if l.old() {
+	if l.straight() {
 		return l.way
 	}
 	return l.Target.ID()
 }
 
-// oldWays are those besides that from sidecar to sidecar, in the order in which
-// legs stand.
-func oldWays() []string { return []string{config.WayLegacy, config.WayDirect} }
+// straightWays are those besides that with mTLS, in the order in which legs stand.
+func straightWays() []string { return []string{config.WayLegacy, config.WayDirect, config.WayPlain} }
 
 // shift is the entry that says by which ways the service's requests for a target go,
 // or nil. Ways that end in another datacenter are none of its business.
@@ -54,21 +53,43 @@ func (b *builder) shift(t routing.Target) *config.TrafficShift {
 	return nil
 }
 
-// old reports whether anything goes past the callee's sidecars.
-func (p *planner) old() bool {
+// shifted reports whether anything goes another way than with mTLS.
+func (p *planner) shifted() bool {
 	return p.shift != nil && p.shift.Shares.Hundredths(config.WayMTLS) < routing.TotalWeight
+}
+
+// revertible reports whether a revert may come, for which clusters of ways without a
+// share are kept: one of a strict callee has nothing to go back to.
+func (p *planner) revertible() bool {
+	return p.shift != nil && p.mode() != config.MutualTLSStrict
+}
+
+// mode is the callee's MutualTLSMode.
+func (p *planner) mode() string {
+	p.read(config.Key{Kind: config.KindServiceDefaults, Name: p.target.Service}, config.Key{Kind: config.KindProxyDefaults, Name: config.Global})
+	return p.in.Config.MutualTLSMode(p.target.Service)
+}
+
+// open reports whether a straight way leads anywhere.
+func (p *planner) open(way string) bool {
+	switch way {
+	case config.WayLegacy:
+		return p.shift.Legacy != nil
+	case config.WayPlain:
+		return p.mode() == config.MutualTLSPermissive
+	}
+	return true
 }
 
 // routes are those of the chain or, while anything goes by an old way, the last alone:
 // what a service-router does to requests, Envoy does before a way is chosen.
 func (p *planner) routes() []routing.Route {
 	all := p.chain.Routes
-	if !p.old() {
+	if !p.shifted() {
 		return all
 	}
 	if p.chain.Routed {
-		p.problem(p.subject, "service-router/%s has no effect while %s sends anything by %s: its rules are for the way between sidecars alone", p.chain.Service,
-			config.KeyOf(p.shift), strings.Join(oldWays(), " or "))
+		p.problem(p.subject, "service-router/%s has no effect while %s sends anything another way than mtls: its rules are for that one alone", p.chain.Service, config.KeyOf(p.shift))
 	}
 	return all[len(all)-1:]
 }
@@ -77,20 +98,8 @@ func (p *planner) routes() []routing.Route {
 // sidecars.
 func (p *planner) ways(legs []routing.Leg) []leg {
 	var out []leg
-	if p.old() {
-		straight := routing.Resolver{Target: p.target}
-		for _, l := range legs {
-			if l.Target.Service == p.target.Service {
-				straight.ConnectTimeout, straight.LoadBalancer = l.ConnectTimeout, l.LoadBalancer
-				break
-			}
-		}
-		for _, way := range oldWays() {
-			if way == config.WayLegacy && p.shift.Legacy == nil {
-				continue
-			}
-			out = append(out, leg{routing.Leg{Weight: uint32(p.shift.Shares.Hundredths(way)), Resolver: straight}, way})
-		}
+	if p.shifted() || p.revertible() {
+		out = p.straight(legs)
 		legs = routing.Portion(legs, uint32(p.shift.Shares.Hundredths(config.WayMTLS)))
 	}
 	for _, l := range legs {
@@ -99,11 +108,28 @@ func (p *planner) ways(legs []routing.Leg) []leg {
 	return out
 }
 
+// straight are the legs besides those of a chain, also those without a share.
+func (p *planner) straight(legs []routing.Leg) (out []leg) {
+	to := routing.Resolver{Target: p.target}
+	for _, l := range legs {
+		if l.Target.Service == p.target.Service {
+			to.ConnectTimeout, to.LoadBalancer = l.ConnectTimeout, l.LoadBalancer
+			break
+		}
+	}
+	for _, way := range straightWays() {
+		if share := p.shift.Shares.Hundredths(way); share > 0 || p.open(way) {
+			out = append(out, leg{routing.Leg{Weight: uint32(share), Resolver: to}, way})
+		}
+	}
+	return out
+}
+
 // stickiness is what callers are known by, and the entry that says so. While a
 // traffic-shift divides, its word counts before that of the callee's policy.
 func (p *planner) stickiness(r routing.Route) (*config.Sticky, config.Key) {
 	switch {
-	case p.old() && p.shift.Sticky != nil:
+	case p.shifted() && p.shift.Sticky != nil:
 		return p.shift.Sticky, config.KeyOf(p.shift)
 	case r.Policy != nil:
 		return r.Policy.Sticky, config.KeyOf(r.Policy)
@@ -120,7 +146,7 @@ func (p *planner) ranges(legs []leg) []routing.Range {
 		names, weights = append(names, l.id()), append(weights, l.Weight)
 	}
 	if p.shift != nil {
-		for _, way := range oldWays() {
+		for _, way := range straightWays() {
 			if !slices.Contains(names, way) {
 				names, weights = append(names, way), append(weights, 0)
 			}
@@ -134,9 +160,10 @@ func (p *planner) rewrites(legs []leg) bool {
 	return slices.ContainsFunc(legs, func(l leg) bool { return l.way == config.WayLegacy }) && p.shift.Legacy.Host != ""
 }
 
-// oldCluster is where requests of an old way go.
-func (p *planner) oldCluster(l leg) Cluster {
-	c := p.cluster(l.Resolver, p.settings, false)
+// straightCluster is where requests of a way without mTLS go. Between sidecars they share
+// connections, as with it.
+func (p *planner) straightCluster(l leg) Cluster {
+	c := p.cluster(l.Resolver, p.settings, l.way == config.WayPlain)
 	c.Name = l.way + "~" + c.SNI
 	c.SNI, c.PeerURI = "", ""
 	c.Way, c.Protocol = l.way, p.chain.Protocol
@@ -199,7 +226,7 @@ func (p *planner) share(entry string, route routing.Route) {
 // part is a leg as one part of a cluster for connections, or why it can be none.
 func (p *planner) part(l leg) (Part, string) {
 	switch l.way {
-	case config.WayDirect:
+	case config.WayDirect, config.WayPlain:
 		return Part{Target: l.Target, Weight: l.Weight, Way: l.way}, ""
 	case config.WayLegacy:
 		at := p.place()

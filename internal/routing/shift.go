@@ -48,6 +48,12 @@ func unshiftable(set *config.Set, e *config.TrafficShift) string {
 	if e.Destination == config.Wildcard || e.Shares.Hundredths(config.WayMTLS) == TotalWeight {
 		return ""
 	}
+	switch mode := set.MutualTLSMode(e.Destination); {
+	case mode == config.MutualTLSStrict:
+		return fmt.Sprintf("Shares: %q is strict, it takes nothing but mtls: have all on mtls, or make it permissive first", e.Destination)
+	case e.Shares.Plain > 0 && mode != config.MutualTLSPermissive:
+		return fmt.Sprintf("Shares.plain: the sidecars of %q take no plaintext: write its service-defaults with MutualTLSMode = \"permissive\" first", e.Destination)
+	}
 	if config.IsHTTP(protocolOf(set, e.Destination)) {
 		if set.Router(e.Destination) != nil {
 			return fmt.Sprintf("service-router/%s: its rules are for the way between sidecars alone: have all on mtls, or delete it", e.Destination)

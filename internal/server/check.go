@@ -128,7 +128,7 @@ func (m *mesh) check(ctx context.Context, found findings) (checkAnswer, error) {
 		if err := ctx.Err(); err != nil {
 			return checkAnswer{}, err
 		}
-		for _, p := range m.plans.problems(m, in, entries, known) {
+		for _, p := range m.plans.problems(m, in, snap, entries, known) {
 			found.add(p, in.Service.ID)
 		}
 	}
@@ -160,12 +160,12 @@ func (m *mesh) routingProblems(entries *config.Set, keys []config.Key) (out []pr
 }
 
 // problems are those of one registered sidecar.
-func (p *planner) problems(m *mesh, in catalog.Instance, entries *config.Set, known map[string]struct{}) []proxy.Problem {
+func (p *planner) problems(m *mesh, in catalog.Instance, snap *catalog.Snapshot, entries *config.Set, known map[string]struct{}) []proxy.Problem {
 	p.begin(entries)
 	if list, ok := p.found[in.Service]; ok {
 		return list
 	}
-	made, err := m.make(in, entries, known)
+	made, err := m.make(in, snap, entries, known)
 	if err != nil {
 		m.log.Error("sidecar's configuration can't be built", "sidecar", in.Service.ID, "reason", err)
 	}

@@ -30,16 +30,17 @@ type made struct {
 }
 
 // input is what one sidecar is decided from.
-func (m *mesh) input(in catalog.Instance, entries *config.Set, known map[string]struct{}) proxy.Input {
+func (m *mesh) input(in catalog.Instance, snap *catalog.Snapshot, entries *config.Set, known map[string]struct{}) proxy.Input {
 	return proxy.Input{
 		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
-		Known: func(service string) bool { _, ok := known[service]; return ok },
+		Known:     func(service string) bool { _, ok := known[service]; return ok },
+		Addresses: snap.Addresses,
 	}
 }
 
 // make builds for one sidecar. It may be called by several goroutines.
-func (m *mesh) make(in catalog.Instance, entries *config.Set, known map[string]struct{}) (made, error) {
-	return m.makeOf(m.input(in, entries, known))
+func (m *mesh) make(in catalog.Instance, snap *catalog.Snapshot, entries *config.Set, known map[string]struct{}) (made, error) {
+	return m.makeOf(m.input(in, snap, entries, known))
 }
 
 func (m *mesh) makeOf(in proxy.Input) (out made, err error) {

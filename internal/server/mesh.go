@@ -85,6 +85,7 @@ type sidecar struct {
 	secrets map[string]*xds.Resource // nil for a relayed one
 	shared  map[string]struct{}
 	unknown map[string]struct{} // services it calls that nobody knew when it was made
+	sources []string            // services whose addresses it lets in
 	leaving []leaving
 }
 
@@ -263,6 +264,7 @@ func (m *mesh) step(now time.Time) {
 	m.chains.forget(changedEntries)
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
+	touched := affected(m.doneCatalog, snap, changedServices)
 	for key := range m.sidecars {
 		if _, ok := connected[key]; !ok {
 			m.forget(key, update)
@@ -273,7 +275,7 @@ func (m *mesh) step(now time.Time) {
 			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
 			continue
 		}
-		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, now) {
+		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, touched, now) {
 			m.build(key, n, snap, entries, now, update)
 			record.note(key, n, old, m.sidecars[key], changedEntries, update.Shared)
 		}
@@ -283,7 +285,7 @@ func (m *mesh) step(now time.Time) {
 			s.leaving = m.left(s.leaving, now, update)
 		}
 	}
-	for _, e := range m.endpoints.of(affected(m.doneCatalog, snap, changedServices)) {
+	for _, e := range m.endpoints.of(touched) {
 		m.refresh(e, snap, update)
 	}
 	m.doneCatalog, m.doneEntries = snap, entries
@@ -321,7 +323,7 @@ func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []strin
 	return appeared
 }
 
-func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared []string, now time.Time) bool {
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared, touched []string, now time.Time) bool {
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
 		return false // not registered yet, or no longer: then it keeps what it has while it drains
@@ -332,7 +334,10 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 	if !n.relayed && m.minter != nil && m.minter.due(n.id, now) {
 		return true
 	}
-	return s.readsAny(changed) || slices.ContainsFunc(appeared, func(name string) bool {
+	return s.readsAny(changed) || len(touched) > 0 && slices.ContainsFunc(s.sources, func(name string) bool {
+		_, found := slices.BinarySearch(touched, name)
+		return found
+	}) || slices.ContainsFunc(appeared, func(name string) bool {
 		_, unknown := s.unknown[name]
 		return unknown
 	})
@@ -348,7 +353,7 @@ func (s *sidecar) readsAny(keys []config.Key) bool {
 // build makes all that one sidecar needs. When that fails, the sidecar keeps what it has.
 func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
 	in, _ := snap.Proxy(n.id, n.name)
-	input := m.input(in, entries, m.known)
+	input := m.input(in, snap, entries, m.known)
 	input.Chain = m.chains.compile
 	made, err := m.makeOf(input)
 	p, problems := made.proxy, made.problems
@@ -366,7 +371,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
 		return
 	}
-	next := &sidecar{service: in.Service, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
+	next := &sidecar{service: in.Service, sources: p.Sources, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
 			next.unknown[u.Target.Service] = struct{}{}

@@ -200,7 +200,7 @@ func (m *mesh) plan(ctx context.Context, put []config.Entry, drop []config.Key, 
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if !m.plans.concerns(m, in, entries, known, changed) {
+		if !m.plans.concerns(m, in, snap, entries, known, changed) {
 			continue
 		}
 		differs, newly := m.compare(in, snap, entries, next, known)
@@ -275,12 +275,12 @@ func sameEntry(a, b config.Entry) bool {
 
 // concerns reports whether a sidecar reads any of the keys. What it reads follows from
 // the entries that it reads, so no other change can make it read more.
-func (p *planner) concerns(m *mesh, in catalog.Instance, entries *config.Set, known map[string]struct{}, keys []config.Key) bool {
+func (p *planner) concerns(m *mesh, in catalog.Instance, snap *catalog.Snapshot, entries *config.Set, known map[string]struct{}, keys []config.Key) bool {
 	p.begin(entries)
 	reads, ok := p.reads[in.Service]
 	if !ok {
 		err := isolated(func() error {
-			made, _ := m.decide(m.input(in, entries, known))
+			made, _ := m.decide(m.input(in, snap, entries, known))
 			reads = made.Reads
 			return nil
 		})
@@ -315,8 +315,8 @@ func (p *planner) keep(proxies []catalog.Instance) {
 // compare builds a sidecar with either set of entries. problems are those that only
 // the second gives.
 func (m *mesh) compare(in catalog.Instance, snap *catalog.Snapshot, entries, next *config.Set, known map[string]struct{}) (out []difference, problems []string) {
-	before, _ := m.make(in, entries, known)
-	after, err := m.make(in, next, known)
+	before, _ := m.make(in, snap, entries, known)
+	after, err := m.make(in, snap, next, known)
 	problems = newProblems(before.problems, after.problems)
 	if err != nil {
 		return nil, problems

@@ -199,7 +199,7 @@ func (o Options) judge(before, after *config.Set) error {
 
 // judge says in a line each what would no longer fit together.
 func judge(before, after *config.Set, datacenter string) error {
-	return errors.Join(config.CheckProviders(before, after), routing.CheckPermissions(before, after), routing.Check(before, after, datacenter))
+	return errors.Join(config.CheckProviders(before, after), config.CheckMutualTLS(before, after), routing.CheckPermissions(before, after), routing.Check(before, after, datacenter))
 }
 
 // runChecks runs the registry's checks until ctx ends.

@@ -250,7 +250,7 @@ func TestShiftsRefuseBadInputAndChangeNothing(t *testing.T) {
 		{"shift", `{` + pair + `,"via":{"mtls":1e300}}`, 400, `shift "web -> catalog": via mtls=1e+300: want a percentage`},
 		{"shift", `{` + pair + `,"via":{"mtls":50,"direct":60}}`, 400, `shift "web -> catalog": via direct=60, mtls=50: they add up to 110, want 100`},
 		{"shift", `{` + pair + `,"via":{"legacy":50}}`, 400, `Legacy.Address is missing`},
-		{"shift", `{` + pair + `,"via":{"plain":50}}`, 400, `not served by this version`},
+		{"shift", `{` + pair + `,"via":{"plain":50}}`, 400, `take no plaintext`},
 		{"shift", `{` + pair + `,"via":{"mtls":50},"legacy":{"address":"nowhere"}}`, 400, `shift "web -> catalog": traffic-shift "web~catalog": Legacy.Address`},
 		{"shift", `{"pairs":[{"source":"web"}],"via":{"mtls":50}}`, 400, `shift "web -> ": want both a source and a destination`},
 		{"shift", `{"pairs":[{"source":"a b","destination":"c"}],"via":{"direct":50}}`, 400, `shift "a b -> c": traffic-shift`},

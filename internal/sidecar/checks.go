@@ -45,7 +45,9 @@ type health struct {
 	mu      sync.Mutex
 	envoyUp bool
 	appUp   bool
-	results map[string]checkState
+	// plaintext says that Envoy takes plaintext from other hosts now.
+	plaintext bool
+	results   map[string]checkState
 }
 
 // newHealth gives every check of the definition an ID and takes over those that
@@ -92,12 +94,26 @@ func (h *health) definitions(d config.Definition) config.Definition {
 		return checks
 	}
 	side := *d.Sidecar
+	if h.takesPlaintext() {
+		meta := maps.Clone(side.Service.Meta)
+		if meta == nil {
+			meta = map[string]string{}
+		}
+		meta[catalog.PlaintextMeta] = "true"
+		side.Service.Meta = meta
+	}
 	d.Checks = ttl(d.Checks)
 	side.Checks = append(ttl(side.Checks), config.CheckDefinition{
 		ID: h.aliveID, Name: "crossfade sidecar alive", TTL: config.Duration(checkTTL), Status: states[h.aliveID].status,
 	})
 	d.Sidecar = &side
 	return d
+}
+
+func (h *health) takesPlaintext() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.plaintext
 }
 
 // states are all checks that the sidecar pulses, by ID.

@@ -37,6 +37,8 @@ type registration struct {
 	pulsed  map[string]checkState // what the registry was told last
 	once    bool
 	failing bool
+	// plaintext is whether it was registered as taking plaintext.
+	plaintext bool
 }
 
 // run goes on until ctx ends. It returns an error only when a server refuses the
@@ -91,6 +93,9 @@ func (r *registration) tell(err error) {
 
 // assert makes the registry say what is true now.
 func (r *registration) assert(ctx context.Context) error {
+	if r.health.takesPlaintext() != r.plaintext {
+		r.known = false // callers learn of it by the registration
+	}
 	if r.known {
 		err := r.pulse(ctx)
 		if !errors.Is(err, errUnknown) {
@@ -104,6 +109,7 @@ func (r *registration) assert(ctx context.Context) error {
 		return err
 	}
 	states := r.health.states()
+	plaintext := r.health.takesPlaintext()
 	body, err := r.health.definitions(r.def).MarshalRegistration()
 	if err != nil {
 		return fmt.Errorf("service %q: %w", r.def.Service.ID, err)
@@ -111,8 +117,8 @@ func (r *registration) assert(ctx context.Context) error {
 	if err := r.agent.register(ctx, body); err != nil {
 		return err
 	}
-	r.known, r.pulsed = true, nil
-	r.log.Info("registered", "service", r.def.Service.ID, "sidecar", r.proxyID, "node", r.agent.node,
+	r.known, r.pulsed, r.plaintext = true, nil, plaintext
+	r.log.Info("registered", "plaintext", plaintext, "service", r.def.Service.ID, "sidecar", r.proxyID, "node", r.agent.node,
 		"status", states[r.health.aliveID].status)
 	return r.pulse(ctx)
 }

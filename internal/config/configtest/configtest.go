@@ -171,7 +171,7 @@ func (s source) meta() map[string]string {
 func (s source) entry(kind config.Kind) config.Entry {
 	switch kind {
 	case config.KindProxyDefaults:
-		return &config.ProxyDefaults{Name: config.Global, Meta: s.meta(), Config: map[string]any{
+		return &config.ProxyDefaults{Name: config.Global, Meta: s.meta(), MutualTLSMode: s.of("", config.MutualTLSStrict, config.MutualTLSPermissive), Config: map[string]any{
 			"protocol": s.of("", "HTTP"), "local_idle_timeout_ms": float64(s.number(9)), "local_connect_timeout_ms": float64(s.number(9)),
 			"local_request_timeout_ms": float64(s.number(9)), "max_inbound_connections": float64(s.number(9)), "balance_inbound_connections": s.of("", "exact_balance"),
 		}}
@@ -192,7 +192,7 @@ func (s source) entry(kind config.Kind) config.Entry {
 	case config.KindTrafficShift:
 		return s.trafficShift()
 	case config.KindMesh:
-		return &config.Mesh{Meta: s.meta(), HTTP: maybe(s, func() config.MeshHTTP {
+		return &config.Mesh{Meta: s.meta(), AllowEnablingPermissiveMutualTLS: s.some("permissive"), HTTP: maybe(s, func() config.MeshHTTP {
 			return config.MeshHTTP{Incoming: maybe(s, func() config.MeshIncoming {
 				return config.MeshIncoming{RequestNormalization: maybe(s, func() config.RequestNormalization {
 					return config.RequestNormalization{
@@ -228,7 +228,7 @@ func (s source) serviceDefaults() *config.ServiceDefaults {
 		return u
 	}
 	return &config.ServiceDefaults{
-		Name: s.name(), Protocol: s.protocol(), Meta: s.meta(), MaxInboundConnections: s.number(9), LocalConnectTimeoutMs: s.number(9),
+		Name: s.name(), Protocol: s.protocol(), Meta: s.meta(), MutualTLSMode: s.of("", config.MutualTLSStrict, config.MutualTLSPermissive), MaxInboundConnections: s.number(9), LocalConnectTimeoutMs: s.number(9),
 		LocalRequestTimeoutMs: s.number(9), BalanceInboundConnections: s.of("", "exact_balance"),
 		UpstreamConfig: maybe(s, func() config.UpstreamConfiguration {
 			return config.UpstreamConfiguration{
@@ -511,6 +511,7 @@ func (s source) trafficShift() *config.TrafficShift {
 		e.Shares.Legacy = share()
 	}
 	e.Shares.Direct = share()
+	e.Shares.Plain = share()
 	e.Shares.MTLS = float64(left) / 100
 	e.Generation = uint64(s.number(5))
 	if s.some("stage") {

@@ -57,6 +57,9 @@ type Status struct {
 	Listeners      []string  `json:"listeners"`       // names of the listeners Envoy is told of
 	Version        string    `json:"version"`         // of the configuration as a whole, a hash
 
+	// Plaintext says that Envoy runs a public listener that takes plaintext, with the rules for it.
+	Plaintext bool `json:"plaintext,omitempty"`
+
 	Quarantine *Quarantine `json:"quarantine,omitempty"`
 }
 
@@ -103,6 +106,12 @@ type pending struct {
 }
 
 const absent = "absent"
+
+// What only a public listener that takes plaintext asks for: of requests, or of connections.
+// The names are those of packages proxy and envoy.
+var plaintextRules = []xds.Key{{Type: xds.RouteType, Name: "public_listener_plaintext"}, {Type: xds.ExtensionType, Name: "plaintext_intentions"}}
+
+const publicListener = "public_listener:"
 
 // New loads the last good configuration, if there is one. A file that is there
 // but damaged is reported and ignored: the servers have the truth.
@@ -192,8 +201,25 @@ func (r *Relay) Status() Status {
 	st.FromLastGood = st.FromLastGood && !r.fresh
 	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
 	st.Version = versionOf(r.held)
+	st.Plaintext = r.plaintextLocked()
 	st.Quarantine = r.quarantine
 	return st
+}
+
+// plaintextLocked reports whether Envoy has acknowledged its public listener, and routes or
+// rules of plaintext, which it asks for only with such a listener.
+func (r *Relay) plaintextLocked() bool {
+	for name, res := range r.held[xds.ListenerType] {
+		if strings.HasPrefix(name, publicListener) && r.acked[xds.Key{Type: xds.ListenerType, Name: name}] != res.Version {
+			return false
+		}
+	}
+	for _, k := range plaintextRules {
+		if _, asked := r.wanted[k.Type][k.Name]; asked && r.acked[k] != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // Changed is closed at the next change of [Relay.Status].
@@ -278,6 +304,10 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 	}
 	if len(dropped) > 0 {
 		r.publishLocked() // what is asked for again is not answered by what was so before
+	}
+	if now := r.plaintextLocked(); now != r.status.Plaintext {
+		r.status.Plaintext = now
+		r.announceLocked()
 	}
 	r.askLocked(t, added, dropped)
 	r.answerLocked(t)
@@ -377,6 +407,10 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	}
 	if len(o.Refused) > 0 {
 		r.publishLocked()
+	}
+	if now := r.plaintextLocked(); now != r.status.Plaintext {
+		r.status.Plaintext = now
+		r.announceLocked()
 	}
 	r.answerLocked(t)
 }
