@@ -176,9 +176,33 @@ type ShiftRequest struct {
 	// to the largest; where no other has any, the old way is meant: legacy if the pair has
 	// an address for it, else direct.
 	Via map[string]float64 `json:"via,omitempty"`
+	// To, in place of Via, is a way to which shares move by themselves, step by step, as Plan
+	// says or, where it says nothing, the pair's traffic-shift.
+	To   string `json:"to,omitempty"`
+	Plan *Plan  `json:"plan,omitempty"`
+	// Do, in place of both, is [Pause], [Resume] or [Abort], of a shift that is under way.
+	Do string `json:"do,omitempty"`
+	// Force sets shares though a shift is under way.
+	Force bool `json:"force,omitempty"`
 	// Legacy, if set, replaces the pair's.
 	Legacy *LegacyWay `json:"legacy,omitempty"`
 	DryRun bool       `json:"dry_run,omitempty"` // change nothing
+}
+
+// What can be done with a shift that is under way. An aborted one takes its shares back.
+const (
+	Pause  = "pause"
+	Resume = "resume"
+	Abort  = "abort"
+)
+
+// Plan is how shares move by themselves. It is kept in the pair's traffic-shift; a zero field
+// leaves what is there.
+type Plan struct {
+	Steps    []float64 `json:"steps,omitempty"`     // percents of the new way, rising
+	Dwell    string    `json:"dwell,omitempty"`     // on each step at least, "10m"
+	Windows  []string  `json:"windows,omitempty"`   // in which steps may run, "Mon-Fri 09:00-17:00"
+	OnBreach string    `json:"on_breach,omitempty"` // "revert" or "pause"
 }
 
 // RevertRequest asks that pairs go back to the old way: legacy if the pair has an address
@@ -215,6 +239,8 @@ type PairChanged struct {
 	Index uint64 `json:"index"`
 	// Entry is the traffic-shift as written, or as it would be.
 	Entry json.RawMessage `json:"entry,omitempty"`
+	// Status is that of its shift, if one is under way or has ended.
+	Status string `json:"status,omitempty"`
 	// Refused is why the pair was left as it was.
 	Refused string `json:"refused,omitempty"`
 }
