@@ -12,6 +12,7 @@ package catalog
 import (
 	"cmp"
 	"slices"
+	"strconv"
 )
 
 // Status is the state of a check. Order of badness: passing, warning, critical.
@@ -68,13 +69,20 @@ type Weights struct {
 	Warning int `json:"Warning"`
 }
 
-// PlaintextMeta is a key of a connect-proxy's Meta. Its sidecar sets it to "true" while its
-// Envoy has in force a public listener that takes plaintext: not before, whatever entries say.
+// PlaintextMeta is a key of a connect-proxy's Meta. Its sidecar sets it while its Envoy has a
+// listener in force that takes plaintext, to that one's port: not before, whatever entries say.
 const PlaintextMeta = "crossfade_plaintext"
 
-// TakesPlaintext reports whether the instance is a sidecar that takes plaintext now.
-func (i Instance) TakesPlaintext() bool {
-	return i.Service.Kind == ConnectProxy && i.Service.Meta[PlaintextMeta] == "true"
+// PlaintextPort is where the instance, a sidecar, takes plaintext now; 0: nowhere.
+func (i Instance) PlaintextPort() int {
+	if i.Service.Kind != ConnectProxy {
+		return 0
+	}
+	port, err := strconv.Atoi(i.Service.Meta[PlaintextMeta])
+	if err != nil || port < 1 || port > 65535 {
+		return 0
+	}
+	return port
 }
 
 // Service is one registered instance of a service, or a proxy for one. ID is

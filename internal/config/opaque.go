@@ -8,9 +8,12 @@ import (
 // ProxyConfig is the part of a proxy's opaque Config that has a meaning: in a
 // registration's Proxy.Config and in proxy-defaults. Zero: nothing is said.
 type ProxyConfig struct {
-	Protocol                  string `json:"protocol"`
-	BindAddress               string `json:"bind_address"` // of the public listener; default the proxy's address
-	BindPort                  int    `json:"bind_port"`    // of the public listener; default the proxy's port
+	Protocol    string `json:"protocol"`
+	BindAddress string `json:"bind_address"` // of the public listener; default the proxy's address
+	BindPort    int    `json:"bind_port"`    // of the public listener; default the proxy's port
+	// PlaintextPort is where a permissive tcp service takes plaintext alone, beside the
+	// public port; 0: on the public port only.
+	PlaintextPort             int    `json:"plaintext_port"`
 	LocalConnectTimeoutMs     int    `json:"local_connect_timeout_ms"`
 	LocalRequestTimeoutMs     int    `json:"local_request_timeout_ms"`
 	LocalIdleTimeoutMs        int    `json:"local_idle_timeout_ms"`
@@ -37,6 +40,7 @@ func decodeProxyConfig(config map[string]any) (c ProxyConfig, unknown []string, 
 	r.protocol("protocol", c.Protocol)
 	r.host("bind_address", c.BindAddress)
 	r.port("bind_port", c.BindPort, true)
+	r.port("plaintext_port", c.PlaintextPort, true)
 	r.count("local_connect_timeout_ms", c.LocalConnectTimeoutMs)
 	r.count("local_request_timeout_ms", c.LocalRequestTimeoutMs)
 	r.count("local_idle_timeout_ms", c.LocalIdleTimeoutMs)

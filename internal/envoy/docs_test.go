@@ -78,7 +78,8 @@ var identities = []string{
 	"domains", "inline_string", "flags", "type_urls", "resource_api_version", "san_type", "id", "path", "op",
 	"default_value", "runtime_key", "fixed_value", "tag_name", "regex", "suffix", "partition", "namespace", "node_name", "object_key",
 	"ads", "type", "source_code", "default_host_for_http_10", "header_name", "key", "filter", "provider_name", "issuer",
-	"hostname", "part", "service_name", "weight",
+	"hostname", "part", "service_name", "weight", "way",
+	"value_format", "value_fixed", "unit", "types", // what is counted, and when: docs/telemetry.md
 }
 
 // places are the parts of the archetypes that the table speaks of.
@@ -108,9 +109,9 @@ func places(t *testing.T) map[string][]setting {
 		"exposed app cluster":    leaves(t, exposed.Clusters[1]),
 		"outbound route":         leaves(t, http.Routes[0]),
 		"shifted route":          leaves(t, shifted.Routes[0]),
-		"direct cluster":         leaves(t, shifted.Clusters[1]),
-		"legacy cluster":         leaves(t, shifted.Clusters[6]),
-		"grpc legacy cluster":    leaves(t, shifted.Clusters[7]),
+		"direct cluster":         leaves(t, clusterNamed(t, shifted, "direct~catalog")),
+		"legacy cluster":         leaves(t, clusterNamed(t, shifted, "legacy~catalog")),
+		"grpc legacy cluster":    leaves(t, clusterNamed(t, shifted, "legacy~chat")),
 		"divided tcp cluster":    leaves(t, shifted.Clusters[0]),
 		"inbound route":          leaves(t, http.Routes[1]),
 		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
@@ -119,6 +120,17 @@ func places(t *testing.T) map[string][]setting {
 		"bootstrap":              leavesOf(t, boot),
 		"runtime":                leaves(t, http.Runtimes[0]),
 	}
+}
+
+func clusterNamed(t *testing.T, r envoy.Resources, prefix string) proto.Message {
+	t.Helper()
+	for _, c := range r.Clusters {
+		if strings.HasPrefix(c.GetName(), prefix) {
+			return c
+		}
+	}
+	t.Fatalf("no cluster %s", prefix)
+	return nil
 }
 
 func leaves(t *testing.T, m proto.Message) []setting {

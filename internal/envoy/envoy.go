@@ -125,6 +125,9 @@ func (b *builder) inbound(r *Resources) {
 		r.Clusters = append(r.Clusters, b.appCluster(a.Cluster, a.Protocol, a.App))
 	}
 	r.Listeners = append(r.Listeners, cmp.Or(listener, b.inboundListener(in)))
+	if p := in.Plaintext; p != nil && p.Port != 0 && listener == nil {
+		r.Listeners = append(r.Listeners, b.plaintextListener(in))
+	}
 	for _, e := range in.Exposed {
 		r.Listeners = append(r.Listeners, b.exposedListener(e))
 	}

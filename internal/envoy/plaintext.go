@@ -55,6 +55,17 @@ func (b *builder) plaintextTCP(in *proxy.Inbound) *listenerv3.FilterChain {
 	return &listenerv3.FilterChain{Name: "plaintext", FilterChainMatch: &listenerv3.FilterChainMatch{}, Filters: filters}
 }
 
+// plaintextListener takes what plaintextTCP does, on a port of its own.
+func (b *builder) plaintextListener(in *proxy.Inbound) *listenerv3.Listener {
+	return b.listener(&listenerv3.Listener{
+		Name:             in.Plaintext.ListenerName,
+		Address:          socketAddress(in.Address, in.Plaintext.Port),
+		TrafficDirection: corev3.TrafficDirection_INBOUND,
+		SocketOptions:    tcpKeepalive(),
+		FilterChains:     []*listenerv3.FilterChain{b.plaintextTCP(in)},
+	}, in.ExactBalance)
+}
+
 // plaintextRoutes are the way in of plaintext requests.
 func (b *builder) plaintextRoutes(in *proxy.Inbound) *routev3.RouteConfiguration {
 	who := &rbacfilterv3.RBAC{Matcher: b.hostMatcher(in.Plaintext.Enforced())}

@@ -88,9 +88,9 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 		case config.WayDirect:
 			g.Endpoints, problems = appsOf(snap, p.Target.Service)
 		case config.WayPlain:
-			g.Endpoints, problems = endpointsOf(snap, p.Target, filters, catalog.Instance.TakesPlaintext)
+			g.Endpoints, problems = endpointsOf(snap, p.Target, filters, catalog.Instance.PlaintextPort)
 		default:
-			g.Endpoints, problems = endpointsOf(snap, p.Target, filters, func(catalog.Instance) bool { return true })
+			g.Endpoints, problems = endpointsOf(snap, p.Target, filters, registeredPort)
 		}
 		g.Way = p.Way
 		out.Groups = append(out.Groups, g)
@@ -100,8 +100,9 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 	return out
 }
 
-// endpointsOf are the endpoints of one target that take what is sent.
-func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters, takes func(catalog.Instance) bool) (out []Endpoint, problems []Problem) {
+// endpointsOf are the endpoints of one target. port says where an instance takes what is
+// sent; where that is nowhere, the instance is left out.
+func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters, port func(catalog.Instance) int) (out []Endpoint, problems []Problem) {
 	matches := func(catalog.Instance) bool { return true }
 	if t.Filter != "" {
 		f, err := filters.compile(t.Filter)
@@ -121,10 +122,10 @@ func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters, tak
 				passing = passing && app.Status() == catalog.Passing
 			}
 		}
-		if weight == 0 || t.OnlyPassing && !passing || !matches(in) || !takes(in) {
+		if weight == 0 || t.OnlyPassing && !passing || !matches(in) || in.Service.Port != 0 && port(in) == 0 {
 			continue
 		}
-		if ep, reason := endpointAt(in, weight); reason != "" {
+		if ep, reason := endpointAt(in, port(in), weight); reason != "" {
 			problems = append(problems, Problem{Service: t.Service, Subject: subjectOfInstance(in), Reason: reason})
 		} else {
 			out = append(out, ep)
@@ -132,6 +133,9 @@ func endpointsOf(snap *catalog.Snapshot, t routing.Target, filters *Filters, tak
 	}
 	return sorted(out), problems
 }
+
+// registeredPort is where an instance is registered, or 0 where it takes nothing of the kind.
+func registeredPort(in catalog.Instance) int { return in.Service.Port }
 
 // appsOf are the instances of a service themselves, past their sidecars. Those that
 // speak mTLS themselves have no port for anything else.
@@ -145,7 +149,7 @@ func appsOf(snap *catalog.Snapshot, service string) (out []Endpoint, problems []
 		if weight == 0 || in.Service.Kind == catalog.ConnectProxy || in.Service.Connect.Native {
 			continue
 		}
-		if ep, reason := endpointAt(in, weight); reason != "" {
+		if ep, reason := endpointAt(in, in.Service.Port, weight); reason != "" {
 			problems = append(problems, Problem{Service: service, Subject: subjectOfInstance(in), Reason: "direct way: " + reason})
 		} else {
 			out = append(out, ep)
@@ -158,16 +162,16 @@ func subjectOfInstance(in catalog.Instance) string {
 	return fmt.Sprintf("instance %q on node %q", in.Service.ID, in.Node.Name)
 }
 
-// endpointAt is where an instance is registered, or why nobody can reach it.
-func endpointAt(in catalog.Instance, weight int) (Endpoint, string) {
+// endpointAt is a port of an instance, or why nobody can reach it.
+func endpointAt(in catalog.Instance, port, weight int) (Endpoint, string) {
 	addr, err := netip.ParseAddr(in.Address())
 	if err != nil {
 		return Endpoint{}, fmt.Sprintf("address %q is no IP address: register it with one, nobody can reach it", in.Address())
 	}
-	if in.Service.Port < 1 || in.Service.Port > 65535 {
-		return Endpoint{}, fmt.Sprintf("port %d is out of range: nobody can reach it", in.Service.Port)
+	if port < 1 || port > 65535 {
+		return Endpoint{}, fmt.Sprintf("port %d is out of range: nobody can reach it", port)
 	}
-	return Endpoint{Address: addr.String(), Port: in.Service.Port, Weight: weight}, ""
+	return Endpoint{Address: addr.String(), Port: port, Weight: weight}, ""
 }
 
 // sorted is by address. Of two registrations of one address the heavier stays: the

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,6 +23,11 @@ type Plaintext struct {
 	Intentions
 	// Admission is set for tcp when the app has an IP.
 	Admission *PlainAdmission
+	// ListenerName and Port, when set, are of a listener for plaintext alone, beside the
+	// public one: of tcp, so that a caller may divide connections between it and mTLS, and
+	// need not wait where the app speaks first.
+	ListenerName string
+	Port         int
 }
 
 // Host is one address with the verdict for what comes from it.
@@ -44,7 +50,7 @@ func (b *builder) permissive() bool {
 }
 
 // plaintext says whose plaintext is let in; nil when nobody's is.
-func (b *builder) plaintext(in *Inbound) *Plaintext {
+func (b *builder) plaintext(in *Inbound, port int) *Plaintext {
 	if !b.permissive() {
 		return nil
 	}
@@ -72,6 +78,13 @@ func (b *builder) plaintext(in *Inbound) *Plaintext {
 		out.Hosts = append(out.Hosts, Host{at, v})
 	}
 	slices.SortFunc(out.Hosts, func(x, y Host) int { return x.Address.Compare(y.Address) })
+	if addr := netip.MustParseAddr(in.Address); port != 0 && !config.IsHTTP(in.Protocol) {
+		if holder, ok := b.claim(bind{addr: addr, port: port}, PlaintextListener); ok {
+			out.ListenerName, out.Port = fmt.Sprintf("%s:%s:%d", PlaintextListener, addr, port), port
+		} else {
+			b.problem(PlaintextListener, "%s is taken by %s: plaintext is taken on the public port alone", netip.AddrPortFrom(addr, uint16(port)), holder)
+		}
+	}
 	if a := in.Admission; a != nil {
 		out.Admission = &PlainAdmission{Address: a.Address, Otherwise: out.Otherwise.Allow || out.Otherwise.Audit}
 		size := 0
@@ -132,7 +145,7 @@ func (p *Plaintext) Connections() *Plaintext {
 }
 
 func (p *Plaintext) each(in Intentions, change func(Verdict) Verdict) *Plaintext {
-	out := &Plaintext{Intentions: in, Admission: p.Admission}
+	out := &Plaintext{Intentions: in, Admission: p.Admission, ListenerName: p.ListenerName, Port: p.Port}
 	for _, h := range p.Hosts {
 		out.Hosts = append(out.Hosts, Host{h.Address, change(h.Verdict)})
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -45,8 +46,8 @@ type health struct {
 	mu      sync.Mutex
 	envoyUp bool
 	appUp   bool
-	// plaintext says that Envoy takes plaintext from other hosts now.
-	plaintext bool
+	// plaintext is the port where Envoy takes plaintext from other hosts now; 0: none.
+	plaintext int
 	results   map[string]checkState
 }
 
@@ -94,12 +95,12 @@ func (h *health) definitions(d config.Definition) config.Definition {
 		return checks
 	}
 	side := *d.Sidecar
-	if h.takesPlaintext() {
-		meta := maps.Clone(side.Service.Meta)
+	if port := h.plaintextPort(); port != 0 {
+		meta := maps.Clone(d.SidecarService().Meta)
 		if meta == nil {
 			meta = map[string]string{}
 		}
-		meta[catalog.PlaintextMeta] = "true"
+		meta[catalog.PlaintextMeta] = strconv.Itoa(port)
 		side.Service.Meta = meta
 	}
 	d.Checks = ttl(d.Checks)
@@ -110,7 +111,7 @@ func (h *health) definitions(d config.Definition) config.Definition {
 	return d
 }
 
-func (h *health) takesPlaintext() bool {
+func (h *health) plaintextPort() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.plaintext

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"strconv"
@@ -29,6 +30,7 @@ type sidecar struct {
 	dir           *stateDir
 	sockets       runtimeDir
 	port          *reservation
+	plaintextPort *reservation     // nil for none
 	proxy         *catalog.Service // as registered
 	upstreams     []localUpstream
 	publicAddress string
@@ -126,7 +128,21 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	if was.PublicPort != 0 && was.PublicPort != port {
 		s.log.Warn("the public port has changed", "service", d.Service.ID, "from", was.PublicPort, "to", port)
 	}
-	if now := (ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}); now != was {
+	now := ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}
+	if _, given := side.Proxy.Config["plaintext_port"]; !given && !config.IsHTTP(d.Protocol) {
+		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, was.PlaintextPort); now.PlaintextPort != 0 {
+			proxy := catalog.Proxy{}
+			if d.Sidecar.Service.Proxy != nil {
+				proxy = *d.Sidecar.Service.Proxy
+			}
+			if proxy.Config = maps.Clone(proxy.Config); proxy.Config == nil {
+				proxy.Config = map[string]any{}
+			}
+			proxy.Config["plaintext_port"] = now.PlaintextPort
+			d.Sidecar.Service.Proxy = &proxy
+		}
+	}
+	if now != was {
 		if err := s.dir.writeJSON(portsFile, now); err != nil {
 			return fmt.Errorf("state directory %q: cannot be written: %w", s.dir.path, cause(err))
 		}
@@ -254,6 +270,7 @@ func (s *sidecar) close() {
 		s.group.close()
 	}
 	s.port.release()
+	s.plaintextPort.release()
 	if s.sockets != "" {
 		s.sockets.remove()
 	}

@@ -16,6 +16,12 @@ const (
 	maxPublicPort = 21255
 )
 
+// The range of ports for plaintext alone.
+const (
+	minPlaintextPort = 21500
+	maxPlaintextPort = 21755
+)
+
 // portWait is how long an address that must be had may be in use by a
 // predecessor whose Envoy is just being killed.
 const portWait = 3 * time.Second
@@ -52,6 +58,23 @@ func free(hostPort string) error {
 		return syscallError(err)
 	}
 	return l.Close()
+}
+
+// choosePlaintextPort settles where plaintext alone may be taken: the remembered port if it
+// is free, else the first free one of the range; 0 when there is none, which harms nobody
+// who does not want it.
+func choosePlaintextPort(address string, remembered int) (int, *reservation) {
+	if remembered != 0 {
+		if r, err := reserve(address, remembered); err == nil {
+			return remembered, r
+		}
+	}
+	for port := minPlaintextPort; port <= maxPlaintextPort; port++ {
+		if r, err := reserve(address, port); err == nil {
+			return port, r
+		}
+	}
+	return 0, nil
 }
 
 // choosePort settles the public port: fixed if the definition names one, else the

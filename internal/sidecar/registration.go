@@ -37,8 +37,8 @@ type registration struct {
 	pulsed  map[string]checkState // what the registry was told last
 	once    bool
 	failing bool
-	// plaintext is whether it was registered as taking plaintext.
-	plaintext bool
+	// plaintext is the port at which it was registered to take plaintext.
+	plaintext int
 }
 
 // run goes on until ctx ends. It returns an error only when a server refuses the
@@ -93,7 +93,7 @@ func (r *registration) tell(err error) {
 
 // assert makes the registry say what is true now.
 func (r *registration) assert(ctx context.Context) error {
-	if r.health.takesPlaintext() != r.plaintext {
+	if r.health.plaintextPort() != r.plaintext {
 		r.known = false // callers learn of it by the registration
 	}
 	if r.known {
@@ -109,7 +109,7 @@ func (r *registration) assert(ctx context.Context) error {
 		return err
 	}
 	states := r.health.states()
-	plaintext := r.health.takesPlaintext()
+	plaintext := r.health.plaintextPort()
 	body, err := r.health.definitions(r.def).MarshalRegistration()
 	if err != nil {
 		return fmt.Errorf("service %q: %w", r.def.Service.ID, err)
@@ -118,8 +118,8 @@ func (r *registration) assert(ctx context.Context) error {
 		return err
 	}
 	r.known, r.pulsed, r.plaintext = true, nil, plaintext
-	r.log.Info("registered", "plaintext", plaintext, "service", r.def.Service.ID, "sidecar", r.proxyID, "node", r.agent.node,
-		"status", states[r.health.aliveID].status)
+	r.log.Info("registered", "service", r.def.Service.ID, "sidecar", r.proxyID, "node", r.agent.node,
+		"status", states[r.health.aliveID].status, "plaintext_port", plaintext)
 	return r.pulse(ctx)
 }
 

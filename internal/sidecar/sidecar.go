@@ -253,7 +253,7 @@ func (s *sidecar) mirror(ctx context.Context) {
 	for {
 		changed := s.relay.Changed()
 		r := s.relay.Status()
-		s.health.set(func(h *health) { h.plaintext = r.Plaintext })
+		s.health.set(func(h *health) { h.plaintext = r.PlaintextPort })
 		s.board.set(func(st *Status) { st.XDS, st.Quarantine = s.xdsStatus(r), r.Quarantine })
 		select {
 		case <-ctx.Done():

@@ -35,11 +35,13 @@ type stateDir struct {
 	lock *os.File
 }
 
-// ports is what ports.json holds: the public port, and whose it is.
+// ports is what ports.json holds: the sidecar's ports, and whose they are.
 type ports struct {
 	Service    string `json:"service"`
 	ID         string `json:"id"`
 	PublicPort int    `json:"public_port"`
+	// PlaintextPort is of a listener for plaintext alone; 0: none.
+	PlaintextPort int `json:"plaintext_port,omitempty"`
 }
 
 // servers is what servers.json holds: what the servers last said of themselves.

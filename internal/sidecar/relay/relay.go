@@ -24,6 +24,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -57,8 +58,9 @@ type Status struct {
 	Listeners      []string  `json:"listeners"`       // names of the listeners Envoy is told of
 	Version        string    `json:"version"`         // of the configuration as a whole, a hash
 
-	// Plaintext says that Envoy runs a public listener that takes plaintext, with the rules for it.
-	Plaintext bool `json:"plaintext,omitempty"`
+	// PlaintextPort is where Envoy takes plaintext from other hosts, with the rules for it in
+	// force; 0: nowhere.
+	PlaintextPort int `json:"plaintext_port,omitempty"`
 
 	Quarantine *Quarantine `json:"quarantine,omitempty"`
 }
@@ -111,7 +113,7 @@ const absent = "absent"
 // The names are those of packages proxy and envoy.
 var plaintextRules = []xds.Key{{Type: xds.RouteType, Name: "public_listener_plaintext"}, {Type: xds.ExtensionType, Name: "plaintext_intentions"}}
 
-const publicListener = "public_listener:"
+const publicListener = "public_listener"
 
 // New loads the last good configuration, if there is one. A file that is there
 // but damaged is reported and ignored: the servers have the truth.
@@ -201,25 +203,35 @@ func (r *Relay) Status() Status {
 	st.FromLastGood = st.FromLastGood && !r.fresh
 	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
 	st.Version = versionOf(r.held)
-	st.Plaintext = r.plaintextLocked()
+	st.PlaintextPort = r.plaintextLocked()
 	st.Quarantine = r.quarantine
 	return st
 }
 
-// plaintextLocked reports whether Envoy has acknowledged its public listener, and routes or
-// rules of plaintext, which it asks for only with such a listener.
-func (r *Relay) plaintextLocked() bool {
+// plaintextLocked is where Envoy takes plaintext: the port of the listener for it alone, else
+// the public one. Envoy has acknowledged these listeners, and routes or rules of plaintext,
+// which it asks for only with one of them.
+func (r *Relay) plaintextLocked() int {
+	port, alone := 0, false
 	for name, res := range r.held[xds.ListenerType] {
-		if strings.HasPrefix(name, publicListener) && r.acked[xds.Key{Type: xds.ListenerType, Name: name}] != res.Version {
-			return false
+		rest, public := strings.CutPrefix(name, publicListener)
+		own := strings.HasPrefix(rest, "_plaintext:")
+		if !public || !own && !strings.HasPrefix(rest, ":") {
+			continue
+		}
+		if r.acked[xds.Key{Type: xds.ListenerType, Name: name}] != res.Version {
+			return 0
+		}
+		if n, err := strconv.Atoi(name[strings.LastIndexByte(name, ':')+1:]); err == nil && !alone {
+			port, alone = n, own
 		}
 	}
 	for _, k := range plaintextRules {
 		if _, asked := r.wanted[k.Type][k.Name]; asked && r.acked[k] != "" {
-			return true
+			return port
 		}
 	}
-	return false
+	return 0
 }
 
 // Changed is closed at the next change of [Relay.Status].
@@ -305,8 +317,8 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 	if len(dropped) > 0 {
 		r.publishLocked() // what is asked for again is not answered by what was so before
 	}
-	if now := r.plaintextLocked(); now != r.status.Plaintext {
-		r.status.Plaintext = now
+	if now := r.plaintextLocked(); now != r.status.PlaintextPort {
+		r.status.PlaintextPort = now
 		r.announceLocked()
 	}
 	r.askLocked(t, added, dropped)
@@ -408,8 +420,8 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	if len(o.Refused) > 0 {
 		r.publishLocked()
 	}
-	if now := r.plaintextLocked(); now != r.status.Plaintext {
-		r.status.Plaintext = now
+	if now := r.plaintextLocked(); now != r.status.PlaintextPort {
+		r.status.PlaintextPort = now
 		r.announceLocked()
 	}
 	r.answerLocked(t)
