@@ -19,6 +19,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -35,6 +36,7 @@ type mesh struct {
 	log          *slog.Logger
 	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
 	xds          *xds.Server
+	book         *telemetry.Book // what sidecars report
 
 	wake chan struct{} // capacity 1
 
@@ -99,7 +101,7 @@ type leaving struct {
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
-		wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
+		book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
@@ -245,6 +247,7 @@ func (m *mesh) run(ctx context.Context) {
 			return
 		case <-m.wake:
 		case <-tick.C:
+			m.keepBook()
 		}
 		m.step(time.Now())
 	}

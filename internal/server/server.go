@@ -285,6 +285,7 @@ func (s *Server) Run(ctx context.Context) error {
 	)...)
 	s.mesh.xds.Register(g)
 	s.ca.Register(g)
+	s.reporters().Register(g)
 	part("gRPC", func() error { return g.Serve(s.grpcLis) })
 
 	h := &http.Server{

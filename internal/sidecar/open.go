@@ -51,6 +51,7 @@ type sidecar struct {
 	drain        *drain
 	runner       *check.Runner
 	board        *board
+	reporter     *reporter
 	envoyUp      chan struct{} // closed when Envoy is ready for the first time
 
 	stop                          context.CancelCauseFunc
@@ -202,6 +203,9 @@ func (s *sidecar) openEnvoy(path string) {
 	o := s.opts
 	s.admin = newAdmin(s.sockets.adminSocket())
 	s.watch = &watch{admin: s.admin}
+	s.reporter = &reporter{
+		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, serves: s.envoyServes.Load,
+	}
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
 		group:         s.group,

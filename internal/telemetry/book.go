@@ -1,0 +1,346 @@
+package telemetry
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+)
+
+// Key is who reports.
+type Key struct {
+	Node, Sidecar string // the sidecar's service ID
+	Service       string // that it stands for
+}
+
+const (
+	// recent is what the ledger shows, in slots of slotFor.
+	recent  = time.Minute
+	slots   = 6
+	slotFor = recent / slots
+	// fresh is how old a sidecar's last report may be for it to count as watched.
+	fresh = 12 * time.Second
+	// maxAddresses that sent plaintext are kept of a service, the newest.
+	maxAddresses = 1000
+)
+
+// Book is what all sidecars counted. It is bounded by the pairs that sidecars declare, by
+// maxAddresses of a service, and by the sidecars themselves. Safe for concurrent use.
+type Book struct {
+	mu       sync.Mutex // guards the following
+	sidecars map[Key]*reporter
+	pairs    map[shift.Pair]*pairBook
+	callees  map[string]map[string]*source // plaintext by service, then address
+}
+
+// reporter is one sidecar.
+type reporter struct {
+	session, seq uint64
+	at           time.Time // of its last report
+	watched      time.Time
+	probes       map[string]Probe // by destination
+	app          *AppPort
+}
+
+// pairBook is one pair.
+type pairBook struct {
+	window  map[shift.Way]shift.Telemetry // since the last Drain
+	failing map[Failing]uint64            // the same
+	over    time.Duration                 // the longest stretch of a report in it
+	slots   [slots]slot
+	last    map[shift.Way]time.Time // when a way was last used
+	first   time.Time
+}
+
+type slot struct {
+	at      time.Time // its beginning
+	ways    map[shift.Way]shift.Telemetry
+	failing map[Failing]uint64
+}
+
+type source struct {
+	first, last time.Time
+	count       uint64
+}
+
+// NewBook is an empty one.
+func NewBook() *Book {
+	return &Book{sidecars: map[Key]*reporter{}, pairs: map[shift.Pair]*pairBook{}, callees: map[string]map[string]*source{}}
+}
+
+// Put takes a report in. One that was there already counts no second time.
+func (b *Book) Put(key Key, r Report, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.sidecars[key]
+	if s == nil {
+		s = &reporter{probes: map[string]Probe{}}
+		b.sidecars[key] = s
+	}
+	s.at = now
+	if s.session == r.Session && r.Seq <= s.seq {
+		return
+	}
+	s.session, s.seq, s.watched = r.Session, r.Seq, r.Watched
+	if r.App != nil {
+		s.app = r.App
+	}
+	for _, p := range r.Probes {
+		s.probes[p.Destination] = p
+	}
+	for _, o := range r.Outbound {
+		b.pair(shift.Pair{Source: key.Service, Destination: o.Destination}, now).put(o, r.Over, now)
+	}
+	for _, p := range r.Plaintext {
+		b.plaintext(key.Service, p, now)
+	}
+}
+
+func (b *Book) pair(p shift.Pair, now time.Time) *pairBook {
+	at := b.pairs[p]
+	if at == nil {
+		at = &pairBook{window: map[shift.Way]shift.Telemetry{}, failing: map[Failing]uint64{}, last: map[shift.Way]time.Time{}, first: now}
+		b.pairs[p] = at
+	}
+	return at
+}
+
+func (p *pairBook) put(o Outbound, over time.Duration, now time.Time) {
+	s := &p.slots[now.UnixNano()/int64(slotFor)%slots]
+	if begin := now.Truncate(slotFor); !s.at.Equal(begin) {
+		*s = slot{at: begin, ways: map[shift.Way]shift.Telemetry{}, failing: map[Failing]uint64{}}
+	}
+	for _, w := range o.Ways {
+		p.window[w.Way] = p.window[w.Way].Merge(w.Telemetry)
+		s.ways[w.Way] = s.ways[w.Way].Merge(w.Telemetry)
+		if w.Attempts > 0 {
+			p.last[w.Way] = now
+		}
+	}
+	for _, f := range o.Failing {
+		n := f.Count
+		f.Count = 0
+		bounded(p.failing, f, n)
+		bounded(s.failing, f, n)
+	}
+	p.over = max(p.over, over)
+}
+
+// bounded counts, but no more kinds than a few.
+func bounded(m map[Failing]uint64, f Failing, n uint64) {
+	if _, there := m[f]; there || len(m) < 4*maxFailing {
+		m[f] += n
+	}
+}
+
+func (b *Book) plaintext(service string, p Plaintext, now time.Time) {
+	from := b.callees[service]
+	if from == nil {
+		from = map[string]*source{}
+		b.callees[service] = from
+	}
+	s := from[p.Address]
+	if s == nil {
+		if len(from) >= maxAddresses {
+			oldest := slices.MinFunc(slices.Collect(maps.Keys(from)), func(x, y string) int { return from[x].last.Compare(from[y].last) })
+			delete(from, oldest)
+		}
+		s = &source{first: now}
+		from[p.Address] = s
+	}
+	s.count += p.Count
+	if last := p.Last; last.After(s.last) {
+		s.last = last
+	}
+	s.last = latest(s.last, now.Add(-time.Second))
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// Forget drops a sidecar, as when it is registered no more.
+func (b *Book) Forget(key Key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.sidecars, key)
+}
+
+// Keep drops the sidecars that are not registered and the pairs that nobody declares.
+func (b *Book) Keep(registered func(Key) bool, declared func(shift.Pair) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.sidecars, func(k Key, _ *reporter) bool { return !registered(k) })
+	maps.DeleteFunc(b.pairs, func(p shift.Pair, _ *pairBook) bool { return !declared(p) })
+}
+
+// Window is what a pair did since the last [Book.Drain].
+type Window struct {
+	Pair    shift.Pair
+	Over    time.Duration
+	Ways    []shift.WayTelemetry
+	Failing []Failing
+}
+
+// Drain takes what was counted since it was last called, by pair.
+func (b *Book) Drain() []Window {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []Window
+	for pair, p := range b.pairs {
+		if len(p.window) == 0 {
+			continue
+		}
+		out = append(out, Window{Pair: pair, Over: p.over, Ways: waysOf(p.window), Failing: failingOf(p.failing)})
+		p.window, p.failing, p.over = map[shift.Way]shift.Telemetry{}, map[Failing]uint64{}, 0
+	}
+	slices.SortFunc(out, func(x, y Window) int { return x.Pair.Compare(y.Pair) })
+	return out
+}
+
+func waysOf(m map[shift.Way]shift.Telemetry) (out []shift.WayTelemetry) {
+	for _, w := range shift.Ways() {
+		if t, ok := m[w]; ok {
+			out = append(out, shift.WayTelemetry{Way: w, Telemetry: t})
+		}
+	}
+	return out
+}
+
+func failingOf(m map[Failing]uint64) []Failing {
+	var list []Failing
+	for f, n := range m {
+		f.Count = n
+		list = append(list, f)
+	}
+	return foremost(list)
+}
+
+// Pair is what is known of one.
+type Pair struct {
+	Pair        shift.Pair
+	Ways        []shift.WayTelemetry // of about the last minute
+	Failing     []Failing            // the same
+	Last        map[shift.Way]time.Time
+	First, Seen time.Time // when traffic was first and last counted; zero: never
+}
+
+// Pairs lists what every pair did in about the last minute, sorted.
+func (b *Book) Pairs(now time.Time) []Pair {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]Pair, 0, len(b.pairs))
+	for pair, p := range b.pairs {
+		out = append(out, p.recent(pair, now))
+	}
+	slices.SortFunc(out, func(x, y Pair) int { return x.Pair.Compare(y.Pair) })
+	return out
+}
+
+// Pair is what one pair did in about the last minute.
+func (b *Book) Pair(p shift.Pair, now time.Time) Pair {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if at := b.pairs[p]; at != nil {
+		return at.recent(p, now)
+	}
+	return Pair{Pair: p}
+}
+
+func (p *pairBook) recent(pair shift.Pair, now time.Time) Pair {
+	out := Pair{Pair: pair, Last: maps.Clone(p.last), First: p.first}
+	ways, failing := map[shift.Way]shift.Telemetry{}, map[Failing]uint64{}
+	for _, s := range p.slots {
+		if now.Sub(s.at) > recent {
+			continue
+		}
+		for w, t := range s.ways {
+			ways[w] = ways[w].Merge(t)
+		}
+		for f, n := range s.failing {
+			failing[f] += n
+		}
+	}
+	for _, at := range p.last {
+		out.Seen = latest(out.Seen, at)
+	}
+	out.Ways, out.Failing = waysOf(ways), failingOf(failing)
+	return out
+}
+
+// Probed is what the callers of a pair say of its old way.
+type Probed struct {
+	Works, Fails int
+	Why          string    // of one that says it fails
+	Since        time.Time // the latest change
+}
+
+// Probes is what fresh callers of a source say of a destination's way.
+func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	keys := slices.SortedFunc(maps.Keys(b.sidecars), compareKeys)
+	for _, k := range keys {
+		s := b.sidecars[k]
+		p, ok := s.probes[pair.Destination]
+		if k.Service != pair.Source || !ok || p.Way != way || now.Sub(s.at) > fresh {
+			continue
+		}
+		if p.Works {
+			out.Works++
+		} else {
+			out.Fails++
+			out.Why = cmp.Or(out.Why, k.Sidecar+": "+p.Why)
+		}
+		out.Since = latest(out.Since, p.Since)
+	}
+	return out
+}
+
+func compareKeys(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Sidecar, b.Sidecar), cmp.Compare(a.Node, b.Node))
+}
+
+// Sender is an address that sent plaintext to a service.
+type Sender struct {
+	Address     string
+	First, Last time.Time
+	Count       uint64
+}
+
+// Plaintext lists who sent plaintext to a service, the latest first.
+func (b *Book) Plaintext(service string) []Sender {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []Sender
+	for address, s := range b.callees[service] {
+		out = append(out, Sender{address, s.first, s.last, s.count})
+	}
+	slices.SortFunc(out, func(x, y Sender) int { return cmp.Or(-x.Last.Compare(y.Last), cmp.Compare(x.Address, y.Address)) })
+	return out
+}
+
+// Reporting is what an instance of a service says of itself.
+type Reporting struct {
+	At      time.Time // of its last report; zero: none
+	Watched time.Time // since when it counts plaintext without a gap
+	App     *AppPort
+	Fresh   bool
+}
+
+// Reporting is what a sidecar says of itself.
+func (b *Book) Reporting(key Key, now time.Time) Reporting {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.sidecars[key]
+	if s == nil {
+		return Reporting{}
+	}
+	return Reporting{At: s.at, Watched: s.watched, App: s.app, Fresh: now.Sub(s.at) <= fresh}
+}

@@ -1,0 +1,157 @@
+package telemetry
+
+import (
+	"encoding/json"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+)
+
+// answer is what an Envoy 1.40 says to StatsPath, shortened.
+const answer = `{"stats":[
+{"name":"cf.attempt.destination.catalog.way..code.200.flags.-.grpc.","value":82},
+{"name":"cf.attempt.destination.catalog.way.legacy.code.0.flags.UF.grpc.","value":15},
+{"name":"cf.attempt.destination.catalog.way.plain.code.503.flags.UC,UO.grpc.","value":3},
+{"name":"cf.attempt.destination.a.way.b.way.direct.code.200.flags.-.grpc.14","value":2},
+{"name":"cf.attempt.destination.a.way.b.way.direct.code.200.flags.-.grpc.5","value":4},
+{"name":"cf.connection.destination.db.way.plain.flags.-","value":28},
+{"name":"cf.connection.destination.db.way..flags.URX","value":1},
+{"name":"cf.plaintext.source_address.10.0.0.7","value":119},
+{"name":"cf.unheard.of","value":1},
+{"histograms":{"supported_percentiles":[0,25],"details":[
+{"name":"cf.attempt_us.destination.catalog.way.","totals":[{"lower_bound":180,"width":10,"count":2},{"lower_bound":1100,"width":100,"count":1}],"intervals":[],"percentiles":[]},
+{"name":"cf.connection_us.destination.db.way.plain","totals":[{"lower_bound":20,"width":1,"count":28}],"intervals":[],"percentiles":[]}]}}]}`
+
+func read(t *testing.T, m *Meter, text string) ([]Outbound, []Plaintext) {
+	t.Helper()
+	s, err := ParseStats([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.Read(noon, s)
+}
+
+var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func TestMeter(t *testing.T) {
+	var m Meter
+	out, plaintext := read(t, &m, answer)
+	got, _ := json.Marshal(out)
+	want := `[{"dst":"a.way.b","ways":[{"way":"direct","attempts":6,"failed":2}],"failing":[{"way":"direct","what":"200 grpc 14","n":2}]},` +
+		`{"dst":"catalog","ways":[{"way":"legacy","attempts":15,"failed":15,"connect_failed":15},{"way":"plain","attempts":3,"failed":3},` +
+		`{"way":"mtls","attempts":82,"latency":{"bins":[{"b":-82,"n":2},{"b":1,"n":1}]}}],"failing":[{"way":"legacy","what":"no answer UF","n":15},{"way":"plain","what":"503 UC,UO","n":3}]},` +
+		`{"dst":"db","ways":[{"way":"plain","attempts":28,"latency":{"bins":[{"b":-170,"n":28}]}},{"way":"mtls","attempts":1,"failed":1,"connect_failed":1}],"failing":[{"way":"mtls","what":"no connection URX","n":1}]}]`
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if len(plaintext) != 1 || plaintext[0] != (Plaintext{Address: "10.0.0.7", Count: 119, Last: noon}) {
+		t.Errorf("plaintext %+v", plaintext)
+	}
+	if out, plaintext := read(t, &m, answer); out != nil || plaintext != nil {
+		t.Errorf("nothing new: %+v %+v", out, plaintext)
+	}
+	// An Envoy that started again.
+	out, _ = read(t, &m, `{"stats":[{"name":"cf.attempt.destination.catalog.way..code.200.flags.-.grpc.","value":5},{"histograms":{"details":[{"name":"cf.attempt_us.destination.catalog.way.","totals":[{"lower_bound":180,"width":10,"count":1}]}]}}]}`)
+	if len(out) != 1 || out[0].Ways[0].Attempts != 5 || out[0].Ways[0].Latency.Total() != 1 {
+		t.Errorf("after a restart: %+v", out)
+	}
+}
+
+// What is merged counts as if it had been one stretch.
+func TestMerge(t *testing.T) {
+	var m Meter
+	out, plaintext := read(t, &m, answer)
+	r := Report{Over: time.Second, Outbound: out, Plaintext: plaintext}
+	twice := r.Merge(r)
+	for _, o := range twice.Outbound {
+		for _, w := range o.Ways {
+			for _, was := range out {
+				for _, x := range was.Ways {
+					if was.Destination == o.Destination && x.Way == w.Way && (w.Attempts != 2*x.Attempts || w.Failed != 2*x.Failed || w.Latency.Total() != 2*x.Latency.Total()) {
+						t.Errorf("%s %s: %+v, once %+v", o.Destination, w.Way, w, x)
+					}
+				}
+			}
+		}
+	}
+	if twice.Over != 2*time.Second || twice.Plaintext[0].Count != 238 {
+		t.Errorf("%+v", twice)
+	}
+	if once := (Report{}).Merge(r); !reflect.DeepEqual(once, r) {
+		t.Errorf("got  %+v\nwant %+v", once, r)
+	}
+}
+
+func outbound(n, failed uint64) []Outbound {
+	return []Outbound{{Destination: "catalog", Ways: []shift.WayTelemetry{{Way: shift.MTLS, Telemetry: shift.Telemetry{Attempts: n, Failed: failed}}}}}
+}
+
+// A report that comes again counts once, a sidecar that started anew counts anew.
+func TestBook(t *testing.T) {
+	b := NewBook()
+	key := Key{"n1", "web-1-sidecar-proxy", "web"}
+	pair := shift.Pair{Source: "web", Destination: "catalog"}
+	attempts := func(w Window) uint64 { return w.Ways[0].Attempts }
+	b.Put(key, Report{Session: 1, Seq: 1, Outbound: outbound(10, 1)}, noon)
+	b.Put(key, Report{Session: 1, Seq: 1, Outbound: outbound(10, 1)}, noon)
+	b.Put(key, Report{Session: 1, Seq: 2, Outbound: outbound(5, 0)}, noon.Add(time.Second))
+	b.Put(key, Report{Session: 2, Seq: 1, Outbound: outbound(1, 0)}, noon.Add(2*time.Second))
+	if w := b.Drain(); len(w) != 1 || w[0].Pair != pair || attempts(w[0]) != 16 {
+		t.Errorf("%+v", w)
+	}
+	if w := b.Drain(); w != nil {
+		t.Errorf("drained twice: %+v", w)
+	}
+	if p := b.Pair(pair, noon.Add(30*time.Second)); len(p.Ways) != 1 || p.Ways[0].Attempts != 16 || !p.Seen.Equal(noon.Add(2*time.Second)) {
+		t.Errorf("%+v", p)
+	}
+	if p := b.Pair(pair, noon.Add(2*time.Minute)); p.Ways != nil || p.Seen.IsZero() {
+		t.Errorf("after two minutes: %+v", p)
+	}
+	if r := b.Reporting(key, noon.Add(time.Minute)); r.Fresh || r.At.IsZero() {
+		t.Errorf("%+v", r)
+	}
+	b.Keep(func(Key) bool { return false }, func(shift.Pair) bool { return false })
+	if p := b.Pairs(noon); len(p) != 0 {
+		t.Errorf("kept %+v", p)
+	}
+}
+
+// Who sent plaintext is remembered, the newest of them.
+func TestPlaintextIsBounded(t *testing.T) {
+	b := NewBook()
+	for i := range maxAddresses + 10 {
+		b.Put(Key{"n", "c", "catalog"}, Report{Session: 1, Seq: uint64(i + 1), Plaintext: []Plaintext{{Address: time.Duration(i).String(), Count: 1, Last: noon.Add(time.Duration(i) * time.Second)}}}, noon.Add(time.Duration(i)*time.Second))
+	}
+	list := b.Plaintext("catalog")
+	if len(list) != maxAddresses || list[0].Address != time.Duration(maxAddresses+9).String() {
+		t.Errorf("%d, first %+v", len(list), list[0])
+	}
+}
+
+// Nothing that decodes is beyond the bounds, and it encodes to the same again.
+func FuzzDecode(f *testing.F) {
+	for _, text := range []string{
+		`{}`, `{"session":1,"seq":2,"over":5,"out":[{"dst":"a","ways":[{"way":"mtls","attempts":3,"latency":{"bins":[{"b":1,"n":2}]}}],"failing":[{"way":"mtls","what":"503","n":1}]}]}`,
+		`{"plaintext":[{"from":"10.0.0.1","n":4}],"probes":[{"dst":"a","way":"legacy","works":true}],"app":{"port":80,"loopback":true}}`,
+		`{"out":[{"dst":"","ways":[]}]}`, `{"out":[{"dst":"a","ways":[{"way":"x"}]}]}`, `{"over":-1}`, `[`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := Decode(b)
+		if err != nil {
+			return
+		}
+		again, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(again); err != nil && len(again) <= MaxReport {
+			t.Fatalf("%s: %v", again, err)
+		}
+		NewBook().Put(Key{}, r, noon)
+	})
+}
