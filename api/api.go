@@ -21,7 +21,7 @@ import (
 const (
 	Legacy = "legacy" // the old mesh's address
 	Direct = "direct" // the callee's own port
-	Plain  = "plain"  // sidecar to sidecar without TLS: no server takes a share of it yet
+	Plain  = "plain"  // sidecar to sidecar, without TLS
 	MTLS   = "mtls"   // sidecar to sidecar
 )
 

@@ -38,9 +38,11 @@ A pair that an entry of "*" has decided for gets an entry of its own, which begi
 "*" as SOURCE or DESTINATION writes the entry of all that have none of their own. When somebody
 else changes a pair at the same moment nothing is changed, of all pairs named.
 
-What is not there yet: the way "plain" is refused, nothing moves by itself (no steps, no
-guard that compares ways), and whether a way works is not tried before: a warning says
-what the registry knows.`,
+The way "plain" wants a destination with MutualTLSMode = "permissive"; one that is "strict"
+takes "mtls" alone.
+
+What is not there yet: nothing moves by itself (no steps, no guard that compares ways), and
+whether a way works is not tried before: a warning says what the registry knows.`,
 		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
   crossfade shift storefront catalog --via mtls=10
   crossfade shift storefront catalog --via legacy=60 --via direct=30 --via mtls=10

@@ -39,6 +39,7 @@ func (b *builder) outbound(u Upstream, chain routing.Chain, shift *config.Traffi
 		p.connections(u.Target.SNI(b.in.TrustDomain))
 	}
 	p.custom()
+	p.closed()
 	return p.out
 }
 
@@ -116,12 +117,12 @@ func (p *planner) members(l leg) []string {
 func (p *planner) connections(entry string) {
 	p.out.entry = entry
 	route := p.chain.Routes[0]
-	whole := len(route.Legs) == 1 && len(route.Legs[0].Failover) == 0
-	if p.shifted() || p.revertible() && whole && p.unreachable(route.Legs[0].Target) == "" {
+	// A cluster that somebody wrote looks for endpoints under the name that these have alone.
+	if p.shifted() || p.revertible() && p.settings.EnvoyClusterJSON == "" {
 		p.share(entry, route)
 		return
 	}
-	legs := weighted(p.ways(route.Legs))
+	legs := weighted(p.ways(route))
 	sticky, from := p.stickiness(route)
 	if sticky != nil && !sticky.Source {
 		p.notSticky(from)
@@ -209,7 +210,7 @@ func (p *planner) rules(r routing.Route) []Rule {
 	if r.Rule != nil {
 		rule(&base, *r.Rule)
 	}
-	legs := weighted(p.ways(r.Legs))
+	legs := weighted(p.ways(r))
 	base.Hash = hashPolicies(legs)
 	base.RewriteHost = p.rewrites(legs)
 	if len(legs) == 1 && p.dead(legs[0]) {
@@ -268,13 +269,9 @@ func (p *planner) repeat(base Rule, r routing.Route, legs []leg, divide int) []R
 
 // legs are the shares of one rule.
 func (p *planner) legs(rule Rule, legs []leg, divide int, crossing bool) []RouteLeg {
-	copies := int(max(rule.Retry.Number, 1))
-	if rule.Retry.afterSending() && !rule.Idempotent {
-		copies++ // so that no retry leaves the target, unless nobody is there
-	}
 	clusters := make([]string, divide)
 	for i := range clusters {
-		clusters[i] = p.alternatives(legs, i, copies, crossing)
+		clusters[i] = p.alternatives(rule, legs, i, crossing)
 	}
 	all := []routing.Range{{Leg: 0, Weight: routing.TotalWeight}}
 	switch {
@@ -296,9 +293,23 @@ func (p *planner) legs(rule Rule, legs []leg, divide int, crossing bool) []Route
 	return out
 }
 
+// copies is how often a leg's target is tried before anybody else is.
+func (p *planner) copies(rule Rule, l leg) int {
+	retries, legacy := int(max(rule.Retry.Number, 1)), l.way == config.WayLegacy
+	switch {
+	// No retry leaves the target, unless nobody is there; nor does one whose Host was rewritten.
+	case rule.Retry.afterSending() && (!rule.Idempotent || legacy && rule.RewriteHost):
+		return retries + 1
+	// One address: who cannot connect to it need not try again.
+	case !rule.Retry.afterSending() && legacy && p.chain.Protocol == config.HTTP:
+		return 1
+	}
+	return retries
+}
+
 // alternatives is the cluster of a leg or, where somebody can stand in for it, the
 // group that tries the leg first.
-func (p *planner) alternatives(legs []leg, i, copies int, crossing bool) string {
+func (p *planner) alternatives(rule Rule, legs []leg, i int, crossing bool) string {
 	wanted := legs[i]
 	own := p.members(wanted)
 	var others []string
@@ -317,11 +328,8 @@ func (p *planner) alternatives(legs []leg, i, copies int, crossing bool) string 
 	if wanted.straight() {
 		name = own[0]
 	}
-	attempts := copies + 1
-	if wanted.way == config.WayLegacy && p.chain.Protocol == config.HTTP {
-		copies = 1 // one address: who cannot connect to it need not try again
-	}
-	g := Group{StatName: name, Members: append(slices.Repeat(own[:1], copies), own[1:]...), Limits: limits(p.settings)}
+	attempts := int(max(rule.Retry.Number, 1)) + 1
+	g := Group{StatName: name, Members: append(slices.Repeat(own[:1], p.copies(rule, wanted)), own[1:]...), Limits: limits(p.settings)}
 	for _, o := range others {
 		if !slices.Contains(g.Members, o) {
 			g.Members = append(g.Members, o)

@@ -20,7 +20,8 @@ type Place struct {
 // leg is a share of an upstream's requests or connections, on one way.
 type leg struct {
 	routing.Leg
-	way string // of package config
+	way    string // of package config
+	paired bool   // a traffic-shift has a say in its route
 }
 
 // straight reports whether the leg goes to the destination itself, by a cluster of its
@@ -81,29 +82,34 @@ func (p *planner) open(way string) bool {
 	return true
 }
 
-// routes are those of the chain or, while anything goes by an old way, the last alone:
-// what a service-router does to requests, Envoy does before a way is chosen.
+// routes are those of the chain. Where one of those that are divided among ways rewrites
+// the path, which Envoy does before a way is chosen, only the last has an effect then.
 func (p *planner) routes() []routing.Route {
 	all := p.chain.Routes
-	if !p.shifted() {
-		return all
+	if p.shifted() && slices.ContainsFunc(all, func(r routing.Route) bool { return routing.Rewrites(p.chain.Service, r.Rule) }) {
+		p.problem(p.subject, "service-router/%s has no effect while %s sends anything another way than mtls: it rewrites paths for the callee alone", p.chain.Service, config.KeyOf(p.shift))
+		return all[len(all)-1:]
 	}
-	if p.chain.Routed {
-		p.problem(p.subject, "service-router/%s has no effect while %s sends anything another way than mtls: its rules are for that one alone", p.chain.Service, config.KeyOf(p.shift))
-	}
-	return all[len(all)-1:]
+	return all
+}
+
+// paired reports whether the entry has a say in a route. It has none in those that a router
+// sends to another service.
+func (p *planner) paired(r routing.Route) bool {
+	return p.shift != nil && routing.Stays(p.chain.Service, r.Rule)
 }
 
 // ways are the legs of a route on each way: those of the chain share what goes between
-// sidecars.
-func (p *planner) ways(legs []routing.Leg) []leg {
+// sidecars with mTLS.
+func (p *planner) ways(r routing.Route) []leg {
 	var out []leg
-	if p.shifted() || p.revertible() {
+	legs, paired := r.Legs, p.paired(r)
+	if paired && (p.shifted() || p.revertible()) {
 		out = p.straight(legs)
 		legs = routing.Portion(legs, uint32(p.shift.Shares.Hundredths(config.WayMTLS)))
 	}
 	for _, l := range legs {
-		out = append(out, leg{l, config.WayMTLS})
+		out = append(out, leg{l, config.WayMTLS, paired})
 	}
 	return out
 }
@@ -119,17 +125,31 @@ func (p *planner) straight(legs []routing.Leg) (out []leg) {
 	}
 	for _, way := range straightWays() {
 		if share := p.shift.Shares.Hundredths(way); share > 0 || p.open(way) {
-			out = append(out, leg{routing.Leg{Weight: uint32(share), Resolver: to}, way})
+			out = append(out, leg{routing.Leg{Weight: uint32(share), Resolver: to}, way, true})
 		}
 	}
 	return out
+}
+
+// closed names a share that the callee's MutualTLSMode closes the way of. Writes that say
+// so are refused; where one could not be, requests go on as the entry says.
+func (p *planner) closed() {
+	if !p.shifted() {
+		return
+	}
+	switch mode := p.mode(); {
+	case mode == config.MutualTLSStrict:
+		p.problem(p.subject, "%s: %q is strict, and part of its requests does not go by mtls: have all on mtls", config.KeyOf(p.shift), p.target.Service)
+	case mode != config.MutualTLSPermissive && p.shift.Shares.Plain > 0:
+		p.problem(p.subject, "%s: the sidecars of %q take no plaintext: the share of plain goes to the other ways", config.KeyOf(p.shift), p.target.Service)
+	}
 }
 
 // stickiness is what callers are known by, and the entry that says so. While a
 // traffic-shift divides, its word counts before that of the callee's policy.
 func (p *planner) stickiness(r routing.Route) (*config.Sticky, config.Key) {
 	switch {
-	case p.shifted() && p.shift.Sticky != nil:
+	case p.shifted() && p.paired(r) && p.shift.Sticky != nil:
 		return p.shift.Sticky, config.KeyOf(p.shift)
 	case r.Policy != nil:
 		return r.Policy.Sticky, config.KeyOf(r.Policy)
@@ -145,7 +165,7 @@ func (p *planner) ranges(legs []leg) []routing.Range {
 	for _, l := range legs {
 		names, weights = append(names, l.id()), append(weights, l.Weight)
 	}
-	if p.shift != nil {
+	if legs[0].paired {
 		for _, way := range straightWays() {
 			if !slices.Contains(names, way) {
 				names, weights = append(names, way), append(weights, 0)
@@ -184,12 +204,12 @@ func (p *planner) place() Place {
 // share: what a change of shares changes are endpoints alone. They are the source's
 // own, or the instance's where it stays on one way.
 func (p *planner) share(entry string, route routing.Route) {
-	legs := p.ways(route.Legs)
-	sticky, from := p.stickiness(route)
-	sharers := p.service
-	switch {
-	case sticky == nil:
-	case sticky.Source:
+	legs := p.ways(route)
+	c := p.cluster(route.Legs[0].Resolver, p.settings, false)
+	c.Name, c.SNI, c.PeerURI, c.Target, c.Unreachable = entry, "", "", routing.Target{}, ""
+	c.Sharers = p.sharers(route)
+	switch sticky, from := p.stickiness(route); {
+	case sticky != nil && sticky.Source:
 		own := p.own(weighted(legs)).id()
 		for i := range legs {
 			legs[i].Weight = 0
@@ -197,30 +217,64 @@ func (p *planner) share(entry string, route routing.Route) {
 				legs[i].Weight, own = routing.TotalWeight, ""
 			}
 		}
-		sharers += fmt.Sprintf("~%016x", routing.Hash(p.proxy.Node+"/"+p.proxy.ID))
-	default:
+	case sticky != nil:
 		p.notSticky(from)
 	}
-	c := p.cluster(route.Legs[0].Resolver, p.settings, false)
-	c.Name, c.SNI, c.PeerURI, c.Target, c.Unreachable = entry, "", "", routing.Target{}, ""
 	total := uint32(0)
+	add := func(part Part) { c.Split, total = append(c.Split, part), total+part.Weight }
 	for _, l := range legs {
-		part, reason := p.part(l)
-		switch {
+		switch part, reason := p.part(l); {
 		case reason == "":
-			c.Split, total = append(c.Split, part), total+part.Weight
+			add(part)
 		case l.Weight > 0:
 			c.Unreachable = reason
 		}
-		if len(l.Failover) > 0 {
-			p.problem(p.subject, "failover of %s has no effect while connections are divided among ways: the other ones stand in", l.Target)
+		for _, part := range p.standIns(l, len(route.Legs) > 1) {
+			add(part)
 		}
 	}
 	if total > 0 {
 		c.Unreachable = ""
 	}
-	c.Sharers = sharers
 	p.add(c)
+}
+
+// sharers are whose endpoints a shared cluster has. They are the same whatever the shares.
+func (p *planner) sharers(route routing.Route) string {
+	sticky := p.shift.Sticky
+	if sticky == nil && route.Policy != nil {
+		sticky = route.Policy.Sticky
+	}
+	if sticky == nil || !sticky.Source {
+		return p.service
+	}
+	return fmt.Sprintf("%s~%016x", p.service, routing.Hash(p.proxy.Node+"/"+p.proxy.ID))
+}
+
+// standIns are the failovers of a leg as parts. They get something only where all goes to
+// that leg: otherwise the other ones stand in.
+func (p *planner) standIns(l leg, split bool) (out []Part) {
+	switch {
+	case len(l.Failover) == 0:
+		return nil
+	case split:
+		p.problem(p.subject, "failover of %s has no effect in a split of connections: the other legs stand in", l.Target)
+		return nil
+	case p.shifted():
+		p.problem(p.subject, "failover of %s has no effect while connections are divided among ways: the other ones stand in", l.Target)
+	}
+	for i, t := range l.Failover {
+		if p.unreachable(t) != "" {
+			continue
+		}
+		part := p.meshed(t, routing.TotalWeight)
+		part.Priority = uint32(i + 1)
+		if p.shifted() {
+			part.Weight = 0
+		}
+		out = append(out, part)
+	}
+	return out
 }
 
 // part is a leg as one part of a cluster for connections, or why it can be none.

@@ -16,6 +16,26 @@ type View struct {
 	Routed     bool        `json:"routed"`           // by a service-router
 	Words      string      `json:"words"`            // [Chain.Describe]
 	Routes     []RouteView `json:"routes"`           // in the order in which they are tried
+	// Pair, when asked for, is by which ways one caller's requests travel.
+	Pair *PairView `json:"pair,omitempty"`
+}
+
+// PairView is how the requests, or connections, of one caller are divided among ways.
+type PairView struct {
+	Source string `json:"source"`
+	// Entry is the name of the traffic-shift that decides; empty for none.
+	Entry string    `json:"entry,omitempty"`
+	Ways  []WayView `json:"ways"` // in the order of ways; those that cannot be gone are left out
+}
+
+// WayView is one way of a pair. Shares are in percent.
+type WayView struct {
+	Way       string  `json:"way"`
+	Wanted    float64 `json:"wanted"`
+	Effective float64 `json:"effective"`
+	// To is where the way leads: an address, or what of the destination.
+	To      string `json:"to"`
+	Healthy *int   `json:"healthy,omitempty"` // instances in service; nil: not known
 }
 
 // RouteView is one route of a chain.
@@ -135,6 +155,50 @@ func (r Route) divided(can []bool) []float64 {
 	}
 	for i := range out {
 		out[i] *= TotalWeight / living
+	}
+	return out
+}
+
+// PairOf looks at a pair: at the ways of an entry, which may be nil, for requests that the
+// chain does not send to another service. healthy is how many instances of the destination
+// are in service on a way; nil when that is not known. Of a way that has none, and is not an
+// address, the others get what it was meant to: requests go to the first of them, where they
+// may cross, and connections to all by their shares.
+func (c Chain) PairOf(source string, e *config.TrafficShift, healthy func(way string) int) *PairView {
+	out := &PairView{Source: source}
+	shares := config.Shares{MTLS: 100}
+	if e != nil {
+		out.Entry, shares = e.EntryName(), e.Shares
+	}
+	to := map[string]string{config.WayDirect: "instances of " + c.Service, config.WayPlain: "sidecars of " + c.Service + " that take plaintext", config.WayMTLS: "chain of " + c.Service}
+	if e != nil && e.Legacy != nil {
+		to[config.WayLegacy] = e.Legacy.Address
+	}
+	// Ways are what legs of a route are, and get what those would.
+	ways := Route{Policy: c.Routes[len(c.Routes)-1].Policy}
+	for _, way := range []string{config.WayLegacy, config.WayDirect, config.WayPlain, config.WayMTLS} {
+		n := shares.Hundredths(way)
+		if to[way] == "" || e == nil && way != config.WayMTLS {
+			continue
+		}
+		view := WayView{Way: way, Wanted: float64(n) * 100 / TotalWeight, To: to[way]}
+		if healthy != nil && way != config.WayLegacy {
+			found := healthy(way)
+			view.Healthy = &found
+		}
+		out.Ways = append(out.Ways, view)
+		ways.Legs = append(ways.Legs, Leg{Weight: uint32(n), Resolver: Resolver{Target: Target{Service: way}}})
+	}
+	effective := ways.Effective(config.IsHTTP(c.Protocol), func(t Target) int {
+		for _, w := range out.Ways {
+			if w.Way == t.Service && w.Healthy != nil {
+				return *w.Healthy
+			}
+		}
+		return 1
+	})
+	for i := range out.Ways {
+		out.Ways[i].Effective = effective[i] * 100 / TotalWeight
 	}
 	return out
 }

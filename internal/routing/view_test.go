@@ -1,6 +1,8 @@
 package routing_test
 
 import (
+	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -45,5 +47,48 @@ func TestEffective(t *testing.T) {
 				t.Errorf("of connections %v, want %v", got, tc.tcp)
 			}
 		})
+	}
+}
+
+// TestPairOf is how a caller's requests and connections are divided while only some ways
+// lead to anybody.
+func TestPairOf(t *testing.T) {
+	e := &config.TrafficShift{Source: "web", Destination: "api", Legacy: &config.LegacyWay{Address: "api.old:80"}, Shares: config.Shares{Legacy: 10, Direct: 20, Plain: 30, MTLS: 40}}
+	bare := &config.TrafficShift{Source: "*", Destination: "api", Shares: config.Shares{Direct: 60, MTLS: 40}}
+	dead := func(ways ...string) func(string) int {
+		return func(way string) int {
+			if slices.Contains(ways, way) {
+				return 0
+			}
+			return 3
+		}
+	}
+	for _, tc := range []struct {
+		name     string
+		entry    *config.TrafficShift
+		protocol string
+		healthy  func(string) int
+		want     string
+	}{
+		{"all", e, config.HTTP, dead(), "web~api legacy 10 direct 20/3 plain 30/3 mtls 40/3"},
+		{"not known", e, config.HTTP, nil, "web~api legacy 10 direct 20 plain 30 mtls 40"},
+		{"nobody takes plaintext", e, config.GRPC, dead("plain"), "web~api legacy 40 direct 20/3 plain 0/0 mtls 40/3"},
+		{"connections", e, config.TCP, dead("plain", "mtls"), "web~api legacy 33.33 direct 66.67/3 plain 0/0 mtls 0/0"},
+		{"no old mesh", bare, config.HTTP, dead("mtls"), "*~api direct 100/3 plain 0/3 mtls 0/0"},
+		{"nobody at all", bare, config.TCP, dead("mtls", "direct"), "*~api direct 0/0 plain 0/3 mtls 0/0"},
+		{"no entry", nil, config.HTTP, dead(), " mtls 100/3"},
+	} {
+		c := routing.Chain{Service: "api", Datacenter: "dc1", Protocol: tc.protocol, Routes: []routing.Route{{Legs: []routing.Leg{leg(10_000, routing.Target{Service: "api", Datacenter: "dc1"})}}}}
+		view := c.PairOf("web", tc.entry, tc.healthy)
+		got := view.Entry
+		for _, w := range view.Ways {
+			got += fmt.Sprintf(" %s %v", w.Way, math.Round(w.Effective*100)/100)
+			if w.Healthy != nil {
+				got += fmt.Sprintf("/%d", *w.Healthy)
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
 	}
 }

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
 // chain shows what becomes of requests for a service, as the entries say and as its
-// instances let it.
+// instances let it, and for a caller by which ways they go.
 func (s *Server) chain(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	req := routing.Request{Service: r.PathValue("service"), Datacenter: cmp.Or(q.Get("dc"), s.mesh.datacenter), Protocol: q.Get("protocol")}
@@ -19,7 +20,7 @@ func (s *Server) chain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var view routing.View
-	err := isolated(func() (err error) { view, err = s.mesh.view(req); return err })
+	err := isolated(func() (err error) { view, err = s.mesh.view(req, q.Get("source")); return err })
 	if err != nil {
 		http.Error(w, fmt.Sprintf("chain of %q: %v", req.Service, err), http.StatusServiceUnavailable)
 		return
@@ -27,7 +28,7 @@ func (s *Server) chain(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, view)
 }
 
-func (m *mesh) view(req routing.Request) (routing.View, error) {
+func (m *mesh) view(req routing.Request, source string) (routing.View, error) {
 	m.mu.Lock()
 	snap, entries := m.catalog, m.entries
 	m.mu.Unlock()
@@ -37,14 +38,41 @@ func (m *mesh) view(req routing.Request) (routing.View, error) {
 	req.Config = entries
 	chain, _ := routing.Compile(req)
 	filters := &proxy.Filters{}
-	return chain.View(func(t routing.Target) int {
-		if t.Datacenter != m.datacenter {
-			return 0 // there is no way to another one
-		}
+	count := func(p proxy.Part) int {
 		n := 0
-		for _, g := range proxy.BuildEndpoints(snap, proxy.EndpointsRef{Parts: []proxy.Part{{Target: t}}}, filters).Groups {
+		for _, g := range proxy.BuildEndpoints(snap, proxy.EndpointsRef{Parts: []proxy.Part{p}}, filters).Groups {
 			n += len(g.Endpoints)
 		}
 		return n
-	}), nil
+	}
+	healthy := func(t routing.Target) int {
+		if t.Datacenter != m.datacenter {
+			return 0 // there is no way to another one
+		}
+		return count(proxy.Part{Target: t})
+	}
+	view := chain.View(healthy)
+	if source == "" {
+		return view, nil
+	}
+	var e *config.TrafficShift
+	if req.Datacenter == m.datacenter {
+		e = entries.TrafficShift(source, req.Service)
+	}
+	straight := routing.Target{Service: req.Service, Datacenter: m.datacenter}
+	view.Pair = chain.PairOf(source, e, func(way string) int {
+		if way != config.WayMTLS {
+			return count(proxy.Part{Target: straight, Way: way})
+		}
+		n := 0
+		last := chain.Routes[len(chain.Routes)-1]
+		for _, l := range last.Legs {
+			n += healthy(l.Target)
+			for _, t := range l.Failover {
+				n += healthy(t)
+			}
+		}
+		return n
+	})
+	return view, nil
 }

@@ -31,6 +31,7 @@ type books struct {
 
 	sources map[string]*source
 	callees map[string]api.Callee
+	plain   map[string]int            // sidecars that take plaintext now, by service
 	decides map[string][]api.PairName // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
@@ -45,7 +46,7 @@ type source struct {
 
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
-	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}}
+	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{}}
 	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
@@ -184,6 +185,9 @@ func (b *books) callee(service string) api.Callee {
 	for _, in := range b.snap.Connect(service) {
 		if in.Service.Kind == catalog.ConnectProxy {
 			sided[in.Node.Name+"/"+in.Service.Proxy.DestinationServiceID] = true
+			if in.PlaintextPort() != 0 {
+				b.plain[service]++
+			}
 		}
 	}
 	if set := b.snap.Set(service); set != nil {

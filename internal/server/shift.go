@@ -342,6 +342,9 @@ func (b *books) doubts(p api.PairName, shares api.Shares) (out []string) {
 	if shares.MTLS > 0 && c.Sidecars == 0 {
 		add("way mtls: none of %d instances of %q has a sidecar", c.Instances, clipped(p.Destination))
 	}
+	if shares.Plain > 0 && b.plain[p.Destination] == 0 {
+		add("way plain: no sidecar of %q takes plaintext now", clipped(p.Destination))
+	}
 	if shares.Direct > 0 && c.Healthy == 0 {
 		add("way direct: none of %d instances of %q is healthy", c.Instances, clipped(p.Destination))
 	}

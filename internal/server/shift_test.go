@@ -424,7 +424,7 @@ func TestWhatCannotBeWrittenIsNamedAndTheRestGoesBack(t *testing.T) {
 	if _, err := c.Shift(ctx, in); err != nil {
 		t.Fatal(err)
 	}
-	write(t, s, `{"Kind":"service-router","Name":"catalog"}`)
+	write(t, s, `{"Kind":"service-router","Name":"catalog","Routes":[{"Match":{"HTTP":{"PathPrefix":"/shop"}},"Destination":{"PrefixRewrite":"/"}}]}`)
 	out, err := c.Revert(ctx, api.RevertRequest{All: true})
 	if err != nil {
 		t.Fatal(err)
