@@ -814,3 +814,63 @@ func TestSidecarsOnSomeInstances(t *testing.T) {
 		t.Errorf("where nobody takes plaintext answer %v, %v", byWay, errors.Join(failed...))
 	}
 }
+
+// A service-router holds on all ways, and what it sends to another service is not divided.
+func TestRoutersOnAllWays(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	w.write("Kind = \"service-defaults\"\nName = \"cart\"\nProtocol = \"http\"\n")
+	w.http("cart", "cart", nil)
+	moody := &instance{w: w, id: "legacy"} // answers /status with 503
+	moody.status.Store(503)
+	catalog := w.four("catalog")
+	catalog.legacy = w.plainHTTP("legacy", http.HandlerFunc(moody.answer))
+	w.write(`
+Kind = "service-router"
+Name = "catalog"
+Routes = [
+  { Match { HTTP { PathPrefix = "/cart/" } }, Destination { Service = "cart", PrefixRewrite = "/" } },
+  { Match { HTTP { Header = [{ Name = "x-tell", Present = true }] } }, Destination { RequestHeaders { Set { "x-told" = "1" } } } },
+  { Match { HTTP { PathPrefix = "/status" } }, Destination { NumRetries = 2, RetryOnStatusCodes = [503] } },
+]
+`)
+	web := w.caller("web", "web-1", "catalog")
+	const n = 400
+	for _, host := range []string{"", "catalog.old"} {
+		w.apply(shiftText("catalog", fmt.Sprintf("127.0.0.1:%d", catalog.legacy.port), host, [4]float64{25, 25, 25, 25}, ""))
+		told := func() (string, error) {
+			a := web.get("catalog", "/a", header("x-tell", "yes"))
+			if got := a.header.Get("Got-X-Told"); a.ok() == nil && got != "1" {
+				return a.instance, fmt.Errorf("%s was told %q", a.instance, got)
+			}
+			return a.instance, a.ok()
+		}
+		got, failed := count(n, told)
+		if len(failed) > 0 || len(got) != 4 {
+			t.Errorf("a header: answered by %v, %v", got, errors.Join(failed...))
+		}
+		got, failed = count(100, func() (string, error) {
+			a := web.get("catalog", "/cart/x")
+			if a.ok() == nil && !strings.Contains(a.body, " /x ") {
+				return a.instance, errors.New(a.body)
+			}
+			return a.instance, a.ok()
+		})
+		if len(failed) > 0 || got["cart"] != 100 {
+			t.Errorf("another service: answered by %v, %v", got, errors.Join(failed...))
+		}
+		// What was answered is sent elsewhere only if it may be repeated, and has no Host that
+		// is none of theirs.
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			before := catalog.legacy.served.Load()
+			got, failed := count(n, func() (string, error) { a := web.do(method, "catalog", "/status"); return a.instance, a.ok() })
+			seen := int(catalog.legacy.served.Load() - before)
+			switch crosses := method == http.MethodGet && host == ""; {
+			case crosses && (len(failed) > 0 || got["legacy"] > 0 || seen == 0):
+				t.Errorf("%s %q: answered by %v, %d failed", method, host, got, len(failed))
+			case !crosses && (len(failed) == 0 || seen != 3*len(failed)):
+				t.Errorf("%s %q: %d failed, and the old mesh saw %d", method, host, len(failed), seen)
+			}
+		}
+	}
+}
