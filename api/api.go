@@ -83,8 +83,7 @@ type LegacyWay struct {
 	Host    string `json:"host,omitempty"` // of requests on it; empty: as the app sent it
 }
 
-// Pair is a row of the ledger: what is known of a source and a destination. Nothing in
-// it is measured.
+// Pair is a row of the ledger: what is known of a source and a destination.
 type Pair struct {
 	PairName
 	// Declared says that a registered sidecar of the source names the destination as an upstream.
@@ -103,6 +102,52 @@ type Pair struct {
 	Callee     Callee     `json:"callee"`
 	Revertible Revertible `json:"revertible"`
 	Changed    *Change    `json:"changed,omitempty"` // the entry's last change
+
+	// Stage says which ways are open: client, plain, permissive or strict.
+	Stage string `json:"stage,omitempty"`
+	// What follows is of about the last minute, as callers' sidecars count it: attempts, not
+	// outcomes. Measured is nil without any.
+	Measured *Shares   `json:"measured,omitempty"`
+	Ways     []PairWay `json:"ways,omitempty"`
+	Failing  []Failing `json:"failing,omitempty"` // the most frequent first
+
+	LastSeen      time.Time    `json:"last_seen,omitzero"`
+	LastPlaintext time.Time    `json:"last_plaintext,omitzero"` // that the callee took from a host of the source
+	Blockers      []string     `json:"blockers,omitempty"`      // what keeps the pair from going on
+	Shift         *ShiftStatus `json:"shift,omitempty"`         // the last one that moves or watches its shares
+}
+
+// PairWay is what went by one way.
+type PairWay struct {
+	Way      string  `json:"way"`
+	Attempts uint64  `json:"attempts"`
+	Success  float64 `json:"success"`          // a part of 1; 1 without attempts
+	P99      float64 `json:"p99_ms,omitempty"` // milliseconds until an answer begins, or a connection is made
+}
+
+// Failing is a kind of failure, and how many attempts ended so.
+type Failing struct {
+	Way   string `json:"way"`
+	What  string `json:"what"` // status, Envoy's response flags, status of gRPC
+	Count uint64 `json:"count"`
+}
+
+// ShiftStatus is how far a shift is.
+type ShiftStatus struct {
+	Status string    `json:"status"` // queued, running, paused, done, reverting, reverted, aborted
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Held   bool      `json:"held,omitempty"` // it takes no steps: it watches shares that people set
+	Steps  []float64 `json:"steps,omitempty"`
+	// Wait and Reason are what it waits for, or why it is as it is.
+	Wait    string    `json:"wait,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+	By      string    `json:"by,omitempty"`
+	Started time.Time `json:"started,omitzero"`
+	Changed time.Time `json:"changed,omitzero"`
+	Dwelt   string    `json:"dwelt,omitempty"` // on its present step
+	// Breach is what the shift guard found, in numbers.
+	Breach string `json:"breach,omitempty"`
 }
 
 // Sidecars counts the sidecars of a pair's source.
@@ -176,9 +221,33 @@ type ShiftRequest struct {
 	// to the largest; where no other has any, the old way is meant: legacy if the pair has
 	// an address for it, else direct.
 	Via map[string]float64 `json:"via,omitempty"`
+	// To, in place of Via, is a way to which shares move by themselves, step by step, as Plan
+	// says or, where it says nothing, the pair's traffic-shift.
+	To   string `json:"to,omitempty"`
+	Plan *Plan  `json:"plan,omitempty"`
+	// Do, in place of both, is [Pause], [Resume] or [Abort], of a shift that is under way.
+	Do string `json:"do,omitempty"`
+	// Force sets shares though a shift is under way.
+	Force bool `json:"force,omitempty"`
 	// Legacy, if set, replaces the pair's.
 	Legacy *LegacyWay `json:"legacy,omitempty"`
 	DryRun bool       `json:"dry_run,omitempty"` // change nothing
+}
+
+// What can be done with a shift that is under way. An aborted one takes its shares back.
+const (
+	Pause  = "pause"
+	Resume = "resume"
+	Abort  = "abort"
+)
+
+// Plan is how shares move by themselves. It is kept in the pair's traffic-shift; a zero field
+// leaves what is there.
+type Plan struct {
+	Steps    []float64 `json:"steps,omitempty"`     // percents of the new way, rising
+	Dwell    string    `json:"dwell,omitempty"`     // on each step at least, "10m"
+	Windows  []string  `json:"windows,omitempty"`   // in which steps may run, "Mon-Fri 09:00-17:00"
+	OnBreach string    `json:"on_breach,omitempty"` // "revert" or "pause"
 }
 
 // RevertRequest asks that pairs go back to the old way: legacy if the pair has an address
@@ -215,6 +284,8 @@ type PairChanged struct {
 	Index uint64 `json:"index"`
 	// Entry is the traffic-shift as written, or as it would be.
 	Entry json.RawMessage `json:"entry,omitempty"`
+	// Status is that of its shift, if one is under way or has ended.
+	Status string `json:"status,omitempty"`
 	// Refused is why the pair was left as it was.
 	Refused string `json:"refused,omitempty"`
 }

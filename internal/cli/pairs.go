@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,15 +20,13 @@ func newPairs(s streams) *cobra.Command {
 		Long: `Show the ledger: every pair that a registered sidecar declares as an upstream, or that has
 a traffic-shift of its own.
 
-Shares are those wanted, and Entry is the traffic-shift that decides: the pair's own, that
-of the destination ("*~catalog"), of the source ("storefront~*") or of all ("*~*"). Without one
-all goes by mtls. Connected are the source's sidecars with a stream to this server, of those
-registered; Acked those of them whose Envoy has acknowledged all that it was told. Callee
-sidecars are the destination's instances that have one, of all. Revertible says whether
-crossfade revert would work now, and why.
-
-Nothing here is measured: what shares requests really take, how many fail and how long
-they take is not shown, since it is not known yet.`,
+Stage says which ways are open. Shares are those wanted; Measured is what the last minute's
+attempts took, by way with how many of them succeeded and the p99 in milliseconds. Attempts
+count, not outcomes: one that failed and was saved by a retry on another way is a failure of
+its way. Callee sidecars are the destination's instances that have one, of all. Acked are the
+source's sidecars whose Envoy has acknowledged all that it was told, of those connected, of
+those registered. Shift is what moves or watches the shares. Revertible says whether
+crossfade revert would work now, and why.`,
 		Example: `  crossfade pairs
   crossfade pairs --destination catalog -o json
   crossfade pairs show storefront catalog`,
@@ -45,19 +44,45 @@ they take is not shown, since it is not known yet.`,
 			return err
 		}
 		return o.print(s.out, rows, func(w io.Writer) {
-			fmt.Fprintln(w, "Source\tDestination\tShares\tEntry\tConnected\tAcked\tCallee sidecars\tChanged\tWho\tRevertible")
-			for _, p := range rows {
-				var last api.Change
-				if p.Changed != nil {
-					last = *p.Changed
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d/%d\t%d/%d\t%s\t%s\t%s: %s\n", p.Source, p.Destination, p.Shares, cmp.Or(p.Entry, "-"),
-					p.Sidecars.Connected, p.Sidecars.Registered, p.Sidecars.Acknowledged, p.Sidecars.Connected, p.Callee.Sidecars, p.Callee.Instances,
-					orDash(last.Time), orNobody(last.Who), p.Revertible.State, p.Revertible.Why)
-			}
+			printLedger(w, rows)
 		})
 	}
 	return cmd
+}
+
+func printLedger(w io.Writer, rows []api.Pair) {
+	fmt.Fprintln(w, "Source\tDestination\tStage\tShares\tMeasured\tCallee sidecars\tAcked\tShift\tRevertible")
+	for _, p := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d/%d\t%d/%d/%d\t%s\t%s: %s\n", p.Source, p.Destination, cmp.Or(p.Stage, "-"), p.Shares, measured(p),
+			p.Callee.Sidecars, p.Callee.Instances, p.Sidecars.Acknowledged, p.Sidecars.Connected, p.Sidecars.Registered,
+			shiftInShort(p.Shift), p.Revertible.State, p.Revertible.Why)
+	}
+}
+
+// measured is "legacy 50.2% ok 100% p99 3.1ms, mtls …".
+func measured(p api.Pair) string {
+	if p.Measured == nil {
+		return "-"
+	}
+	var out []string
+	for _, w := range p.Ways {
+		if w.Attempts > 0 {
+			out = append(out, fmt.Sprintf("%s %.4g%% ok %.4g%% p99 %.3gms", w.Way, p.Measured.Of(w.Way), 100*w.Success, w.P99))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func shiftInShort(at *api.ShiftStatus) string {
+	switch {
+	case at == nil:
+		return "-"
+	case at.Held && at.Status == "running":
+		return "watched"
+	case at.Wait != "":
+		return fmt.Sprintf("to %s %s, waits: %s", at.To, at.Status, at.Wait)
+	}
+	return fmt.Sprintf("to %s %s", at.To, at.Status)
 }
 
 func newPairsShow(s streams) *cobra.Command {
@@ -87,7 +112,12 @@ func showPair(w io.Writer, p api.PairDetail) {
 	if !p.Declared {
 		fmt.Fprintf(w, "Declared:\tno registered sidecar of %s names %s as an upstream\n", p.Source, p.Destination)
 	}
+	fmt.Fprintf(w, "Stage:\t%s\n", cmp.Or(p.Stage, "-"))
 	fmt.Fprintf(w, "Shares wanted:\t%s\n", p.Shares)
+	fmt.Fprintf(w, "Last minute:\t%s\n", measured(p.Pair))
+	for _, f := range p.Failing {
+		fmt.Fprintf(w, "Failing:\t%s: %s, %d times\n", f.Way, clip(f.What, maxSaid), f.Count)
+	}
 	entry := "none: all goes by mtls"
 	if p.Entry != "" {
 		entry = fmt.Sprintf("traffic-shift/%s, index %d", p.Entry, p.Index)
@@ -103,6 +133,27 @@ func showPair(w io.Writer, p api.PairDetail) {
 	fmt.Fprintf(w, "Sidecars of %s:\t%d registered, %d connected, %d have acknowledged all\n", p.Source, p.Sidecars.Registered, p.Sidecars.Connected, p.Sidecars.Acknowledged)
 	fmt.Fprintf(w, "Instances of %s:\t%d, %d healthy, %d with a sidecar\n", p.Destination, p.Callee.Instances, p.Callee.Healthy, p.Callee.Sidecars)
 	fmt.Fprintf(w, "Revertible:\t%s: %s\n", p.Revertible.State, p.Revertible.Why)
+	if !p.LastPlaintext.IsZero() {
+		fmt.Fprintf(w, "Last plaintext:\t%s, from a host of %s\n", orDash(p.LastPlaintext), p.Source)
+	}
+	for _, why := range p.Blockers {
+		fmt.Fprintf(w, "Blocks:\t%s\n", clip(why, maxSaid))
+	}
+	if at := p.Shift; at != nil {
+		what := fmt.Sprintf("from %s to %s, %s", at.From, at.To, at.Status)
+		if at.Held {
+			what = fmt.Sprintf("shares set by hand are watched, %s against %s: %s", at.To, at.From, at.Status)
+		}
+		fmt.Fprintf(w, "Shift:\t%s\n", what)
+		if at.Reason != "" && at.Breach == "" {
+			fmt.Fprintf(w, "\t%s\n", clip(at.Reason, maxSaid))
+		}
+		for line := range strings.SplitSeq(strings.TrimSpace(at.Breach), "\n") {
+			if line != "" {
+				fmt.Fprintf(w, "Shift guard:\t%s\n", clip(strings.TrimSpace(line), 1000))
+			}
+		}
+	}
 	for _, b := range p.Behind {
 		fmt.Fprintf(w, "Sidecar %s:\t%s\n", b.Sidecar, clip(b.Why, maxSaid))
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,9 +19,11 @@ import (
 func newShift(s streams) *cobra.Command {
 	var via []string
 	var service, legacyAddress, legacyHost string
-	var dryRun bool
+	var dryRun, force, pause, resume, abort bool
+	var to string
+	var plan api.Plan
 	cmd := &cobra.Command{
-		Use:   "shift SOURCE DESTINATION --via WAY=PERCENT...",
+		Use:   "shift SOURCE DESTINATION --via WAY=PERCENT... | --to WAY",
 		Short: "Change by which ways a pair's requests travel, and in what shares",
 		Long: `Change by which ways the requests of a pair travel, and in what shares: it writes the
 pair's traffic-shift, prints the shares before and after, and returns when every sidecar
@@ -41,12 +44,19 @@ else changes a pair at the same moment nothing is changed, of all pairs named.
 The way "plain" wants a destination with MutualTLSMode = "permissive"; one that is "strict"
 takes "mtls" alone.
 
-What is not there yet: nothing moves by itself (no steps, no guard that compares ways), and
-whether a way works is not tried before: a warning says what the registry knows.`,
+With --to shares move by themselves, in steps, each of which lasts for a dwell and until the
+shift guard has seen enough; the plan is kept in the traffic-shift. The shift guard compares the
+new way with the old one of the same pair in the same seconds, attempt by attempt, and takes all
+back when the new one is worse, or with --on-breach pause stops there. It watches shares set
+with --via as well. Two shifts of one destination do not run at once: the later one waits.
+
+Whether a way works is not tried before: a warning says what the registry knows.`,
 		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
   crossfade shift storefront catalog --via mtls=10
   crossfade shift storefront catalog --via legacy=60 --via direct=30 --via mtls=10
-  crossfade shift --service catalog --via mtls=50 --dry-run`,
+  crossfade shift --service catalog --via mtls=50 --dry-run
+  crossfade shift storefront catalog --to mtls --steps 1,5,25,50,100 --dwell 10m
+  crossfade shift storefront catalog --pause`,
 	}
 	t, wait := addTarget(cmd, s), addWaiting(cmd)
 	f := cmd.Flags()
@@ -54,8 +64,18 @@ whether a way works is not tried before: a warning says what the registry knows.
 	f.StringVar(&legacyAddress, "legacy-address", "", "host:port at which the old mesh takes requests for the destination (default as it is)")
 	f.StringVar(&legacyHost, "legacy-host", "", "with --legacy-address: Host of requests on the way legacy (default as the app sent it)")
 	f.StringVar(&service, "service", "", "a destination: shift all its callers that declare it or have an entry")
+	f.StringVar(&to, "to", "", "a way: shares move to it by themselves, step by step, watched by the shift guard")
+	f.Float64SliceVar(&plan.Steps, "steps", nil, "with --to: percents of the way, rising (default as the traffic-shift says, else 1,5,25,50,100)")
+	f.StringVar(&plan.Dwell, "dwell", "", "with --to: how long each step lasts at least (default as the traffic-shift says, else 5m)")
+	f.StringArrayVar(&plan.Windows, "window", nil, `with --to: when steps may run, as "Mon-Fri 09:00-17:00"; may be given several times (default always)`)
+	f.StringVar(&plan.OnBreach, "on-breach", "", `with --to: what the shift guard does when the way is worse, "revert" or "pause" (default revert)`)
+	f.BoolVar(&pause, "pause", false, "take no further step of a shift that is under way; it stays guarded")
+	f.BoolVar(&resume, "resume", false, "go on with a shift that is paused")
+	f.BoolVar(&abort, "abort", false, "end a shift that is under way, and take its shares back")
+	f.BoolVar(&force, "force", false, "set shares though a shift is under way")
 	f.BoolVar(&dryRun, "dry-run", false, "write nothing: print the shares, and what config plan says of the entries")
 	complete(cmd, "via", waysGiven())
+	cmd.RegisterFlagCompletionFunc("to", cobra.FixedCompletions(api.Ways(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "service", t.destinations())
 	cmd.Args = pairOr("SOURCE DESTINATION or --service DESTINATION", func() int { return count(service != "") })
 	cmd.ValidArgsFunction = t.pairArgs()
@@ -68,8 +88,19 @@ whether a way works is not tried before: a warning says what the registry knows.
 			in.Pairs = []api.PairIndex{{PairName: api.PairName{Source: args[0], Destination: args[1]}}}
 		}
 		var err error
-		if in.Via, err = readVia(via); err == nil && len(via) == 0 && legacyAddress == "" {
-			err = errors.New("shift: give --via WAY=PERCENT, or --legacy-address")
+		if in.Via, err = readVia(via); err == nil {
+			err = oneOfShift(len(via) > 0, to != "", pause, resume, abort, legacyAddress != "")
+		}
+		in.To, in.Force = to, force
+		if to != "" {
+			in.Plan = &plan
+		} else if len(plan.Steps)+len(plan.Windows) > 0 || plan.Dwell != "" || plan.OnBreach != "" {
+			err = cmp.Or(err, errors.New("shift: --steps, --dwell, --window and --on-breach go with --to"))
+		}
+		for verb, given := range map[string]bool{api.Pause: pause, api.Resume: resume, api.Abort: abort} {
+			if given {
+				in.Do = verb
+			}
 		}
 		if err == nil && legacyHost != "" && legacyAddress == "" {
 			err = errors.New("--legacy-host: give --legacy-address too")
@@ -83,6 +114,17 @@ whether a way works is not tried before: a warning says what the registry knows.
 		return shiftPairs(cmd, t, wait, in, dryRun)
 	}
 	return cmd
+}
+
+// oneOfShift refuses flags that do not go together.
+func oneOfShift(via, to, pause, resume, abort, legacy bool) error {
+	switch n := count(via, to, pause, resume, abort); {
+	case n > 1:
+		return errors.New("shift: want one of --via, --to, --pause, --resume and --abort")
+	case n == 0 && !legacy:
+		return errors.New("shift: give --via WAY=PERCENT, --to WAY, or --legacy-address")
+	}
+	return nil
 }
 
 // shiftPairs looks at what a shift would do, and does it unless a pair has changed since.
@@ -103,7 +145,29 @@ func shiftPairs(cmd *cobra.Command, t *target, wait *waiting, in api.ShiftReques
 	if err := t.post(cmd, "/v1/crossfade/shift", in, &done); err != nil {
 		return err
 	}
+	if in.To != "" || in.Do != "" {
+		return t.tellShifts(in, done)
+	}
 	return wait.tellPairs(cmd, t, "shift", "shifted", done, began)
+}
+
+// tellShifts says what became of shifts that move by themselves.
+func (t *target) tellShifts(in api.ShiftRequest, done api.Changed) error {
+	var errs []error
+	for _, p := range done.Pairs {
+		switch {
+		case p.Refused != "":
+			errs = append(errs, fmt.Errorf("shift %q: %s", p.String(), p.Refused))
+		case in.To != "":
+			fmt.Fprintf(t.s.out, "%s: %s; a shift to %s is %s: watch it with crossfade pairs show %s %s\n", p.PairName, p.Before, in.To, p.Status, p.Source, p.Destination)
+		default:
+			fmt.Fprintf(t.s.out, "%s: %s; the shift is %s\n", p.PairName, p.Before, p.Status)
+		}
+	}
+	for _, text := range done.Warnings {
+		fmt.Fprintf(t.s.err, "warning: %s\n", text)
+	}
+	return errors.Join(errs...)
 }
 
 // showShift says what a shift would do.

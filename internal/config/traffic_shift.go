@@ -126,6 +126,32 @@ func (e *TrafficShift) Normalize() {
 // Validate implements [Entry].
 func (e *TrafficShift) Validate() error { return validate(e) }
 
+// Succeed is what is written in place of an entry, or of none: a traffic-shift with other
+// shares than before has a higher generation, whoever wrote it and whatever it said.
+func Succeed(before, next Entry) Entry {
+	e, ok := next.(*TrafficShift)
+	if !ok {
+		return next
+	}
+	was, ok := before.(*TrafficShift)
+	if !ok {
+		return e
+	}
+	generation := e.Generation
+	switch {
+	case was.Shares == e.Shares:
+		generation = max(generation, was.Generation)
+	default:
+		generation = max(generation, was.Generation+1)
+	}
+	if generation == e.Generation {
+		return e
+	}
+	raised := *e
+	raised.Generation = generation
+	return &raised
+}
+
 // share is one of Shares.
 type share struct {
 	way     string

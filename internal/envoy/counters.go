@@ -5,12 +5,17 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	accessdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	statsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // CounterPrefix begins the names of what is counted for the control plane, and not for
 // people: by pair and way, and plaintext by its source.
 const CounterPrefix = "cf."
+
+// maxCounters bounds what one of these counters takes: pairs, ways and outcomes are few,
+// and sources of plaintext are whoever reaches the port.
+const maxCounters = 2000
 
 // PlaintextCounter counts what came without TLS: requests, or connections of tcp.
 // SourceTag is the address that it came from.
@@ -110,7 +115,7 @@ func (b *builder) plaintextCounter(when accessdatav3.AccessLogType) *accesslogv3
 
 // statsLogger counts what its configuration says of the events that a filter lets through.
 func (b *builder) statsLogger(filter *accesslogv3.AccessLogFilter, c *statsv3.Config) *accesslogv3.AccessLog {
-	c.StatPrefix = CounterPrefix[:len(CounterPrefix)-1]
+	c.StatsScope = &typev3.Scope{Prefix: CounterPrefix[:len(CounterPrefix)-1], MaxCounters: number(maxCounters)}
 	return &accesslogv3.AccessLog{
 		Name: "envoy.access_loggers.stats", Filter: filter,
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.pack(c)},

@@ -243,3 +243,18 @@ func sidecarsOf(c change, verdicts map[string]xds.Verdict) []appliedSidecar {
 	})
 	return out
 }
+
+// answered reports whether every sidecar of a service that a change concerns has taken it.
+func (m *mesh) answered(c change, service string) bool {
+	snap := m.snapshot()
+	for key, of := range c.sidecars {
+		in, ok := snap.Proxy(of.id, of.name)
+		if len(of.keys) == 0 || !ok || in.Service.Proxy.DestinationServiceName != service {
+			continue
+		}
+		if v := m.xds.Verdict(key, of.keys); v.Connected && (!v.Settled() || len(v.Refused) > 0) {
+			return false
+		}
+	}
+	return true
+}

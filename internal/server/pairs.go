@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -31,6 +33,7 @@ type books struct {
 
 	sources map[string]*source
 	callees map[string]api.Callee
+	hosts   map[string][]netip.Addr
 	plain   map[string]int            // sidecars that take plaintext now, by service
 	decides map[string][]api.PairName // pairs by the name of the entry that counts for them; nil before it is asked for
 }
@@ -319,6 +322,7 @@ func (s *Server) pairs(w http.ResponseWriter, r *http.Request) {
 	for _, p := range names {
 		out = append(out, b.row(p))
 	}
+	s.measure(b, out, time.Now())
 	s.answer(w, out)
 }
 
@@ -332,7 +336,9 @@ func (s *Server) pair(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b.legacy = s.probes.all(r.Context(), b.addresses(names), 0, ledgerProbes)
-	out := api.PairDetail{Pair: b.row(p), Behind: b.behind(p.Source)}
+	rows := []api.Pair{b.row(p)}
+	s.measure(b, rows, time.Now())
+	out := api.PairDetail{Pair: rows[0], Behind: b.behind(p.Source)}
 	if out.Entry != "" {
 		s.store.Read(r.Context(), 0, func(r *store.Reader) {
 			out.History = nil

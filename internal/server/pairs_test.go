@@ -87,6 +87,7 @@ func TestLedgerOfALargeFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &Server{store: st, mesh: newMesh("dc1", "test", true, nil, slog.New(slog.DiscardHandler)), probes: newProber()}
+	s.steps = newStepper(s)
 	s.mesh.setCatalog(fleet(services, upstreams))
 	best := time.Hour
 	const most = slower * time.Second

@@ -95,6 +95,7 @@ type Server struct {
 	door   *door
 	tokens *tokens.Tokens
 	dir    *configDir // nil for none
+	steps  *stepper
 	probes *prober
 	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
 
@@ -155,6 +156,10 @@ func New(o Options) (_ *Server, err error) {
 	}
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
 	s.mesh.allowHatches = o.AllowEscapeHatches
+	s.steps = newStepper(s)
+	if err := s.steps.open(); err != nil {
+		return nil, err
+	}
 	if s.httpLis, err = listen("HTTP", o.BindAddr, o.HTTPPort, "--http-port"); err != nil {
 		return nil, err
 	}
@@ -273,6 +278,7 @@ func (s *Server) Run(ctx context.Context) error {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })
 	}
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
+	part("shifts", func() error { s.steps.run(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })
 

@@ -108,14 +108,18 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		names[i] = p.PairName
 	}
 	err := checkPairs("shift", in.Service, names)
-	if err == nil && len(in.Via) == 0 && in.Legacy == nil {
-		err = refuse(http.StatusBadRequest, "shift: neither shares nor a legacy address are given: nothing would change")
+	if err == nil {
+		err = checkShift(in)
 	}
 	if err != nil {
 		s.fail(w, "shift", err)
 		return
 	}
 	b := s.books(r.Context())
+	if in.Do != "" {
+		s.answer(w, s.command(b, in, s.door.author(r)))
+		return
+	}
 	by := store.Author{Who: s.door.author(r), Time: time.Now()}
 	out := &api.Changed{}
 	change := func(from *store.Reader, w *store.Writer) (err error) {
@@ -127,7 +131,13 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		for _, t := range targets {
-			done, e, err := shiftOne(t, in, from)
+			one := shiftOne
+			if in.To != "" {
+				one = s.start
+			} else if err := s.taken(t, in); err != nil {
+				return err
+			}
+			done, e, err := one(t, in, from)
 			if err != nil {
 				return err
 			}
@@ -148,6 +158,9 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.fail(w, "shift", err)
 		return
+	}
+	if in.To != "" && !in.DryRun {
+		s.begin(out, in, by.Who)
 	}
 	b.conclude(out)
 	s.answer(w, out)
@@ -241,7 +254,8 @@ func sameLegacy(a, b *config.LegacyWay) bool {
 func next(p api.PairName, old *config.TrafficShift) *config.TrafficShift {
 	e := &config.TrafficShift{Kind: config.KindTrafficShift, Source: p.Source, Destination: p.Destination, Shares: unshifted()}
 	if old != nil {
-		e.Legacy, e.Shares, e.Sticky = old.Legacy, old.Shares, old.Sticky
+		e.Legacy, e.Shares, e.Sticky, e.Stage = old.Legacy, old.Shares, old.Sticky, old.Stage
+		e.Generation, e.Steps, e.Dwell, e.Windows, e.Guard = old.Generation, old.Steps, old.Dwell, old.Windows, old.Guard
 		if old.Source == p.Source && old.Destination == p.Destination {
 			e.Meta = old.Meta
 		}

@@ -245,7 +245,7 @@ func TestShiftsRefuseBadInputAndChangeNothing(t *testing.T) {
 		{"shift", `{` + pair + `,"via":{"mtls":1}} x`, 400, "shift: the request can't be read: something follows"},
 		{"shift", `{}`, 400, "shift: want either pairs or a service"},
 		{"shift", `{` + pair + `,"service":"x","via":{"mtls":1}}`, 400, "shift: want either pairs or a service"},
-		{"shift", `{` + pair + `}`, 400, "shift: neither shares nor a legacy address are given"},
+		{"shift", `{` + pair + `}`, 400, "shift: neither shares, nor a way to move to, nor a legacy address are given"},
 		{"shift", `{` + pair + `,"via":{"tls":1}}`, 400, `shift "web -> catalog": via "tls": no such way: want one of legacy, direct, plain, mtls`},
 		{"shift", `{` + pair + `,"via":{"mtls":1e300}}`, 400, `shift "web -> catalog": via mtls=1e+300: want a percentage`},
 		{"shift", `{` + pair + `,"via":{"mtls":50,"direct":60}}`, 400, `shift "web -> catalog": via direct=60, mtls=50: they add up to 110, want 100`},

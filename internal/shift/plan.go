@@ -15,6 +15,7 @@ type Plan struct {
 	Dwell    time.Duration `json:"dwell,omitempty"`     // on each step; default 5 minutes, at least 30 seconds
 	Windows  []Window      `json:"windows,omitempty"`   // in which steps may run; none: always
 	OnBreach Policy        `json:"on_breach,omitempty"` // default revert
+	Hold     bool          `json:"hold,omitempty"`      // takes no steps: shares are set by people, and guarded; ends when only one way has a share
 	Limits   Limits        `json:"limits,omitzero"`     // of the shift guard
 	Headroom Share         `json:"headroom,omitempty"`  // most load of an instance that takes the new way, of an instance's mean; default 150 %
 }

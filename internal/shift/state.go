@@ -65,8 +65,10 @@ type Shift struct {
 // ended says whether nothing more comes of the shift by itself.
 func (s Shift) ended() bool { return s.Status == Done || s.Status == Reverted || s.Status == Aborted }
 
-// holds says whether the shift keeps others from its callee.
-func (s Shift) holds() bool { return !s.ended() && !(s.Fresh && s.Status != Reverting) }
+// holds says whether the shift keeps others from its callee. One that takes no steps does not.
+func (s Shift) holds() bool {
+	return !s.ended() && !(s.Fresh && s.Status != Reverting) && (!s.Plan.Hold || s.Status == Reverting)
+}
 
 // Verb is what a command does.
 type Verb string

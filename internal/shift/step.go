@@ -96,7 +96,7 @@ func (r *run) start(c Command) {
 	i, there := r.state.index(c.Pair)
 	if there {
 		old := r.state.Shifts[i]
-		if !old.ended() {
+		if !old.ended() && !old.Plan.Hold {
 			r.refuse(c, fmt.Sprintf("a shift of the pair is %s: revert it, or wait until it is done", old.Status))
 			return
 		}
@@ -218,7 +218,9 @@ func (r *run) observe(s *Shift) {
 	if o.Stage != "" {
 		s.Stage = o.Stage
 	}
-	if s.Fresh {
+	if s.Fresh && s.Plan.Hold && s.Status != Reverting {
+		r.adopt(s, o)
+	} else if s.Fresh {
 		s.Shares, s.Generation = o.Shares, max(s.Generation, o.Generation)
 	} else if o.Generation > s.Generation || o.Generation == s.Generation && o.Shares != s.Shares && (o.Shares != Shares{}) {
 		r.overruled(s, o)
@@ -250,10 +252,23 @@ func (r *run) overruled(s *Shift, o PairObserved) {
 	case o.Shares == back:
 		s.Shares = o.Shares
 		r.become(s, Reverted, fmt.Sprintf("reverted elsewhere, generation %d", o.Generation))
+	case s.Plan.Hold:
+		r.adopt(s, o)
 	default:
 		s.Shares, s.Guard = o.Shares, Guard{}
 		r.become(s, Paused, fmt.Sprintf("somebody else wrote %s, generation %d", o.Shares, o.Generation))
 	}
+}
+
+// adopt takes over shares that people have set, for a shift that holds.
+func (r *run) adopt(s *Shift, o PairObserved) {
+	s.Shares, s.Generation, s.Fresh, s.Breach, s.Dwelt = o.Shares, o.Generation, false, nil, 0
+	s.Guard = s.Guard.beginStep()
+	status := Running
+	if s.Shares.Of(s.Plan.From) == 0 || s.Shares.Of(s.Plan.To) == 0 {
+		status = Done
+	}
+	r.become(s, status, fmt.Sprintf("%s, set by hand, generation %d", s.Shares, s.Generation))
 }
 
 // back finishes a revert, or asks for it again.
@@ -328,7 +343,7 @@ func (r *run) advance() {
 				held[s.Pair.Destination] = s.Pair
 			}
 		}
-		if s.Status == Running || s.Status == Queued {
+		if (s.Status == Running || s.Status == Queued) && !s.Plan.Hold {
 			order = append(order, i)
 		}
 	}

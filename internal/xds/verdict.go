@@ -62,6 +62,9 @@ func (s *Server) Await(ctx context.Context, wanted map[string][]Key, look func(m
 	}
 }
 
+// Verdict is how far a node is with its resources now.
+func (s *Server) Verdict(node string, keys []Key) Verdict { return s.judge(node, keys) }
+
 func (s *Server) judge(node string, keys []Key) Verdict {
 	s.mu.RLock()
 	streams := slices.Collect(maps.Keys(s.streams[node]))

@@ -28,10 +28,11 @@ func (w *Writer) PutEntry(e config.Entry, by Author) error {
 	if err := nameError(string(e.EntryKind()), e.EntryName()); err != nil {
 		return err
 	}
-	n := &Entry{e, w.next, w.next}
 	k := config.KeyOf(e)
 	old := w.Entry(k)
+	n := &Entry{e, w.next, w.next}
 	if old != nil {
+		n.Entry = config.Succeed(old.Entry, e)
 		n.CreateIndex, n.ModifyIndex = old.CreateIndex, old.ModifyIndex
 		if same(old, n) {
 			return nil

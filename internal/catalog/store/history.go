@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"slices"
@@ -36,6 +37,8 @@ type Author struct {
 	To   uint64
 	// Reverted says that the change takes requests back to the way they took before.
 	Reverted bool
+	// What, if set, is said of the change in place of [Changed].
+	What string
 }
 
 // Version is an entry as one write left it.
@@ -77,7 +80,7 @@ func (r *Reader) Latest(k config.Key) *Version {
 // record adds what was just written to the history. old and now are nil where there
 // was, or is, no entry.
 func (w *Writer) record(k config.Key, old, now *Entry, by Author) error {
-	v := &Version{Kind: k.Kind, Name: k.Name, Index: w.next, Time: by.Time.UTC(), Who: by.Who, What: Changed, To: by.To}
+	v := &Version{Kind: k.Kind, Name: k.Name, Index: w.next, Time: by.Time.UTC(), Who: by.Who, What: cmp.Or(by.What, Changed), To: by.To}
 	switch {
 	case by.Back:
 		v.What = RolledBack
@@ -85,7 +88,7 @@ func (w *Writer) record(k config.Key, old, now *Entry, by Author) error {
 		v.What = Reverted
 	case now == nil:
 		v.What = Deleted
-	case old == nil:
+	case old == nil && by.What == "":
 		v.What = Created
 	}
 	past := w.History(k)

@@ -24,6 +24,7 @@ const (
 	tableHistory  = "entry-history"
 	tableSessions = "sessions"
 	tableIndex    = "index"
+	tableStates   = "states"
 )
 
 // tableDelays is in memory only.
@@ -72,6 +73,12 @@ type storedEntry struct {
 	ModifyIndex uint64
 }
 
+// stateRow is what a part of the server remembers.
+type stateRow struct {
+	Name  string
+	Value []byte
+}
+
 // indexRow is the index of a subject's last change.
 type indexRow struct {
 	Subject string
@@ -108,6 +115,7 @@ func tables() []*table {
 			indexes: []*memdb.IndexSchema{
 				secondary("service", func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.ServiceID) }),
 			}},
+		{name: tableStates, decode: decodeAs[stateRow], id: func(row any) []byte { return key(row.(*stateRow).Name) }},
 		{name: tableKV, decode: decodeAs[KV],
 			id: func(row any) []byte { return key(row.(*KV).Key) },
 			indexes: []*memdb.IndexSchema{

@@ -1,0 +1,413 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
+)
+
+const (
+	// stepEvery is how often shifts are looked at.
+	stepEvery = time.Second
+	// saveEvery is how often what the guard has learnt is saved. Shares, statuses and
+	// generations are saved at once.
+	saveEvery = 5 * time.Second
+	// settleFor is for how long after its callers have new shares nothing of a pair is
+	// compared: counts from before would be among them.
+	settleFor = 2 * time.Second
+	// stateName is under which the store remembers the shifts.
+	stateName = "shifts"
+	// maxStepLog is how many steps are kept to be looked at.
+	maxStepLog = 600
+	// attemptsOnAWay is the most that one request makes on a way: the first and the retries
+	// that every request has.
+	attemptsOnAWay = 3
+)
+
+// stepper moves shares by time and evidence: it observes, asks [shift.Step] what is to be
+// done, and does it. Nothing that people do waits for it.
+type stepper struct {
+	s   *Server
+	log *slog.Logger
+
+	mu      sync.Mutex // held during a step
+	state   shift.State
+	saved   []byte    // what the store has, but for the guard's memory
+	savedAt time.Time // when all of it was
+	settled map[shift.Pair]settled
+	steps   []shift.LogEntry // the newest
+	callees map[string]map[shift.Way]float64
+}
+
+// settled is since when all callers of a pair run a generation.
+type settled struct {
+	generation uint64
+	since      time.Time
+}
+
+func newStepper(s *Server) *stepper {
+	return &stepper{s: s, log: s.opts.Log, settled: map[shift.Pair]settled{}}
+}
+
+// open reads what was remembered.
+func (p *stepper) open() error {
+	var raw []byte
+	p.s.store.Read(context.Background(), 0, func(r *store.Reader) { raw = r.State(stateName) })
+	if raw == nil {
+		return nil
+	}
+	if err := json.Unmarshal(raw, &p.state); err != nil {
+		return fmt.Errorf("shifts that were under way can't be read: %w", err)
+	}
+	p.state.Seen = time.Time{} // the time since then is no time that anybody watched
+	return nil
+}
+
+func (p *stepper) run(ctx context.Context) {
+	tick := time.NewTicker(stepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			err := isolated(func() error { p.step(now, nil, true); return nil })
+			if err != nil {
+				p.log.Error("shifts can't be looked at, shares stay as they are", "reason", err)
+			}
+		}
+	}
+}
+
+// order gives a command, and says why it is not obeyed.
+func (p *stepper) order(c shift.Command) error {
+	actions := p.step(time.Now(), []shift.Command{c}, false)
+	for _, a := range actions {
+		if a.Kind == shift.Refused && a.Pair == c.Pair {
+			return errors.New(a.Reason)
+		}
+	}
+	return nil
+}
+
+// find is the shift of a pair.
+func (p *stepper) find(pair shift.Pair) (shift.Shift, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state.Find(pair)
+}
+
+// shifts are all there are, not to be changed.
+func (p *stepper) shifts() []shift.Shift {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state.Shifts
+}
+
+// step looks once. Only with count is what sidecars counted taken, so that it is compared once.
+func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.s.books(context.Background())
+	if len(b.shifts) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
+		return nil
+	}
+	observed := p.observe(now, b, count)
+	observed.Commands = append(observed.Commands, commands...)
+	if len(observed.Pairs) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
+		return nil
+	}
+	p.remember(shift.LogEntry{Now: now.Round(0), Observed: observed})
+	state, actions := shift.Step(now, p.state, observed)
+	p.state = state
+	p.save(now) // first: what is written to entries is to be known after a restart
+	for _, a := range actions {
+		p.act(now, a)
+	}
+	return actions
+}
+
+func (p *stepper) remember(e shift.LogEntry) {
+	p.steps = append(p.steps, e)
+	if len(p.steps) > maxStepLog {
+		p.steps = slices.Delete(p.steps, 0, len(p.steps)-maxStepLog)
+	}
+}
+
+// observe is what is known now of pairs whose requests are divided, or that have a shift.
+func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observed) {
+	entries := p.s.mesh.config()
+	windows := map[shift.Pair]int{}
+	var counted []window
+	if count {
+		for _, w := range p.s.mesh.book.Drain() {
+			windows[w.Pair] = len(counted)
+			counted = append(counted, window{w.Ways, examples(now, w.Failing), max(w.Over, stepEvery)})
+		}
+		p.callees = ratesOf(windows, counted)
+	}
+	callees := map[string]bool{}
+	for _, name := range b.names(func(api.PairName) bool { return true }) {
+		pair := shift.Pair{Source: name.Source, Destination: name.Destination}
+		e, row := b.deciding(name)
+		_, under := p.state.Find(pair)
+		if e == nil {
+			continue
+		}
+		from, to, divided := waysOf(e)
+		divided = divided && e.Shares.Hundredths(string(from)) > 0
+		if !under && !divided {
+			continue
+		}
+		o := shift.PairObserved{
+			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
+			Applied: e.Generation,
+		}
+		if !p.s.mesh.runs(b, name.Source, row.ModifyIndex) {
+			o.Applied = 0
+		}
+		if i, ok := windows[pair]; ok {
+			o.Rate = rateOf(counted[i])
+			if p.quiet(pair, o, now) {
+				o.Ways, o.Failing = counted[i].ways, counted[i].failing
+			}
+		} else {
+			p.quiet(pair, o, now)
+		}
+		out.Pairs = append(out.Pairs, o)
+		if !callees[name.Destination] {
+			callees[name.Destination] = true
+			out.Callees = append(out.Callees, p.reach(b, name.Destination))
+		}
+		if divided && p.wantsHold(pair, e) {
+			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard",
+				Plan: shift.Plan{From: from, To: to, Hold: true, OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOnAWay)}})
+		}
+	}
+	return out
+}
+
+// quiet reports whether callers have had the pair's present shares for a while.
+func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time) bool {
+	if o.Applied != o.Generation {
+		delete(p.settled, pair)
+		return false
+	}
+	s, ok := p.settled[pair]
+	if !ok || s.generation != o.Generation {
+		p.settled[pair] = settled{o.Generation, now}
+		return false
+	}
+	return now.Sub(s.since) >= settleFor
+}
+
+// wantsHold reports whether shares that people have set are to be watched from now on.
+func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift) bool {
+	if e.Guard != nil && e.Guard.Off {
+		return false
+	}
+	s, ok := p.state.Find(pair)
+	if !ok {
+		return true
+	}
+	ended := s.Status == shift.Done || s.Status == shift.Reverted || s.Status == shift.Aborted
+	return ended && e.Generation > s.Generation || ended && s.Status == shift.Done && !s.Plan.Hold && sharesOfEntry(e.Shares) == s.Shares
+}
+
+func policyOf(e *config.TrafficShift) shift.Policy {
+	if e.Guard != nil && e.Guard.OnBreach == config.OnBreachPause {
+		return shift.Pause
+	}
+	return shift.Revert
+}
+
+// reach is how much of a callee each way reaches.
+func (p *stepper) reach(b *books, service string) shift.Callee {
+	c := b.callee(service)
+	rate := p.callees[service]
+	way := func(w shift.Way, ready int) shift.Reach {
+		return shift.Reach{Way: w, Ready: ready, Total: max(c.Healthy, ready), Rate: rate[w]}
+	}
+	plain, sided := 0, 0
+	for _, in := range b.snap.Connect(service) {
+		if in.Weight() == 0 {
+			continue
+		}
+		sided++
+		if in.Service.Kind == catalog.ConnectProxy && in.PlaintextPort() != 0 {
+			plain++
+		}
+	}
+	return shift.Callee{Service: service, Ways: []shift.Reach{
+		way(shift.Legacy, max(c.Healthy, 1)), way(shift.Direct, c.Healthy), way(shift.Plain, min(plain, c.Healthy)), way(shift.MTLS, min(sided, c.Healthy)),
+	}}
+}
+
+// act carries an action out.
+func (p *stepper) act(now time.Time, a shift.Action) {
+	args := []any{"pair", a.Pair.String()}
+	switch a.Kind {
+	case shift.SetShares:
+		if err := p.write(now, a); err != nil {
+			p.log.Error("shares can't be written, it is tried again", append(args, "shares", a.Shares.String(), "reason", err)...)
+		}
+	case shift.Report:
+		args = append(args, "status", string(a.Status), "wait", string(a.Wait), "reason", a.Reason)
+		if a.Breach != nil && (a.Status == shift.Reverting || a.Status == shift.Paused) {
+			p.log.Warn("the shift guard has stopped a shift", args...)
+			return
+		}
+		p.log.Info("shift", args...)
+	}
+}
+
+// write writes a pair's shares, unless somebody has written a newer generation meanwhile.
+func (p *stepper) write(now time.Time, a shift.Action) error {
+	by := store.Author{Who: "shift", Time: now, What: "stepped"}
+	if a.Back {
+		by = store.Author{Who: "shift guard", Time: now, Reverted: true}
+	}
+	name := api.PairName{Source: a.Pair.Source, Destination: a.Pair.Destination}
+	_, err := p.s.change(func(w *store.Writer) error {
+		old, _ := decidingOf(name, w.Entry)
+		if old != nil && old.Generation >= a.Generation {
+			return nil // the next step sees it
+		}
+		e := next(name, old)
+		e.Shares, e.Generation = entryShares(a.Shares), a.Generation
+		if err := checked(e); err != nil {
+			return err
+		}
+		return w.PutEntry(e, by)
+	})
+	return err
+}
+
+// save remembers the shifts: at once when anything but the guard's memory has changed.
+func (p *stepper) save(now time.Time) {
+	bare := p.state
+	bare.Seen, bare.Shifts = time.Time{}, slices.Clone(bare.Shifts)
+	active := false
+	for i := range bare.Shifts {
+		s := &bare.Shifts[i]
+		active = active || s.Status == shift.Running || s.Status == shift.Paused
+		s.Guard, s.Dwelt, s.Reason = shift.Guard{}, 0, ""
+	}
+	head, err := json.Marshal(bare)
+	if err == nil && string(head) == string(p.saved) && (!active || now.Sub(p.savedAt) < saveEvery && now.After(p.savedAt)) {
+		return
+	}
+	full, err2 := json.Marshal(p.state)
+	if err := errors.Join(err, err2); err != nil {
+		p.log.Error("shifts can't be saved", "reason", err)
+		return
+	}
+	if err := p.s.store.Update(func(w *store.Writer) error { return w.PutState(stateName, full) }); err != nil {
+		p.log.Error("shifts can't be saved: after a restart they go on from where they were", "reason", err)
+		return
+	}
+	p.saved, p.savedAt = head, now
+}
+
+// window is what a pair did since the last look.
+type window struct {
+	ways    []shift.WayTelemetry
+	failing []shift.FailedRequest
+	over    time.Duration
+}
+
+func rateOf(w window) float64 {
+	n := uint64(0)
+	for _, t := range w.ways {
+		n += t.Attempts
+	}
+	return math.Round(float64(n)/w.over.Seconds()*10) / 10
+}
+
+// ratesOf are requests a second, by callee and way.
+func ratesOf(windows map[shift.Pair]int, counted []window) map[string]map[shift.Way]float64 {
+	out := map[string]map[shift.Way]float64{}
+	for pair, i := range windows {
+		if out[pair.Destination] == nil {
+			out[pair.Destination] = map[shift.Way]float64{}
+		}
+		for _, t := range counted[i].ways {
+			out[pair.Destination][t.Way] += float64(t.Attempts) / counted[i].over.Seconds()
+		}
+	}
+	return out
+}
+
+// share is a percent in hundredths, duration one of the standard library's.
+func share(percent float64) shift.Share        { return shift.Share(math.Round(percent * 100)) }
+func duration(d config.Duration) time.Duration { return time.Duration(d) }
+
+// planOf is the plan that an entry holds, towards a way.
+func planOf(e *config.TrafficShift, to shift.Way) (shift.Plan, error) {
+	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOnAWay)}
+	for _, s := range e.Steps {
+		out.Steps = append(out.Steps, share(s))
+	}
+	for _, text := range e.Windows {
+		w, err := shift.ParseWindow(text)
+		if err != nil {
+			return out, err
+		}
+		out.Windows = append(out.Windows, w)
+	}
+	return out, nil
+}
+
+// runs reports whether all connected sidecars of a source run what the entries of an index
+// mean for them, and none of those registered is away.
+func (m *mesh) runs(b *books, source string, index uint64) bool {
+	of := b.sources[source]
+	if of == nil || len(of.sidecars) == 0 {
+		return false
+	}
+	for _, in := range of.sidecars {
+		if _, connected := b.streams[in.Service]; !connected {
+			return false
+		}
+	}
+	m.mu.Lock()
+	done := m.changes.done
+	c, known := m.changes.find(index)
+	m.mu.Unlock()
+	if done < index {
+		return false
+	}
+	if !known {
+		return true // so long ago that all who are connected have been told
+	}
+	return m.answered(c, source)
+}
+
+// config are the entries in force.
+func (m *mesh) config() *config.Set {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return cmp.Or(m.entries, config.NewSet())
+}
+
+// examples are kinds of failure, for people.
+func examples(now time.Time, list []telemetry.Failing) (out []shift.FailedRequest) {
+	for _, f := range list {
+		out = append(out, shift.FailedRequest{At: now.UTC().Truncate(time.Second), Way: f.Way, Reason: fmt.Sprintf("%s, %d times", f.What, f.Count)})
+	}
+	return out
+}
