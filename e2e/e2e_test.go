@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			names := []string{"HTTP_PORT", "GRPC_PORT", "PORT1", "PORT2", "PORT3", "PORT4", "PORT5"}
+			names := []string{"HTTP_PORT", "GRPC_PORT", "PORT1", "PORT2", "PORT3", "PORT4", "PORT5", "PORT6", "PORT7"}
 			for i, port := range meshtest.FreePorts(t, len(names)) {
 				env.Setenv(names[i], strconv.Itoa(port))
 			}

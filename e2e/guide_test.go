@@ -39,7 +39,8 @@ func guide(ts *testscript.TestScript, neg bool, args []string) {
 	r := &reader{ts: ts, seen: map[string]string{}, ports: strings.NewReplacer(
 		"crossfade server ", "crossfade server --http-port "+ts.Getenv("HTTP_PORT")+" --grpc-port "+ts.Getenv("GRPC_PORT")+" --dns-port "+ts.Getenv("PORT5")+" ",
 		"/tmp/", ts.MkAbs(".")+"/",
-		"7100", ts.Getenv("PORT3"), "8080", ts.Getenv("PORT2"), "8081", ts.Getenv("PORT1"), "8082", ts.Getenv("PORT4"))}
+		"7100", ts.Getenv("PORT3"), "8080", ts.Getenv("PORT2"), "8081", ts.Getenv("PORT1"), "8082", ts.Getenv("PORT4"),
+		"4140", ts.Getenv("PORT6"), "4141", ts.Getenv("PORT7"))}
 	r.start()
 	blocks := strings.Split(page, "```")
 	for i := 1; i < len(blocks); i += 2 {
@@ -87,7 +88,7 @@ func (r *reader) start() {
 	})
 }
 
-var stays = regexp.MustCompile(`^crossfade (server|sidecar) `)
+var stays = regexp.MustCompile(`^crossfade (server|sidecar|node-proxy) `)
 
 // run runs one block.
 func (r *reader) run(text, want string) {

@@ -14,13 +14,14 @@ import (
 func TestRandomShifts(t *testing.T) {
 	w := newWorld(t)
 	w.speak()
-	catalog := ways{w.plainHTTP("legacy", shop("legacy")), w.plainHTTP("direct", shop("direct")), &app{}}
+	catalog := ways{legacy: w.plainHTTP("legacy", shop("legacy")), direct: w.plainHTTP("direct", shop("direct")), plain: w.plainHTTP("plain", shop("plain"))}
 	w.enlist("catalog", catalog.direct)
 	for _, version := range []string{"v1", "v2"} {
 		port, stop := w.shopApp("catalog", version, true)
 		w.native("catalog", version, version, port, stop)
 	}
-	chat, payments := w.three("chat"), w.three("payments")
+	w.before("catalog", catalog)
+	chat, payments := w.four("chat"), w.four("payments")
 	addresses := map[string][]int{
 		"catalog":  {catalog.legacy.port, w.plainHTTP("legacy", shop("legacy")).port},
 		"chat":     {chat.legacy.port, w.chat("legacy", false).port},
@@ -67,6 +68,7 @@ func TestRandomShifts(t *testing.T) {
 		source := pick("web", "web", "*")
 		legacy := r.IntN(2) * r.IntN(101)
 		direct := r.IntN(2) * r.IntN(101-legacy)
+		plain := r.IntN(2) * r.IntN(101-legacy-direct)
 		sticky := pick("", "", "Sticky { Source = true }", "Sticky { Header = \"x-user\" }", "Sticky { Cookie { Name = \"way\" } }")
 		if service == "payments" {
 			sticky = pick("", "Sticky { Source = true }")
@@ -75,8 +77,8 @@ func TestRandomShifts(t *testing.T) {
 		if service != "payments" && r.IntN(4) == 0 {
 			address = fmt.Sprintf("localhost:%d", addresses[service][0])
 		}
-		text := fmt.Sprintf("Kind = \"traffic-shift\"\nSource = %q\nDestination = %q\nLegacy { Address = %q, Host = %q }\nShares { legacy = %d, direct = %d, mtls = %d }\n%s\n",
-			source, service, address, pick("", service+".old"), legacy, direct, 100-legacy-direct, sticky)
+		text := fmt.Sprintf("Kind = \"traffic-shift\"\nSource = %q\nDestination = %q\nLegacy { Address = %q, Host = %q }\nShares { legacy = %d, direct = %d, plain = %d, mtls = %d }\n%s\n",
+			source, service, address, pick("", service+".old"), legacy, direct, plain, 100-legacy-direct-plain, sticky)
 		w.write(text)
 		written["traffic-shift "+source+"~"+service] = true
 		return text

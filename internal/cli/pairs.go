@@ -207,9 +207,7 @@ func (t *target) pairArgs() cobra.CompletionFunc {
 func waysGiven() cobra.CompletionFunc {
 	var list []string
 	for _, way := range api.Ways() {
-		if way != api.Plain { // which servers refuse
-			list = append(list, way+"=")
-		}
+		list = append(list, way+"=")
 	}
 	return cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace)
 }

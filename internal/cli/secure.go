@@ -127,6 +127,19 @@ func (t *target) client() (*http.Client, string, error) {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true, DisableKeepAlives: true}}, token, nil
 }
 
+// lasting is a client for many requests to the server, nil for a plain one, and the user's token.
+func (t *target) lasting() (*http.Client, string, error) {
+	client, token, err := t.client()
+	if err != nil || client == http.DefaultClient {
+		return nil, token, err
+	}
+	conf, err := t.tls()
+	if err != nil {
+		return nil, "", err
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}}, token, nil
+}
+
 // dial connects to the server's gRPC port, as the user.
 func (t *target) dial(addr string) (*grpc.ClientConn, error) {
 	token, err := t.token()

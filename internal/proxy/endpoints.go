@@ -96,8 +96,35 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 		out.Groups = append(out.Groups, g)
 		out.Problems = append(out.Problems, problems...)
 	}
+	out.apart(ref)
 	slices.SortFunc(out.Problems, Problem.Compare)
 	return out
+}
+
+// apart takes from plain what has the address of an instance of mtls beside it: of two
+// endpoints at one address a cluster keeps the first, and mTLS would not be spoken to it.
+func (e *Endpoints) apart(ref EndpointsRef) {
+	taken := map[Endpoint]bool{}
+	place := func(ep Endpoint) Endpoint { return Endpoint{Address: ep.Address, Port: ep.Port} }
+	for _, g := range e.Groups {
+		if g.Way == "" && len(e.Groups) > 1 {
+			for _, ep := range g.Endpoints {
+				taken[place(ep)] = true
+			}
+		}
+	}
+	for i, g := range e.Groups {
+		if g.Way != config.WayPlain {
+			continue
+		}
+		kept := slices.DeleteFunc(slices.Clone(g.Endpoints), func(ep Endpoint) bool { return taken[place(ep)] })
+		if lost := len(g.Endpoints) - len(kept); lost > 0 {
+			e.Groups[i].Endpoints = kept
+			at := slices.IndexFunc(ref.Parts, func(p Part) bool { return p.Way == config.WayPlain })
+			service := ref.Parts[at].Target.Service
+			e.Problems = append(e.Problems, Problem{Service: service, Subject: "plain way", Reason: fmt.Sprintf("%d of its sidecars take plaintext on the port of mTLS alone, and connections cannot be divided between the two there: they get what mtls gets", lost)})
+		}
+	}
 }
 
 // endpointsOf are the endpoints of one target. port says where an instance takes what is

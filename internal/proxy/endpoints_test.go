@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
@@ -128,6 +129,33 @@ func TestEndpointsOfASplitAreNamedByItsParts(t *testing.T) {
 	} {
 		if got == split {
 			t.Errorf("%s has the same name, %s", what, got)
+		}
+	}
+}
+
+// Of connections, a sidecar that takes plaintext on the port of mTLS alone is reached by one
+// of the two, and that is mtls wherever it has a share.
+func TestPlaintextBesideMTLS(t *testing.T) {
+	f := fleet{}
+	for i, port := range []string{"2000", "3001", ""} { // on the port of mTLS, on its own, nowhere
+		f.add("n1", catalog.Service{
+			Kind: catalog.ConnectProxy, ID: fmt.Sprint("p", i), Name: "web-proxy", Port: 2000 + i, Meta: map[string]string{catalog.PlaintextMeta: port},
+			Proxy: &catalog.Proxy{DestinationServiceName: "web"},
+		}, "")
+	}
+	web := routing.Target{Service: "web", Datacenter: "dc1"}
+	const lost = `[service "web": plain way: 1 of its sidecars take plaintext on the port of mTLS alone, and connections cannot be divided between the two there: they get what mtls gets]`
+	for _, tc := range []struct {
+		plain, mtls uint32
+		want        string
+	}{
+		{5000, 5000, "plain=5000: 10.0.0.1:3001/1 web=5000: 10.0.0.1:2000/1 10.0.0.1:2001/1 10.0.0.1:2002/1 " + lost},
+		{10_000, 0, "plain=10000: 10.0.0.1:2000/1 10.0.0.1:3001/1"},
+		{0, 10_000, "web=10000: 10.0.0.1:2000/1 10.0.0.1:2001/1 10.0.0.1:2002/1"},
+	} {
+		ref := proxy.EndpointsRef{ClusterName: "ways", Parts: []proxy.Part{{Target: web, Weight: tc.plain, Way: config.WayPlain}, {Target: web, SNI: "web", Weight: tc.mtls}}}
+		if got := describe(proxy.BuildEndpoints(f.snapshot(), ref, nil)); got != tc.want {
+			t.Errorf("plain %d, mtls %d: %s, want %s", tc.plain, tc.mtls, got, tc.want)
 		}
 	}
 }
