@@ -44,12 +44,13 @@ type registration struct {
 // run goes on until ctx ends. It returns an error only when a server refuses the
 // very first registration: the definition is wrong and will not get better.
 func (r *registration) run(ctx context.Context) error {
+	due := time.Now().Add(jitter(pulseEvery, rand.Float64())) // for all checks, however often one changes
 	for attempt := 0; ; attempt++ {
 		err := r.assert(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		wait := jitter(pulseEvery, rand.Float64())
+		wait := time.Until(due)
 		if err == nil {
 			attempt = -1
 		} else {
@@ -70,6 +71,7 @@ func (r *registration) run(ctx context.Context) error {
 		case <-r.health.changed:
 		case <-timer.C:
 			r.pulsed = nil // all are due
+			due = time.Now().Add(jitter(pulseEvery, rand.Float64()))
 		}
 		timer.Stop()
 	}
