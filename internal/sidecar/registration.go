@@ -44,13 +44,16 @@ type registration struct {
 // run goes on until ctx ends. It returns an error only when a server refuses the
 // very first registration: the definition is wrong and will not get better.
 func (r *registration) run(ctx context.Context) error {
-	due := time.Now().Add(jitter(pulseEvery, rand.Float64())) // for all checks, however often one changes
+	pulse := time.Now() // when all checks are due
 	for attempt := 0; ; attempt++ {
 		err := r.assert(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		wait := time.Until(due)
+		if !pulse.After(time.Now()) {
+			pulse = time.Now().Add(jitter(pulseEvery, rand.Float64()))
+		}
+		wait := time.Until(pulse) // however often states change meanwhile
 		if err == nil {
 			attempt = -1
 		} else {
@@ -71,7 +74,6 @@ func (r *registration) run(ctx context.Context) error {
 		case <-r.health.changed:
 		case <-timer.C:
 			r.pulsed = nil // all are due
-			due = time.Now().Add(jitter(pulseEvery, rand.Float64()))
 		}
 		timer.Stop()
 	}
