@@ -46,12 +46,12 @@ type registration struct {
 func (r *registration) run(ctx context.Context) error {
 	pulse := time.Now() // when all checks are due
 	for attempt := 0; ; attempt++ {
+		if !pulse.After(time.Now()) {
+			r.pulsed, pulse = nil, time.Now().Add(jitter(pulseEvery, rand.Float64()))
+		}
 		err := r.assert(ctx)
 		if ctx.Err() != nil {
 			return nil
-		}
-		if !pulse.After(time.Now()) {
-			pulse = time.Now().Add(jitter(pulseEvery, rand.Float64()))
 		}
 		wait := time.Until(pulse) // however often states change meanwhile
 		if err == nil {
