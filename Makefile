@@ -101,6 +101,10 @@ bench-slopes: build $(ENVOY) ## memory, time to ready and scrape of one sidecar 
 bench-isolation: build $(ENVOY) ## what a burst to one service does to its neighbours, in the mesh and behind a shared node proxy
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/isolation
 
+.PHONY: bench-impact
+bench-impact: build $(ENVOY) ## four pairs from the old mesh to mTLS and back under load: no request may fail (REQUESTS=1000000, RATE=2000)
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/impact
+
 .PHONY: bench-control
 bench-control: ## Go benchmarks of the control plane's parts
 	$(GO) test -run xxx -bench . -benchmem ./bench/control

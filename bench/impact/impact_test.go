@@ -1,0 +1,72 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// 20,000 requests there and back, and none fails.
+func TestSmoke(t *testing.T) {
+	env := map[string]string{"REQUESTS": "20000", "RATE": "1000", "CROSSFADE": os.Getenv("CROSSFADE")}
+	s, err := settingsFrom(func(name string) string { return env[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var out, log bytes.Buffer
+	if err := run(ctx, s, &out, &log); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, log.String(), out.String())
+	}
+	var l line
+	if err := json.Unmarshal(out.Bytes(), &l); err != nil {
+		t.Fatal(err)
+	}
+	if l.Requests < s.Requests || l.Failed != 0 || len(l.Kinds) != len(pairs) || len(l.Steps) != len(plan()) {
+		t.Errorf("%s", out.String())
+	}
+	for _, k := range l.Kinds {
+		if k.Requests < s.Requests/8 || k.NewConnections == 0 || k.P50 <= 0 || k.P99 < k.P50 || k.Max < k.P99 {
+			t.Errorf("%+v", k)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	all := map[string]map[string]uint64{}
+	for _, p := range pairs {
+		all[p.service] = map[string]uint64{}
+		for _, way := range ways {
+			all[p.service][way] = 1
+		}
+	}
+	if err := (line{Ways: all}).verdict(); err != nil {
+		t.Error(err)
+	}
+	if err := (line{Requests: 9, Failed: 1, Ways: all}).verdict(); err == nil || !strings.Contains(err.Error(), "1 of 9 requests failed") {
+		t.Error(err)
+	}
+	delete(all["chat"], "plain")
+	if err := (line{Ways: all}).verdict(); err == nil || !strings.Contains(err.Error(), "nothing went to chat by way plain") {
+		t.Error(err)
+	}
+}
+
+func TestSettings(t *testing.T) {
+	for name, value := range map[string]string{"REQUESTS": "none", "RATE": "0"} {
+		_, err := settingsFrom(func(n string) string {
+			if n == name {
+				return value
+			}
+			return ""
+		})
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s=%s: %v, want an error that names it", name, value, err)
+		}
+	}
+}
