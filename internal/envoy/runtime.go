@@ -20,7 +20,11 @@ func (b *builder) runtime() *runtimev3.Runtime {
 		"re2.max_program_size.error_level": structpb.NewNumberValue(config.MaxRegexProgram),
 	}
 	if in := b.proxy.Inbound; in != nil && in.MaxConnections > 0 {
-		fields["envoy.resource_limits.listener."+in.ListenerName+".connection_limit"] = structpb.NewNumberValue(float64(in.MaxConnections))
+		limit := structpb.NewNumberValue(float64(in.MaxConnections))
+		fields["envoy.resource_limits.listener."+in.ListenerName+".connection_limit"] = limit
+		if p := in.Plaintext; p != nil && p.Port != 0 {
+			fields["envoy.resource_limits.listener."+p.ListenerName+".connection_limit"] = limit
+		}
 	}
 	return &runtimev3.Runtime{Name: RuntimeName, Layer: &structpb.Struct{Fields: fields}}
 }

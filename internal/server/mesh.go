@@ -268,6 +268,7 @@ func (m *mesh) step(now time.Time) {
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
 	touched := affected(m.doneCatalog, snap, changedServices)
+	moved := movedServices(m.doneCatalog, snap, touched)
 	for key := range m.sidecars {
 		if _, ok := connected[key]; !ok {
 			m.forget(key, update)
@@ -278,7 +279,7 @@ func (m *mesh) step(now time.Time) {
 			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
 			continue
 		}
-		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, touched, now) {
+		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, moved, now) {
 			m.build(key, n, snap, entries, now, update)
 			record.note(key, n, old, m.sidecars[key], changedEntries, update.Shared)
 		}
@@ -326,7 +327,7 @@ func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []strin
 	return appeared
 }
 
-func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared, touched []string, now time.Time) bool {
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared, moved []string, now time.Time) bool {
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
 		return false // not registered yet, or no longer: then it keeps what it has while it drains
@@ -337,13 +338,23 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 	if !n.relayed && m.minter != nil && m.minter.due(n.id, now) {
 		return true
 	}
-	return s.readsAny(changed) || len(touched) > 0 && slices.ContainsFunc(s.sources, func(name string) bool {
-		_, found := slices.BinarySearch(touched, name)
+	return s.readsAny(changed) || slices.ContainsFunc(moved, func(name string) bool {
+		_, found := slices.BinarySearch(s.sources, name)
 		return found
 	}) || slices.ContainsFunc(appeared, func(name string) bool {
 		_, unknown := s.unknown[name]
 		return unknown
 	})
+}
+
+// movedServices are those of names whose instances have other addresses than before.
+func movedServices(before, now *catalog.Snapshot, names []string) (out []string) {
+	for _, name := range names {
+		if before == nil || !slices.Equal(before.Addresses(name), now.Addresses(name)) {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 func (s *sidecar) readsAny(keys []config.Key) bool {

@@ -231,12 +231,21 @@ func (s *sidecar) openEnvoy(path string) {
 		log:           s.log,
 	}
 	s.drain = &drain{
-		admin: s.admin, service: o.Definition.Service.ID, publicPort: s.proxy.Port, bound: o.DrainTime, log: s.log,
+		admin: s.admin, service: o.Definition.Service.ID, ports: inboundPorts(s.proxy), bound: o.DrainTime, log: s.log,
 		callerWait: o.CallerWait,
 		goodbye: func(ctx context.Context, wait time.Duration) (string, error) {
 			return s.agent.deregister(ctx, o.Definition.Service.ID, wait)
 		},
 	}
+}
+
+// inboundPorts are where callers reach the sidecar.
+func inboundPorts(p *catalog.Service) []int {
+	out := []int{p.Port}
+	if c, _, _ := config.DecodeProxyConfig(p.Proxy.Config); c.PlaintextPort != 0 {
+		out = append(out, c.PlaintextPort)
+	}
+	return out
 }
 
 // writeBootstrap writes what Envoy starts with. It holds no secret.

@@ -24,7 +24,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -112,12 +111,6 @@ type pending struct {
 }
 
 const absent = "absent"
-
-// What only a public listener that takes plaintext asks for: of requests, or of connections.
-// The names are those of packages proxy and envoy.
-var plaintextRules = []xds.Key{{Type: xds.RouteType, Name: "public_listener_plaintext"}, {Type: xds.ExtensionType, Name: "plaintext_intentions"}}
-
-const publicListener = "public_listener"
 
 // New loads the last good configuration, if there is one. A file that is there
 // but damaged is reported and ignored: the servers have the truth.
@@ -213,36 +206,9 @@ func (r *Relay) Status() Status {
 	st.FromLastGood = st.FromLastGood && !r.fresh
 	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
 	st.Version = versionOf(r.held)
-	st.PlaintextPort = r.plaintextLocked()
 	st.Local = r.localLocked()
 	st.Quarantine = r.quarantine
 	return st
-}
-
-// plaintextLocked is where Envoy takes plaintext: the port of the listener for it alone, else
-// the public one. Envoy has acknowledged these listeners, and routes or rules of plaintext,
-// which it asks for only with one of them.
-func (r *Relay) plaintextLocked() int {
-	port, alone := 0, false
-	for name, res := range r.held[xds.ListenerType] {
-		rest, public := strings.CutPrefix(name, publicListener)
-		own := strings.HasPrefix(rest, "_plaintext:")
-		if !public || !own && !strings.HasPrefix(rest, ":") {
-			continue
-		}
-		if r.acked[xds.Key{Type: xds.ListenerType, Name: name}] != res.Version {
-			return 0
-		}
-		if n, err := strconv.Atoi(name[strings.LastIndexByte(name, ':')+1:]); err == nil && !alone {
-			port, alone = n, own
-		}
-	}
-	for _, k := range plaintextRules {
-		if _, asked := r.wanted[k.Type][k.Name]; asked && r.acked[k] != "" {
-			return port
-		}
-	}
-	return 0
 }
 
 // Changed is closed at the next change of [Relay.Status].
@@ -290,6 +256,7 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
 	r.openedAt, r.told = time.Now(), true
 	r.status.EnvoyConnected = true
+	r.plaintextLocked()
 	r.announceLocked()
 	go r.connect(up)
 	return viewKey, nil
@@ -334,10 +301,7 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 	if len(dropped) > 0 {
 		r.publishLocked() // what is asked for again is not answered by what was so before
 	}
-	if now := r.plaintextLocked(); now != r.status.PlaintextPort {
-		r.status.PlaintextPort = now
-		r.announceLocked()
-	}
+	r.plaintextLocked()
 	r.askLocked(t, added, dropped)
 	r.answerLocked(t)
 }
@@ -440,10 +404,7 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	if !r.local.IsZero() {
 		r.announceLocked()
 	}
-	if now := r.plaintextLocked(); now != r.status.PlaintextPort {
-		r.status.PlaintextPort = now
-		r.announceLocked()
-	}
+	r.plaintextLocked()
 	r.answerLocked(t)
 }
 

@@ -166,6 +166,7 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 		}
 	}
 	r.held[t] = next
+	r.plaintextLocked()
 	if len(changes) > 0 {
 		r.change = Change{Time: now.UTC(), Resources: shorten(describe(changes))}
 	}
