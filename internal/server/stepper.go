@@ -128,6 +128,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	b := p.s.books(context.Background())
 	if count {
 		p.watch(now, b)
+		p.s.saveUnsaved()
 	}
 	if len(b.shifts) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
 		p.save(now)
@@ -289,6 +290,7 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		by = store.Author{Who: "shift guard", Time: now, Reverted: true}
 	}
 	name := api.PairName{Source: a.Pair.Source, Destination: a.Pair.Destination}
+	var written *config.TrafficShift
 	_, err := p.s.change(func(w *store.Writer) error {
 		old, _ := decidingOf(name, w.Entry)
 		if old != nil && old.Generation >= a.Generation {
@@ -299,8 +301,12 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		if err := checked(e); err != nil {
 			return err
 		}
+		written = e
 		return w.PutEntry(e, by)
 	})
+	if a.Back && written != nil && diskFailed(err) {
+		p.s.mesh.over([]unsaved{{written, by, oneLine(err)}}) // a revert waits for no disk
+	}
 	return err
 }
 
