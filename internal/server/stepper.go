@@ -52,6 +52,7 @@ type stepper struct {
 	steps   []shift.LogEntry // the newest
 	callees map[string]map[shift.Way]float64
 	watches map[string]shift.Watch // of permissive callees
+	kvWrong map[shift.Pair]string  // keys that can't be followed
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -129,6 +130,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	if count {
 		p.watch(now, b)
 		p.s.saveUnsaved()
+		p.followKV(now, b)
 	}
 	if len(b.shifts) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
 		p.save(now)
