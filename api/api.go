@@ -111,6 +111,9 @@ type Pair struct {
 	Ways     []PairWay `json:"ways,omitempty"`
 	Failing  []Failing `json:"failing,omitempty"` // the most frequent first
 
+	// HeldLocally are the source's sidecars that hold the old way by order on their host.
+	HeldLocally []string `json:"held_locally,omitempty"`
+
 	LastSeen      time.Time    `json:"last_seen,omitzero"`
 	LastPlaintext time.Time    `json:"last_plaintext,omitzero"` // that the callee took from a host of the source
 	Blockers      []string     `json:"blockers,omitempty"`      // what keeps the pair from going on

@@ -385,6 +385,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
 		return
 	}
+	spares := m.spare(n, input, &made)
 	next := &sidecar{service: in.Service, sources: p.Sources, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
@@ -394,7 +395,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	for _, k := range p.Reads {
 		next.reads[k] = struct{}{}
 	}
-	for _, ref := range p.Endpoints() {
+	for _, ref := range slices.Concat(p.Endpoints(), spares) {
 		next.calls = append(next.calls, ref)
 		next.shared[ref.ClusterName] = struct{}{}
 	}

@@ -92,7 +92,7 @@ func open(ctx context.Context, o Options) (_ *sidecar, err error) {
 	if err := checkUpstreamPorts(ctx, s.upstreams); err != nil {
 		return nil, err
 	}
-	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(statusFile, b) }, status: Status{
+	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(StatusFile, b) }, status: Status{
 		State: Starting, Service: o.Definition.Service.Name, ID: o.Definition.Service.ID, PublicAddress: s.publicAddress, PID: os.Getpid(),
 		Envoy: EnvoyStatus{Version: version, AdminSocket: s.sockets.adminSocket()},
 	}}
@@ -184,7 +184,7 @@ func (s *sidecar) openParts() (err error) {
 		return err
 	}
 	s.relay, err = relay.New(relay.Options{
-		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile),
+		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile), LocalFile: s.dir.file(LocalFile),
 		NodeID: s.proxy.ID, NodeName: o.Node, Cluster: d.Service.Name, Log: s.log,
 	})
 	if err != nil {
@@ -210,6 +210,12 @@ func (s *sidecar) openEnvoy(path string) {
 	ports := &portWatch{}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
+	}
+	s.reporter.local = func() []string {
+		if l := s.relay.Status().Local; l != nil {
+			return l.Destinations
+		}
+		return nil
 	}
 	s.reporter.more = func(r *telemetry.Report) { ports.add(r, time.Now()) }
 	s.envoy = &envoySupervisor{

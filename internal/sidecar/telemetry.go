@@ -36,6 +36,8 @@ type reporter struct {
 	serves func() bool
 	// more adds what others know. May be nil.
 	more func(*telemetry.Report)
+	// local are the destinations that are held on old ways. May be nil.
+	local func() []string
 
 	session, seq uint64
 	began        time.Time
@@ -118,6 +120,9 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 	next := r.pending
 	r.seq++
 	next.Session, next.Seq, next.Watched = r.session, r.seq, r.began
+	if r.local != nil {
+		next.Local = r.local()
+	}
 	r.pending, r.since, r.unsure = telemetry.Report{}, now, &next
 	if err := r.send(next); err != nil {
 		return err

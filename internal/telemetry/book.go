@@ -43,6 +43,7 @@ type reporter struct {
 	watched      time.Time
 	probes       map[string]Probe // by destination
 	app          *AppPort
+	local        []string
 }
 
 // pairBook is one pair.
@@ -84,7 +85,7 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	if s.session == r.Session && r.Seq <= s.seq {
 		return
 	}
-	s.session, s.seq, s.watched = r.Session, r.Seq, r.Watched
+	s.session, s.seq, s.watched, s.local = r.Session, r.Seq, r.Watched, r.Local
 	if r.App != nil {
 		s.app = r.App
 	}
@@ -324,6 +325,16 @@ func (b *Book) Plaintext(service string) []Sender {
 	}
 	slices.SortFunc(out, func(x, y Sender) int { return cmp.Or(-x.Last.Compare(y.Last), cmp.Compare(x.Address, y.Address)) })
 	return out
+}
+
+// Local are the destinations that a sidecar holds on their old way by itself.
+func (b *Book) Local(key Key) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.sidecars[key]; s != nil {
+		return s.local
+	}
+	return nil
 }
 
 // Reporting is what an instance of a service says of itself.

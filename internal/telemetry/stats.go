@@ -258,6 +258,9 @@ func (r Report) Merge(later Report) Report {
 	for _, address := range slices.Sorted(maps.Keys(from)) {
 		later.Plaintext = append(later.Plaintext, from[address])
 	}
+	if later.Local == nil {
+		later.Local = r.Local
+	}
 	if later.Probes == nil {
 		later.Probes = r.Probes
 	}

@@ -42,6 +42,8 @@ type Options struct {
 	NodeID    string                   // the sidecar's proxy service ID
 	NodeName  string                   // the catalog node it is registered on
 	Cluster   string                   // the service's name
+	// LocalFile, where it exists, says to hold old ways; see [Relay.LookLocal]. May be empty.
+	LocalFile string
 	// Probation is how long Envoy must run with a change for a crash not to be held
 	// against it. Default 60 s.
 	Probation time.Duration
@@ -61,6 +63,7 @@ type Status struct {
 	// force; 0: nowhere.
 	PlaintextPort int `json:"plaintext_port,omitempty"`
 
+	Local      *Local      `json:"local,omitempty"` // nil: servers decide
 	Quarantine *Quarantine `json:"quarantine,omitempty"`
 }
 
@@ -94,6 +97,7 @@ type Relay struct {
 	barred     map[xds.Key]string // versions in quarantine
 	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
 	change     Change
+	local      time.Time // since when old ways are held; zero: they are not
 
 	changed chan struct{}
 	dirty   chan struct{} // capacity 1: good differs from the disk
@@ -142,6 +146,12 @@ func New(o Options) (*Relay, error) {
 			o.Log.Error("the configuration before the last good one can't be read", "file", o.StateFile+beforeSuffix, "reason", err)
 		default:
 			r.retryLocked(before, time.Now())
+		}
+	}
+	if o.LocalFile != "" {
+		if st, err := os.Stat(o.LocalFile); err == nil {
+			r.local = st.ModTime()
+			o.Log.Warn("on old ways by order on this host, until released")
 		}
 	}
 	r.server = xds.NewServer(xds.Options{Open: r.opened, Closed: r.closed, Subscribed: r.subscribed, Settled: r.settled, Log: o.Log})
@@ -196,6 +206,7 @@ func (r *Relay) Status() Status {
 	st.FromLastGood = st.FromLastGood && !r.fresh
 	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
 	st.Version = versionOf(r.held)
+	st.Local = r.localLocked()
 	st.Quarantine = r.quarantine
 	return st
 }
@@ -223,6 +234,11 @@ func (r *Relay) publishLocked() {
 	v := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}, Growing: true, Removed: maps.Clone(r.removed)}
 	for t, byName := range r.held {
 		v.Own[t] = maps.Clone(byName)
+		for name := range byName {
+			if over := r.overlayLocked(xds.Key{Type: t, Name: name}); over != nil {
+				v.Own[t][name] = over
+			}
+		}
 	}
 	v.Own[xds.SecretType] = maps.Clone(r.secrets)
 	r.server.Update(xds.Update{Views: map[string]*xds.View{viewKey: v}})
@@ -269,6 +285,7 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 	if r.wanted[t] == nil {
 		r.wanted[t] = map[string]struct{}{}
 	}
+	added, dropped = append(added, spares(t, added)...), append(dropped, spares(t, dropped)...)
 	for _, name := range added {
 		r.wanted[t][name] = struct{}{}
 	}
@@ -341,7 +358,7 @@ func (r *Relay) runsLocked(k xds.Key) bool {
 		return true
 	}
 	_, ok := r.wanted[k.Type][k.Name]
-	return ok
+	return ok && !isSpare(k.Name)
 }
 
 // settled is Envoy's word on a response of ours.
@@ -383,6 +400,9 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	}
 	if len(o.Refused) > 0 {
 		r.publishLocked()
+	}
+	if !r.local.IsZero() {
+		r.announceLocked()
 	}
 	r.plaintextLocked()
 	r.answerLocked(t)

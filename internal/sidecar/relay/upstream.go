@@ -131,6 +131,14 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 		}
 		next[res.Name] = res
 		delete(r.removed, k)
+		switch {
+		case isSpare(res.Name):
+			r.goodLocked(t, res) // nobody else has a say in it
+			continue
+		case r.overlayLocked(k) != nil:
+			p.refused = append(p.refused, heldHere(k))
+			continue
+		}
 		if r.runsLocked(k) && r.acked[k] != res.Version {
 			p.waiting[res.Name] = res.Version
 		}
@@ -146,6 +154,10 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 			changes = append(changes, k)
 		}
 		delete(next, name)
+		if isSpare(name) && r.good[t][name] != nil {
+			delete(r.good[t], name)
+			r.saveSoon()
+		}
 		if t != xds.ClusterType && t != xds.ListenerType {
 			r.removed[k] = struct{}{}
 		}
