@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/demo/load"
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
@@ -126,8 +127,15 @@ type twoHosts struct {
 func newTwoHosts(t *testing.T) *twoHosts {
 	s := &twoHosts{t: t, dir: meshtest.RunDir(t), other: meshtest.NewHost(t), ports: 7100}
 	data := filepath.Join(s.dir, "mesh")
+	envoy, err := envoybin.Find()
+	if err == nil {
+		envoy, err = filepath.Abs(envoy)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.env = append(os.Environ(), "CROSSFADE_HTTP_ADDR="+meshtest.HostAddress+":8500", "CROSSFADE_CACERT="+filepath.Join(data, "ca.pem"),
-		"CROSSFADE_HTTP_TOKEN_FILE="+filepath.Join(data, "operator.token"), "XDG_RUNTIME_DIR="+s.dir)
+		"CROSSFADE_HTTP_TOKEN_FILE="+filepath.Join(data, "operator.token"), "XDG_RUNTIME_DIR="+s.dir, "ENVOY="+envoy)
 	s.start(false, "server", "--data-dir", data, "--bind", "0.0.0.0", "--advertise", meshtest.HostAddress, "--dns-port", "-1")
 	meshtest.Eventually(t, "the server answers", func() error { _, err := s.try("crossfade", "catalog", "nodes"); return err })
 	return s

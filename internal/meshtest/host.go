@@ -65,16 +65,13 @@ type Host struct {
 func NewHost(t testing.TB) *Host {
 	t.Helper()
 	h := &Host{t: t, Address: "10.99.0.2"}
-	made := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			h.ns, err = os.Open("/proc/thread-self/ns/net")
+	if err := onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		made <- err
-	}()
-	if err := <-made; err != nil {
+		h.ns, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	}); err != nil {
 		t.Fatalf("making a network namespace: %v", err)
 	}
 	t.Cleanup(func() { h.ns.Close() })
@@ -99,14 +96,26 @@ func command(t testing.TB, cmd *exec.Cmd) {
 // Do does something on that host: what it starts or opens stays there. It must not hand the
 // work to another goroutine.
 func (h *Host) Do(what func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return what()
+	})
+}
+
+// onThread does something on a thread that ends with it. It is not the first one, which a
+// process cannot end, and which stands for it: /proc/self and its number mean that one.
+func onThread(what func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: nobody else gets a thread that is elsewhere
-		err := unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = what()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onThread(what) // while this one is taken
+			runtime.UnlockOSThread()
+			return
 		}
-		done <- err
+		done <- what() // the thread ends, since it stays locked
 	}()
 	return <-done
 }

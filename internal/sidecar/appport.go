@@ -31,9 +31,7 @@ func (w *portWatch) add(r *telemetry.Report, now time.Time) {
 	for _, a := range at {
 		out.Listening = append(out.Listening, a.String())
 	}
-	if !out.Loopback {
-		protected, err := appport.Protected()
-		out.Protected = err == nil && slices.Contains(protected, w.port)
-	}
+	protected, err := appport.Protected()
+	out.Protected, out.Unseen = err == nil && slices.Contains(protected, w.port), err != nil
 	r.App = out
 }
