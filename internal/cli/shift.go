@@ -265,6 +265,9 @@ func (t *target) printPairs(c api.Changed) {
 			fmt.Fprintf(t.s.out, "%s: %s -> %s\n", p.PairName, p.Before, p.After)
 		}
 	}
+	if c.Unsaved != "" {
+		fmt.Fprintf(t.s.err, "warning: in force, and not saved: %s; it is tried again, and sidecars hold it over a restart of the server\n", c.Unsaved)
+	}
 	for _, text := range c.Warnings {
 		fmt.Fprintf(t.s.err, "warning: %s\n", text)
 	}
