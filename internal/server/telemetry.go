@@ -53,15 +53,16 @@ func (m *mesh) report(key telemetry.Key, r telemetry.Report, now time.Time) {
 		return slices.ContainsFunc(in.Service.Proxy.Upstreams, func(u catalog.Upstream) bool { return u.DestinationName == name })
 	}
 	r.Outbound = slices.DeleteFunc(r.Outbound, func(o telemetry.Outbound) bool { return !declares(o.Destination) })
+	r.Open = slices.DeleteFunc(r.Open, func(o telemetry.Open) bool { return !declares(o.Destination) })
 	r.Probes = slices.DeleteFunc(r.Probes, func(p telemetry.Probe) bool { return !declares(p.Destination) })
 	m.book.Put(key, r, now)
 }
 
 // keepBook forgets what is not registered any more.
-func (m *mesh) keepBook() {
+func (m *mesh) keepBook(now time.Time) {
 	snap := m.snapshot()
 	declared := sourcesOf(snap, m.datacenter)
-	m.book.Keep(func(k telemetry.Key) bool {
+	m.book.Keep(now, func(k telemetry.Key) bool {
 		in, ok := snap.Proxy(k.Sidecar, k.Node)
 		return ok && keyOf(in) == k
 	}, func(p shift.Pair) bool {
