@@ -71,13 +71,17 @@ func histogram(name, value string) *statsv3.Config {
 	}}}
 }
 
+// grpcStatus is what the callee said, in its headers or trailers. Envoy's own word for it also
+// takes a stream that the caller gave up for one that failed.
+const grpcStatus = "%RESP(grpc-status):2%%TRAILER(grpc-status):2%"
+
 // attempts counts what a router tries. Only what was answered has a time.
 func (b *builder) attempts() []*accesslogv3.AccessLog {
 	answered := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
 		Comparison: &accesslogv3.ComparisonFilter{Op: accesslogv3.ComparisonFilter_GE, Value: &corev3.RuntimeUInt32{DefaultValue: 100, RuntimeKey: "crossfade.answered"}},
 	}}}
 	return []*accesslogv3.AccessLog{
-		b.statsLogger(nil, counter(AttemptCounter, wantedTag(), tag(CodeTag, "%RESPONSE_CODE%"), tag(FlagsTag, "%RESPONSE_FLAGS%"), tag(GRPCTag, "%GRPC_STATUS_NUMBER%"))),
+		b.statsLogger(nil, counter(AttemptCounter, wantedTag(), tag(CodeTag, "%RESPONSE_CODE%"), tag(FlagsTag, "%RESPONSE_FLAGS%"), tag(GRPCTag, grpcStatus))),
 		b.statsLogger(answered, histogram(AttemptTime, "%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%")),
 	}
 }

@@ -44,6 +44,7 @@ type reporter struct {
 	session, seq uint64
 	at           time.Time // of its last report
 	watch        Watch
+	watched      time.Time // when watch last grew
 	open         map[way]uint64
 	probes       map[string]Probe // by destination
 	app          *AppPort
@@ -87,7 +88,7 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	}
 	s.at = now
 	if s.session != r.Session || s.probes == nil { // a sidecar that has started, which tells all anew
-		s.session, s.seq, s.open, s.probes, s.app = r.Session, 0, map[way]uint64{}, map[string]Probe{}, nil
+		*s = reporter{session: r.Session, at: now, open: map[way]uint64{}, probes: map[string]Probe{}}
 	}
 	if r.Seq <= s.seq {
 		return
@@ -97,6 +98,9 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 			return t
 		}
 		return earliest(now.Add(t.Sub(r.At)), now)
+	}
+	if r.Watch.For > s.watch.For {
+		s.watched = now
 	}
 	s.seq, s.watch = r.Seq, r.Watch
 	s.watch.Since = here(r.Watch.Since)
@@ -396,7 +400,9 @@ type Reporting struct {
 	At    time.Time // of its last report; zero: none
 	Watch Watch
 	App   *AppPort
-	Fresh bool
+	Fresh bool // it reports
+	// Watching says that it also reads what its Envoy takes in plaintext.
+	Watching bool
 }
 
 // Reporting is what a sidecar says of itself.
@@ -407,5 +413,5 @@ func (b *Book) Reporting(key Key, now time.Time) Reporting {
 	if s == nil {
 		return Reporting{}
 	}
-	return Reporting{At: s.at, Watch: s.watch, App: s.app, Fresh: now.Sub(s.at) <= fresh}
+	return Reporting{At: s.at, Watch: s.watch, App: s.app, Fresh: now.Sub(s.at) <= fresh, Watching: now.Sub(s.watched) <= fresh}
 }

@@ -20,10 +20,6 @@ var (
 	plaintextName  = regexp.MustCompile(`^cf\.plaintext\.source_address\.(.+)$`)
 )
 
-// forgetRetries is for how long a retry is awaited that has not been seen to end. One that
-// takes longer counts as withheld from its way as well.
-const forgetRetries = 15 * time.Second
-
 // Meter makes differences of readings. Its zero value has read nothing: what the first
 // reading has counts whole, since a sidecar is there before its Envoy is.
 type Meter struct {
@@ -48,7 +44,6 @@ type wanted struct{ destination, cluster string }
 type awaited struct {
 	attempts uint64 // on any way
 	crossing uint64 // on another way
-	at       time.Time
 }
 
 // Restarted tells that the next reading is of another Envoy.
@@ -62,6 +57,7 @@ func (m *Meter) Restarted() {
 func (m *Meter) Read(now time.Time, s Stats) (r Report, hosts bool) {
 	pairs, divided := map[string]*tally{}, map[wanted]*division{}
 	failed := map[string]bool{} // clusters of connections
+	var connected []func()
 	for name, value := range s.counters {
 		n := since(m.last.counters[name], value)
 		if n == 0 || !strings.HasPrefix(name, "cf.") {
@@ -76,10 +72,15 @@ func (m *Meter) Read(now time.Time, s Stats) (r Report, hosts bool) {
 			if p[2] != "" {
 				m.divide(p[3])
 			}
-			tallyOf(pairs, p[1]).connection(wayOf(p[2]), p[2] != "" || !m.divided[p[3]], n, p[4])
+			connected = append(connected, func() {
+				tallyOf(pairs, p[1]).connection(wayOf(p[2]), p[2] != "" || !m.divided[p[3]], n, p[4])
+			})
 		} else if p := plaintextName.FindStringSubmatch(name); p != nil {
 			r.Plaintext = append(r.Plaintext, Plaintext{Address: p[1], Count: n, Last: now})
 		}
+	}
+	for _, count := range connected { // when it is known what is divided
+		count()
 	}
 	open := map[way]uint64{}
 	for name, value := range s.counters {
@@ -95,7 +96,7 @@ func (m *Meter) Read(now time.Time, s Stats) (r Report, hosts bool) {
 		switch stat {
 		case retries:
 			if of := m.requests[cluster]; n > 0 && len(of) == 1 { // else nobody knows whose
-				m.await(now, wanted{m.destination(cluster), cluster}, n)
+				m.await(wanted{m.destination(cluster), cluster}, n)
 			}
 		case requestsOpen:
 			if !tcp {
@@ -114,7 +115,16 @@ func (m *Meter) Read(now time.Time, s Stats) (r Report, hosts bool) {
 		}
 	}
 	for at, d := range divided {
-		m.firsts(now, at, d, tallyOf(pairs, at.destination))
+		m.firsts(at, d, tallyOf(pairs, at.destination))
+	}
+	for at, due := range m.awaited { // what is not under way will not be seen to end
+		n := uint64(0)
+		for _, w := range shift.Ways() {
+			n += open[way{at.destination, w}]
+		}
+		if due.attempts, due.crossing = min(due.attempts, n), min(due.crossing, n); n == 0 {
+			delete(m.awaited, at)
+		}
 	}
 	for name, bins := range s.histograms {
 		if p := timeName.FindStringSubmatch(name); p != nil {
@@ -281,13 +291,10 @@ func (d *division) add(w shift.Way, n uint64) { (*d)[w] += n }
 // firsts works out how many attempts were their requests' first, and how many requests were
 // withheld from the way that they wanted: another stood in without a retry. Envoy counts
 // retries by the cluster that is wanted, and the attempts that come of them end later.
-func (m *Meter) firsts(now time.Time, at wanted, d *division, t *tally) {
+func (m *Meter) firsts(at wanted, d *division, t *tally) {
 	due := m.awaited[at]
 	if due == nil {
 		due = &awaited{}
-	}
-	if now.Sub(due.at) > forgetRetries {
-		due.attempts, due.crossing = 0, 0
 	}
 	own, all := wayOfCluster(at.cluster), uint64(0)
 	for _, n := range *d {
@@ -315,7 +322,7 @@ func (m *Meter) firsts(now time.Time, at wanted, d *division, t *tally) {
 }
 
 // await notes that so many retries began of requests that wanted a cluster.
-func (m *Meter) await(now time.Time, at wanted, n uint64) {
+func (m *Meter) await(at wanted, n uint64) {
 	due := m.awaited[at]
 	if due == nil {
 		if m.awaited == nil {
@@ -324,7 +331,7 @@ func (m *Meter) await(now time.Time, at wanted, n uint64) {
 		due = &awaited{}
 		m.awaited[at] = due
 	}
-	due.attempts, due.crossing, due.at = due.attempts+n, due.crossing+n, now
+	due.attempts, due.crossing = due.attempts+n, due.crossing+n
 }
 
 // take is as much of n as there is, which is then there no more.

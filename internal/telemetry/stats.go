@@ -150,8 +150,12 @@ func (o outcome) judge() (failed, unconnected bool) {
 	}
 	code, _ := strconv.Atoi(o.code)
 	unconnected = code == 0 && (o.has("UF") || o.has("UH") || o.has("UO"))
-	return code == 0 || code >= 500 || slices.Contains(failedStatus, o.grpc), unconnected
+	return code == 0 || code >= 500 || slices.Contains(failedStatus, o.grpc) || slices.ContainsFunc(cutShort, o.has), unconnected
 }
+
+// cutShort are Envoy's flags of an answer that began and did not end: reset or closed by the
+// callee, out of time, malformed.
+var cutShort = []string{"UR", "UC", "UT", "UPE", "UMSDR"}
 
 // has reports whether Envoy set a flag.
 func (o outcome) has(flag string) bool { return slices.Contains(strings.Split(o.flags, ","), flag) }
