@@ -156,3 +156,60 @@ func FuzzDecode(f *testing.F) {
 		NewBook().Put(Key{}, r, noon)
 	})
 }
+
+// Times are of the server's clock, whatever the sidecar's says, and none is ahead.
+func TestClocks(t *testing.T) {
+	b := NewBook()
+	skewed := noon.Add(-37 * time.Hour)
+	b.Put(Key{"n", "c", "catalog"}, Report{
+		Session: 1, Seq: 1, At: skewed, Watch: Watch{Since: skewed.Add(-time.Hour), For: time.Hour, Quiet: time.Minute},
+		Plaintext: []Plaintext{{Address: "10.0.0.7", Last: skewed.Add(-time.Minute)}, {Address: "10.0.0.8", Count: 1, Last: skewed.Add(time.Hour)}},
+		Probes:    []Probe{{Destination: "a", Way: shift.Legacy, Since: skewed.Add(-time.Second)}},
+	}, noon)
+	list := b.Plaintext("catalog")
+	if len(list) != 2 || !list[0].Last.Equal(noon) || !list[1].Last.Equal(noon.Add(-time.Minute)) {
+		t.Errorf("%+v", list)
+	}
+	if r := b.Reporting(Key{"n", "c", "catalog"}, noon); !r.Watch.Since.Equal(noon.Add(-time.Hour)) || !r.Watching {
+		t.Errorf("%+v", r)
+	}
+	// It goes on reporting, and can't read its Envoy any more.
+	b.Put(Key{"n", "c", "catalog"}, Report{Session: 1, Seq: 2, Watch: Watch{For: time.Hour}}, noon.Add(time.Minute))
+	if r := b.Reporting(Key{"n", "c", "catalog"}, noon.Add(time.Minute)); !r.Fresh || r.Watching {
+		t.Errorf("%+v", r)
+	}
+}
+
+// What is open is the latest of each sidecar, and ends with it.
+func TestOpen(t *testing.T) {
+	b, pair := NewBook(), shift.Pair{Source: "web", Destination: "catalog"}
+	one, two := Key{"n", "web-1", "web"}, Key{"n", "web-2", "web"}
+	put := func(k Key, session, seq, n uint64) {
+		b.Put(k, Report{Session: session, Seq: seq, Open: []Open{{"catalog", shift.MTLS, n}}}, noon)
+	}
+	want := func(n uint64) {
+		t.Helper()
+		if got := b.Pair(pair, noon).Open[shift.MTLS]; got != n {
+			t.Errorf("%d are open, want %d", got, n)
+		}
+	}
+	put(one, 1, 1, 5)
+	put(two, 1, 1, 7)
+	want(12)
+	put(one, 1, 2, 2)
+	want(9)
+	put(two, 1, 2, 0)
+	want(2)
+	b.Put(one, Report{Session: 9, Seq: 1}, noon) // it has started again
+	want(0)
+	put(two, 1, 3, 4)
+	if got := b.Pairs(noon); len(got) != 1 || got[0].Open[shift.MTLS] != 4 {
+		t.Errorf("%+v", got)
+	}
+	b.Forget(two)
+	want(0)
+	put(two, 1, 4, 4)
+	if got := b.Pair(pair, noon.Add(time.Minute)).Open; len(got) != 0 {
+		t.Errorf("a sidecar that is silent has %v open", got)
+	}
+}
