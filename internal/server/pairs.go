@@ -35,6 +35,7 @@ type books struct {
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
 	plain   map[string]int            // sidecars that take plaintext now, by service
+	unsaved map[string]string         // entries in force that are not saved, and why
 	decides map[string][]api.PairName // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
@@ -49,7 +50,7 @@ type source struct {
 
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
-	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{}}
+	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{}, unsaved: map[string]string{}}
 	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
@@ -58,6 +59,14 @@ func (s *Server) books(ctx context.Context) *books {
 			b.newest[row.EntryName()] = r.Latest(config.KeyOf(row))
 		}
 	})
+	for name, u := range s.mesh.notSaved() {
+		row := &store.Entry{Entry: u.entry}
+		if was := b.shifts[name]; was != nil {
+			row.CreateIndex, row.ModifyIndex = was.CreateIndex, was.ModifyIndex
+		}
+		b.shifts[name] = row
+		b.unsaved[name] = u.why
+	}
 	b.sources = sourcesOf(b.snap, b.datacenter)
 	return b
 }
@@ -217,6 +226,7 @@ func (b *books) row(p api.PairName) api.Pair {
 	out := api.Pair{PairName: p, Shares: api.Shares(unshifted()), Callee: b.callee(p.Destination)}
 	e, entry := b.deciding(p)
 	if e != nil {
+		out.Unsaved = b.unsaved[e.EntryName()]
 		out.Shares, out.Entry, out.Index, out.Legacy = api.Shares(e.Shares), e.EntryName(), entry.ModifyIndex, legacyOf(e)
 		if v := b.newest[e.EntryName()]; v != nil {
 			shares := out.Shares

@@ -225,6 +225,9 @@ func (s *Server) againstStrict(b *books, service string, window time.Duration, n
 // heard says who sent plaintext inside the window, or that it is not known.
 func (s *Server) heard(b *books, service string, window time.Duration, now time.Time) (out []string) {
 	w := s.steps.watched(service)
+	if senders := s.mesh.book.Plaintext(service); len(senders) > 0 { // perhaps newer than the last look
+		w = w.Step(now, false, senders[0].Last, senders[0].Address)
+	}
 	if w.Quiet >= window {
 		return nil
 	}

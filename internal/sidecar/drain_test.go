@@ -102,7 +102,7 @@ func TestDrainSequence(t *testing.T) {
 		}
 	}
 	d := &drain{
-		admin: serveAdmin(t, f), service: "catalog-1", publicPort: 21000, bound: time.Minute, log: slog.New(slog.DiscardHandler),
+		admin: serveAdmin(t, f), service: "catalog-1", ports: []int{21000, 21500}, bound: time.Minute, log: slog.New(slog.DiscardHandler),
 		goodbye: func(context.Context, time.Duration) (string, error) {
 			f.note("goodbye")
 			return "2/2", nil
@@ -138,7 +138,7 @@ func TestDrainInAHurry(t *testing.T) {
 	hurry, rush := context.WithCancel(t.Context())
 	f.onPost = func(*fakeAdmin, string) { rush() }
 	d := &drain{
-		admin: serveAdmin(t, f), publicPort: 21000, bound: time.Hour, log: slog.New(slog.DiscardHandler),
+		admin: serveAdmin(t, f), ports: []int{21000, 21500}, bound: time.Hour, log: slog.New(slog.DiscardHandler),
 		goodbye: func(context.Context, time.Duration) (string, error) { return "0/0", nil },
 	}
 	d.run(hurry) // returns, or the test times out

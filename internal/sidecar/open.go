@@ -98,7 +98,7 @@ func open(ctx context.Context, o Options) (_ *sidecar, err error) {
 		s.log.Warn("for how long there was no plaintext is not known any more, it begins anew", "file", s.dir.file(plaintextFile), "error", err)
 		s.plaintext = telemetry.Memory{}
 	}
-	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(statusFile, b) }, status: Status{
+	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(StatusFile, b) }, status: Status{
 		State: Starting, Service: o.Definition.Service.Name, ID: o.Definition.Service.ID, PublicAddress: s.publicAddress, PID: os.Getpid(),
 		Envoy: EnvoyStatus{Version: version, AdminSocket: s.sockets.adminSocket()},
 	}}
@@ -190,7 +190,7 @@ func (s *sidecar) openParts() (err error) {
 		return err
 	}
 	s.relay, err = relay.New(relay.Options{
-		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile),
+		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile), LocalFile: s.dir.file(LocalFile),
 		NodeID: s.proxy.ID, NodeName: o.Node, Cluster: d.Service.Name, Log: s.log,
 	})
 	if err != nil {
@@ -218,6 +218,12 @@ func (s *sidecar) openEnvoy(path string) {
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
 	}
+	s.reporter.local = func() []string {
+		if l := s.relay.Status().Local; l != nil {
+			return l.Destinations
+		}
+		return nil
+	}
 	s.reporter.more = func(r *telemetry.Report) { ports.add(r, time.Now()) }
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
@@ -232,12 +238,21 @@ func (s *sidecar) openEnvoy(path string) {
 		log:           s.log,
 	}
 	s.drain = &drain{
-		admin: s.admin, service: o.Definition.Service.ID, publicPort: s.proxy.Port, bound: o.DrainTime, log: s.log,
+		admin: s.admin, service: o.Definition.Service.ID, ports: inboundPorts(s.proxy), bound: o.DrainTime, log: s.log,
 		callerWait: o.CallerWait,
 		goodbye: func(ctx context.Context, wait time.Duration) (string, error) {
 			return s.agent.deregister(ctx, o.Definition.Service.ID, wait)
 		},
 	}
+}
+
+// inboundPorts are where callers reach the sidecar.
+func inboundPorts(p *catalog.Service) []int {
+	out := []int{p.Port}
+	if c, _, _ := config.DecodeProxyConfig(p.Proxy.Config); c.PlaintextPort != 0 {
+		out = append(out, c.PlaintextPort)
+	}
+	return out
 }
 
 // writeBootstrap writes what Envoy starts with. It holds no secret.

@@ -71,6 +71,8 @@ func (s *sidecar) signals(ctx context.Context, rush func()) {
 			switch {
 			case !ok:
 				return
+			case sig == syscall.SIGUSR1:
+				s.relay.LookLocal()
 			case sig == syscall.SIGHUP:
 				s.log.Info("renewing the certificate", "signal", sig.String())
 				s.certs.renewNow()
@@ -271,7 +273,7 @@ func (s *sidecar) mirror(ctx context.Context) {
 }
 
 func (s *sidecar) xdsStatus(r relay.Status) XDSStatus {
-	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood}
+	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood, Local: r.Local}
 	if r.Connected {
 		x.Server = s.contact.connectedTo()
 	}

@@ -45,6 +45,8 @@ type reporter struct {
 	// keep writes the memory of plaintext down.
 	keep   func(telemetry.Memory) error
 	memory telemetry.Memory
+	// local are the destinations that are held on old ways. May be nil.
+	local func() []string
 
 	session, seq uint64
 	meter        telemetry.Meter
@@ -192,6 +194,9 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 	next, rest := r.pending.Bounded()
 	r.seq++
 	next.Session, next.Seq = r.session, r.seq
+	if r.local != nil {
+		next.Local = r.local()
+	}
 	r.pending, r.since, r.unsure = rest, now, &next
 	return r.send(r.unsure)
 }

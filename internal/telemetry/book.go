@@ -48,6 +48,7 @@ type reporter struct {
 	open         map[way]uint64
 	probes       map[string]Probe // by destination
 	app          *AppPort
+	local        []string
 }
 
 // pairBook is one pair.
@@ -102,7 +103,7 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	if r.Watch.For > s.watch.For {
 		s.watched = now
 	}
-	s.seq, s.watch = r.Seq, r.Watch
+	s.seq, s.watch, s.local = r.Seq, r.Watch, r.Local
 	s.watch.Since = here(r.Watch.Since)
 	if r.App != nil {
 		s.app = r.App
@@ -393,6 +394,16 @@ func (b *Book) Plaintext(service string) []Sender {
 	}
 	slices.SortFunc(out, func(x, y Sender) int { return cmp.Or(-x.Last.Compare(y.Last), cmp.Compare(x.Address, y.Address)) })
 	return out
+}
+
+// Local are the destinations that a sidecar holds on their old way by itself.
+func (b *Book) Local(key Key) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.sidecars[key]; s != nil {
+		return s.local
+	}
+	return nil
 }
 
 // Reporting is what an instance of a service says of itself.

@@ -23,6 +23,9 @@ func (r Report) Merge(later Report) Report {
 	later.Outbound = outbounds(pairs)
 	later.Plaintext = addPlaintext(r.Plaintext, later.Plaintext)
 	later.Open = mergeOpen(r.Open, later.Open)
+	if later.Local == nil {
+		later.Local = r.Local
+	}
 	if later.Probes == nil {
 		later.Probes = r.Probes
 	}

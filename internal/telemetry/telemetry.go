@@ -39,6 +39,8 @@ type Report struct {
 	Open   []Open   `json:"open,omitempty"`
 	Probes []Probe  `json:"probes,omitempty"`
 	App    *AppPort `json:"app,omitempty"`
+	// Local are the destinations that the sidecar holds on their old way by itself.
+	Local []string `json:"local,omitempty"`
 }
 
 // Outbound is what went to one destination.
@@ -135,7 +137,7 @@ func (r Report) check() error {
 	for _, l := range []struct {
 		what    string
 		n, most int
-	}{{"destinations", len(r.Outbound), maxOutbound}, {"sources of plaintext", len(r.Plaintext), maxSources}, {"probes", len(r.Probes), maxProbes}, {"ways with something open", len(r.Open), maxOpen}} {
+	}{{"destinations", len(r.Outbound), maxOutbound}, {"sources of plaintext", len(r.Plaintext), maxSources}, {"probes", len(r.Probes), maxProbes}, {"held destinations", len(r.Local), maxProbes}, {"ways with something open", len(r.Open), maxOpen}} {
 		if l.n > l.most {
 			return fmt.Errorf("%d %s, at most %d are taken", l.n, l.what, l.most)
 		}
