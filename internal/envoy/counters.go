@@ -92,16 +92,21 @@ var connectionFlags = []string{"UH", "UO", "NC", "URX"}
 
 // connections counts what a TCP proxy connects to.
 func (b *builder) connections() []*accesslogv3.AccessLog {
-	failed := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
-		at(accessdatav3.AccessLogType_TcpConnectionEnd),
-		{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: connectionFlags}}},
-	}}}}
+	failed := unconnected()
 	made := at(accessdatav3.AccessLogType_TcpUpstreamConnected)
 	return []*accesslogv3.AccessLog{
 		b.statsLogger(made, counter(ConnectionCounter, wantedTag(), tag(FlagsTag, "-"))),
 		b.statsLogger(made, histogram(ConnectionTime, "%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%")),
 		b.statsLogger(failed, counter(ConnectionCounter, wantedTag(), tag(FlagsTag, "%RESPONSE_FLAGS%"))),
 	}
+}
+
+// unconnected selects connections that reached no instance.
+func unconnected() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
+		at(accessdatav3.AccessLogType_TcpConnectionEnd),
+		{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: connectionFlags}}},
+	}}}}
 }
 
 // at selects the events of a kind.
@@ -111,9 +116,9 @@ func at(when accessdatav3.AccessLogType) *accesslogv3.AccessLogFilter {
 	}}
 }
 
-// plaintextCounter counts by source, when a request or a connection begins.
-func (b *builder) plaintextCounter(when accessdatav3.AccessLogType) *accesslogv3.AccessLog {
-	return b.statsLogger(at(when), &statsv3.Config{Counters: []*statsv3.Config_Counter{{
+// plaintextCounter counts the events that a filter lets through by source.
+func (b *builder) plaintextCounter(filter *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
+	return b.statsLogger(filter, &statsv3.Config{Counters: []*statsv3.Config_Counter{{
 		Stat: &statsv3.Config_Stat{Name: PlaintextCounter, Tags: []*statsv3.Config_Tag{
 			{Name: SourceTag, ValueFormat: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"},
 		}},

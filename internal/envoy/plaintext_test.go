@@ -304,7 +304,7 @@ func TestPlaintextConnectionsBesideMTLS(t *testing.T) {
 	}
 
 	l.write(intentions("payments", &config.SourceIntention{Name: "storefront", Action: config.Allow}, &config.SourceIntention{Name: config.Wildcard, Action: config.Deny}))
-	before := l.Stat("cluster.local_app.upstream_cx_total")
+	before, seen := l.Stat("cluster.local_app.upstream_cx_total"), l.Stat("cf.plaintext.source_address."+hosts["web"])
 	for _, address := range []string{at, alone} {
 		if got, _ := greeting(dialFrom(t, hosts["web"], address)); got != "" {
 			t.Errorf("a denied host is greeted: %q", got)
@@ -317,6 +317,7 @@ func TestPlaintextConnectionsBesideMTLS(t *testing.T) {
 		t.Errorf("%d connections to the app, want those of the allowed host alone", n-before)
 	}
 	counted(t, l, hosts["storefront"], 2)
+	counted(t, l, hosts["web"], seen+2) // those refused as well
 }
 
 // refusesPlaintext speaks first: whoever says nothing has the time of a handshake.

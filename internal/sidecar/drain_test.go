@@ -133,6 +133,18 @@ func TestDrainWithoutAdmin(t *testing.T) {
 	}
 }
 
+// What came without TLS is under way as well.
+func TestDrainSeesPlaintext(t *testing.T) {
+	f := &fakeAdmin{gauges: map[string]int64{
+		rqActive: 1, httpCx: 2, anyCx: 5, "http.public_listener_plaintext.downstream_rq_active": 3, "http.public_listener_plaintext.downstream_cx_active": 3,
+		"listener.127.0.0.1_21500.downstream_cx_active": 7, "listener.127.0.0.1_7100.downstream_cx_active": 9,
+	}}
+	d := &drain{admin: serveAdmin(t, f), ports: []int{21000, 21500}}
+	if got, want := d.look(t.Context()), (inbound{requests: 4, httpConns: 5, connections: 12}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestDrainInAHurry(t *testing.T) {
 	f := &fakeAdmin{gauges: map[string]int64{rqActive: 1, httpCx: 1, anyCx: 1}}
 	hurry, rush := context.WithCancel(t.Context())

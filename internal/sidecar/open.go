@@ -138,7 +138,7 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	}
 	now := ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}
 	if _, given := side.Proxy.Config["plaintext_port"]; !given && !config.IsHTTP(d.Protocol) {
-		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, was.PlaintextPort); now.PlaintextPort != 0 {
+		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, was.PlaintextPort, declaredPorts(side)); now.PlaintextPort != 0 {
 			proxy := catalog.Proxy{}
 			if d.Sidecar.Service.Proxy != nil {
 				proxy = *d.Sidecar.Service.Proxy
@@ -244,6 +244,18 @@ func (s *sidecar) openEnvoy(path string) {
 			return s.agent.deregister(ctx, o.Definition.Service.ID, wait)
 		},
 	}
+}
+
+// declaredPorts are those that a registration gives to other listeners, and the app's.
+func declaredPorts(p *catalog.Service) []int {
+	out := []int{p.Port, p.Proxy.LocalServicePort}
+	for _, u := range p.Proxy.Upstreams {
+		out = append(out, u.LocalBindPort)
+	}
+	for _, e := range p.Proxy.Expose.Paths {
+		out = append(out, e.ListenerPort)
+	}
+	return out
 }
 
 // inboundPorts are where callers reach the sidecar.
