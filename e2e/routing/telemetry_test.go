@@ -82,16 +82,20 @@ func TestTelemetryCountsAttempts(t *testing.T) {
 	of := func(way string, n int64) api.WayTelemetry {
 		return api.WayTelemetry{Way: way, Attempts: uint64(n), First: uint64(n)}
 	}
-	got := w.counted("web", "catalog", of("legacy", legacy.served.Load()), of("direct", direct.served.Load()), of("mtls", mtls.served.Load()))
+	w.counted("web", "catalog", of("legacy", legacy.served.Load()), of("direct", direct.served.Load()), of("mtls", mtls.served.Load()))
 	if n := legacy.served.Load() + direct.served.Load() + mtls.served.Load(); n != 1000 {
 		t.Fatalf("the callees counted %d, not 1000", n)
 	}
-	if l := got["legacy"]; l.P50 < 20 || l.P50 > 60 || l.P99 < l.P50 {
-		t.Errorf("legacy takes 20 ms: %+v", l)
-	}
-	if m := got["mtls"]; m.P50 <= 0 || m.P50 >= 20 {
-		t.Errorf("mtls takes no time: %+v", m)
-	}
+	meshtest.Eventually(t, "latencies", func() error { // Envoy adds them up once a second
+		got := w.telemetry("web", "catalog")
+		if l := got["legacy"]; l.P50 < 20 || l.P50 > 60 || l.P99 < l.P50 {
+			return fmt.Errorf("legacy takes 20 ms: %+v", l)
+		}
+		if m := got["mtls"]; m.P50 <= 0 || m.P50 >= 20 {
+			return fmt.Errorf("mtls takes no time: %+v", m)
+		}
+		return nil
+	})
 
 	// Answers that are failures, which the caller gets.
 	down.Store(true)
@@ -201,11 +205,14 @@ func TestTelemetryCountsConnections(t *testing.T) {
 	}
 	open = nil
 	got := w.counted("web", "payments", of("legacy", 0), of("direct", 0), of("mtls", 0))
-	for way, n := range got {
-		if n.P50 <= 0 || n.P99 < n.P50 || n.P99 > 1000 {
-			t.Errorf("%s connects in no time, or for ever: %+v", way, n)
+	meshtest.Eventually(t, "times to connect", func() error {
+		for way, n := range w.telemetry("web", "payments") {
+			if n.P50 <= 0 || n.P99 < n.P50 || n.P99 > 1000 {
+				return fmt.Errorf("%s connects in no time, or for ever: %+v", way, n)
+			}
 		}
-	}
+		return nil
+	})
 
 	// One that is refused and saved by another way failed on its own.
 	pay.direct.stop()
