@@ -15,6 +15,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -30,6 +31,7 @@ type books struct {
 	newest     map[string]*store.Version
 	streams    map[*catalog.Service]stream // of registered sidecars with an open one
 	legacy     map[string]error            // what probing addresses has found
+	book       *telemetry.Book
 
 	sources map[string]*source
 	callees map[string]api.Callee
@@ -50,7 +52,8 @@ type source struct {
 
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
-	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{}, unsaved: map[string]string{}}
+	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
+		unsaved: map[string]string{}, book: s.mesh.book}
 	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
@@ -272,6 +275,13 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 			out.State, out.Why = api.No, fmt.Sprintf("no instance of %q is registered", p.Destination)
 		case c.Healthy == 0:
 			out.State, out.Why = api.No, fmt.Sprintf("none of %d instances of %q is healthy", c.Instances, p.Destination)
+		default:
+			switch closed, why := b.closedTo(p); {
+			case closed >= c.Healthy:
+				out.State, out.Why = api.No, why
+			case closed > 0:
+				out.Why += fmt.Sprintf("; %d take no connections from other hosts", closed)
+			}
 		}
 		return out
 	}
