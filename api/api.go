@@ -111,6 +111,8 @@ type Pair struct {
 	Ways     []PairWay `json:"ways,omitempty"`
 	Failing  []Failing `json:"failing,omitempty"` // the most frequent first
 
+	// Unsaved is why the shares in force are not saved: the server's disk takes nothing.
+	Unsaved string `json:"unsaved,omitempty"`
 	// HeldLocally are the source's sidecars that hold the old way by order on their host.
 	HeldLocally []string `json:"held_locally,omitempty"`
 
@@ -279,6 +281,8 @@ type Changed struct {
 	// They get the change when they are back. At most 100, of DisconnectedTotal.
 	Disconnected      []string `json:"disconnected,omitempty"`
 	DisconnectedTotal int      `json:"disconnected_total,omitempty"`
+	// Unsaved, of a revert, is why it is in force and not saved: it is tried again.
+	Unsaved string `json:"unsaved,omitempty"`
 	// Warnings are why requests may fail on a way that has a share.
 	Warnings []string `json:"warnings,omitempty"`
 }

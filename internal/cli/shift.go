@@ -231,12 +231,12 @@ func (w *waiting) tellPairs(cmd *cobra.Command, t *target, verb, what string, do
 		switch {
 		case p.Refused != "":
 			errs = append(errs, fmt.Errorf("%s %q: not %s: %s", verb, p.String(), what, p.Refused))
-		case !p.Same():
+		case !p.Same() || p.Stage != "":
 			changed++
 			one = p.PairName
 		}
 	}
-	if changed > 0 && !w.not && done.Index > 0 {
+	if !w.not && done.Index > 0 {
 		d := awaited{
 			subject: fmt.Sprintf("%s of %d pairs", verb, changed), what: what, index: strconv.FormatUint(done.Index, 10), began: began,
 			absent: done.Disconnected, absentTotal: done.DisconnectedTotal,
@@ -264,6 +264,9 @@ func (t *target) printPairs(c api.Changed) {
 		default:
 			fmt.Fprintf(t.s.out, "%s: %s -> %s\n", p.PairName, p.Before, p.After)
 		}
+	}
+	if c.Unsaved != "" {
+		fmt.Fprintf(t.s.err, "warning: in force, and not saved: %s; it is tried again, and sidecars hold it over a restart of the server\n", c.Unsaved)
 	}
 	for _, text := range c.Warnings {
 		fmt.Fprintf(t.s.err, "warning: %s\n", text)

@@ -36,14 +36,17 @@ type mesh struct {
 	log          *slog.Logger
 	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
 	xds          *xds.Server
-	book         *telemetry.Book // what sidecars report
+	adopt        func(node, *corev3.Node) // what a sidecar has that the server may have lost; may be nil
+	book         *telemetry.Book          // what sidecars report
 
 	wake chan struct{} // capacity 1
 
 	mu        sync.Mutex // guards the following
 	catalog   *catalog.Snapshot
 	newer     chan struct{} // closed when catalog is replaced
-	entries   *config.Set
+	entries   *config.Set   // in force: base, and over it unsaved
+	base      *config.Set   // of the store
+	unsaved   map[config.Key]unsaved
 	index     uint64          // of entries
 	connected map[string]node // with an open stream
 	applied   uint64          // index of the snapshot that streams are told of
@@ -101,7 +104,7 @@ type leaving struct {
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
-		book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
+		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
@@ -143,7 +146,8 @@ func (m *mesh) snapshot() *catalog.Snapshot {
 
 func (m *mesh) setEntries(s *config.Set, index uint64) {
 	m.mu.Lock()
-	m.entries, m.index = s, index
+	m.base, m.index = s, max(m.index, index)
+	m.overlay()
 	m.mu.Unlock()
 	m.poke()
 }
@@ -180,6 +184,9 @@ func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 		}
 		key += " (observer)"
 		in.observer = true
+	}
+	if m.adopt != nil && in.relayed && !in.observer {
+		m.adopt(in, n)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -52,6 +52,7 @@ type stepper struct {
 	steps   []shift.LogEntry // the newest
 	callees map[string]map[shift.Way]float64
 	watches map[string]shift.Watch // of permissive callees
+	kvWrong map[shift.Pair]string  // keys that can't be followed
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -128,6 +129,8 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	b := p.s.books(context.Background())
 	if count {
 		p.watch(now, b)
+		p.s.saveUnsaved()
+		p.followKV(now, b)
 	}
 	if len(b.shifts) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
 		p.save(now)
@@ -289,6 +292,7 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		by = store.Author{Who: "shift guard", Time: now, Reverted: true}
 	}
 	name := api.PairName{Source: a.Pair.Source, Destination: a.Pair.Destination}
+	var written *config.TrafficShift
 	_, err := p.s.change(func(w *store.Writer) error {
 		old, _ := decidingOf(name, w.Entry)
 		if old != nil && old.Generation >= a.Generation {
@@ -299,8 +303,12 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		if err := checked(e); err != nil {
 			return err
 		}
+		written = e
 		return w.PutEntry(e, by)
 	})
+	if a.Back && written != nil && diskFailed(err) {
+		p.s.mesh.over([]unsaved{{written, by, oneLine(err)}}) // a revert waits for no disk
+	}
 	return err
 }
 

@@ -76,8 +76,10 @@ type AppPort struct {
 	Listening []string `json:"listening,omitempty"`
 	// Loopback says that all of them are loopback's.
 	Loopback bool `json:"loopback"`
-	// Protected says that rules are loaded that keep others out; unknown without the right to look.
+	// Protected says that rules are loaded that keep others out, Unseen that the sidecar has
+	// no right to look for any.
 	Protected bool `json:"protected"`
+	Unseen    bool `json:"unseen,omitempty"`
 }
 
 // Empty reports whether there is nothing to tell.

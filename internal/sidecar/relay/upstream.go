@@ -9,9 +9,12 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	envoyconfig "github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -41,7 +44,7 @@ func (r *Relay) connect(ctx context.Context) {
 func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	meta, err := structpb.NewStruct(map[string]any{"node_name": r.opts.NodeName, "crossfade_relay": true})
+	meta, err := structpb.NewStruct(map[string]any{"node_name": r.opts.NodeName, "crossfade_relay": true, "crossfade_shifts": r.shifts()})
 	if err != nil {
 		return false, err
 	}
@@ -83,6 +86,27 @@ func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 		}
 		r.received(c, resp)
 	}
+}
+
+// shifts are the shares that Envoy runs, by destination, for a server that has lost them.
+func (r *Relay) shifts() map[string]any {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]any{}
+	for _, res := range r.good[xds.RuntimeType] {
+		body, err := res.Body()
+		if err != nil {
+			continue
+		}
+		var layer runtimev3.Runtime
+		if err := proto.Unmarshal(body, &layer); err != nil {
+			continue
+		}
+		for destination, text := range envoyconfig.Shifts(&layer) {
+			out[destination] = text
+		}
+	}
+	return out
 }
 
 func (r *Relay) connectedLocked(up bool) {
