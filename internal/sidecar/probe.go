@@ -16,7 +16,7 @@ import (
 
 const (
 	// probeOldEvery is how often old ways are tried, for as long as a pair may go back.
-	probeOldEvery = 10 * time.Second
+	probeOldEvery = 3 * time.Second
 	// probeOldWithin is how long an address may take to accept a connection.
 	probeOldWithin = time.Second
 	// probedAddresses of one way are tried, other ones each time.
