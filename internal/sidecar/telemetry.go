@@ -211,7 +211,7 @@ func (r *reporter) send(now time.Time, report *telemetry.Report) error {
 	case err == nil:
 		r.unsure, r.said = nil, now
 	case status.Code(err) == codes.InvalidArgument: // it would be refused again and again
-		r.unsure, r.lost = nil, true
+		r.unsure, r.known, r.lost = nil, telemetry.Report{}, true
 	}
 	if err != nil {
 		return fmt.Errorf("report %d: %w", report.Seq, err)
