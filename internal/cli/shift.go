@@ -231,12 +231,12 @@ func (w *waiting) tellPairs(cmd *cobra.Command, t *target, verb, what string, do
 		switch {
 		case p.Refused != "":
 			errs = append(errs, fmt.Errorf("%s %q: not %s: %s", verb, p.String(), what, p.Refused))
-		case !p.Same():
+		case !p.Same() || p.Stage != "":
 			changed++
 			one = p.PairName
 		}
 	}
-	if changed > 0 && !w.not && done.Index > 0 {
+	if !w.not && done.Index > 0 {
 		d := awaited{
 			subject: fmt.Sprintf("%s of %d pairs", verb, changed), what: what, index: strconv.FormatUint(done.Index, 10), began: began,
 			absent: done.Disconnected, absentTotal: done.DisconnectedTotal,

@@ -140,6 +140,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.watchSizes)
 	s.serving.run(s.reportConnections)
 	s.serving.run(s.reporter.run)
+	s.serving.run(s.oldWays.run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:
@@ -230,7 +231,11 @@ func (s *sidecar) leave(hurry context.Context) {
 // envoyChanged takes Envoy's state from its supervisor.
 func (s *sidecar) envoyChanged(e envoyState) {
 	s.health.set(func(h *health) { h.envoyUp = e.ready })
-	s.envoyServes.Store(e.ready)
+	serves := int64(0)
+	if e.ready {
+		serves = int64(e.pid)
+	}
+	s.envoyServes.Store(serves)
 	if e.ready && !isClosed(s.envoyUp) {
 		close(s.envoyUp)
 	}
@@ -244,7 +249,7 @@ func (s *sidecar) envoyChanged(e envoyState) {
 func (s *sidecar) settle(st *Status) {
 	switch {
 	case s.leaving.Load():
-	case s.started.Load() && s.envoyServes.Load():
+	case s.started.Load() && s.envoyServes.Load() != 0:
 		st.State = Ready
 	default:
 		st.State = Starting
