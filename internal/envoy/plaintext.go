@@ -34,6 +34,7 @@ const (
 func (b *builder) plaintextHTTP(in *proxy.Inbound) *listenerv3.FilterChain {
 	m := b.inboundCommon(proxy.PlaintextListener, in)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE
+	acceptHTTP10(m, b.proxy.Identity.Service) // callers are anything, not sidecars alone
 	m.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(at(accessdatav3.AccessLogType_DownstreamStart))}
 	m.AccessLogOptions = &hcmv3.HttpConnectionManager_HcmAccessLogOptions{FlushAccessLogOnNewRequest: true}
 	return &listenerv3.FilterChain{

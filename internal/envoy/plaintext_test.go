@@ -139,6 +139,11 @@ func TestPlaintextRequestsBesideMTLS(t *testing.T) {
 	if code, body := answered(t, hosts["storefront"], at, "GET", "/%2Fx", nil); code != 400 {
 		t.Errorf("an escaped slash: %d %s, want 400 as over mTLS", code, body)
 	}
+	old := dialFrom(t, hosts["storefront"], at)
+	fmt.Fprint(old, "GET /old HTTP/1.0\r\n\r\n")
+	if text, _ := io.ReadAll(old); !strings.Contains(string(text), "GET HTTP/1.1 catalog /old\n") {
+		t.Errorf("HTTP/1.0 without a host: %s", text)
+	}
 	socket := dialFrom(t, hosts["storefront"], at)
 	upgrade(t, socket)
 	if code, _, body := l.mesh.call(spiffe("storefront"), at); code != 200 || !strings.Contains(body, "URI="+spiffe("storefront").URI()) {
@@ -153,7 +158,7 @@ func TestPlaintextRequestsBesideMTLS(t *testing.T) {
 			t.Errorf("TLS with %s: %s", name, resp.Status)
 		}
 	}
-	counted(t, l, hosts["storefront"], 4) // the first, HTTP/1.1, HTTP/2 and the WebSocket, which is still open
+	counted(t, l, hosts["storefront"], 5) // the first, HTTP/1.1, HTTP/2, HTTP/1.0 and the WebSocket, which is still open
 
 	l.mode("catalog", "http", config.MutualTLSStrict)
 	meshtest.Eventually(t, "plaintext is no longer taken", func() error {

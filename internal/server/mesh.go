@@ -254,7 +254,7 @@ func (m *mesh) run(ctx context.Context) {
 			return
 		case <-m.wake:
 		case <-tick.C:
-			m.keepBook()
+			m.keepBook(time.Now())
 		}
 		m.step(time.Now())
 	}

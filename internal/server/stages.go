@@ -318,7 +318,7 @@ func (p *stepper) watch(now time.Time, b *books) {
 		for _, in := range b.snap.Connect(service) {
 			if in.Service.Kind == catalog.ConnectProxy {
 				sidecars++
-				watched = watched && p.s.mesh.book.Reporting(keyOf(in), now).Fresh
+				watched = watched && p.s.mesh.book.Reporting(keyOf(in), now).Watching
 			}
 		}
 		if sidecars == 0 {

@@ -53,12 +53,14 @@ type sidecar struct {
 	runner       *check.Runner
 	board        *board
 	reporter     *reporter
-	envoyUp      chan struct{} // closed when Envoy is ready for the first time
+	plaintext    telemetry.Memory // from before the start
+	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
-	stop                          context.CancelCauseFunc
-	registering, serving, envoys  *crew
-	app                           *process // set before the instance is ready
-	started, leaving, envoyServes atomic.Bool
+	stop                         context.CancelCauseFunc
+	registering, serving, envoys *crew
+	app                          *process // set before the instance is ready
+	started, leaving             atomic.Bool
+	envoyServes                  atomic.Int64 // the process ID of an Envoy that is ready, or 0
 }
 
 // open checks and prepares everything that can fail at once, so that a mistake is
@@ -91,6 +93,10 @@ func open(ctx context.Context, o Options) (_ *sidecar, err error) {
 	}
 	if err := checkUpstreamPorts(ctx, s.upstreams); err != nil {
 		return nil, err
+	}
+	if err := s.dir.readJSON(plaintextFile, &s.plaintext); err != nil || !s.plaintext.Sound() {
+		s.log.Warn("for how long there was no plaintext is not known any more, it begins anew", "file", s.dir.file(plaintextFile), "error", err)
+		s.plaintext = telemetry.Memory{}
 	}
 	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(StatusFile, b) }, status: Status{
 		State: Starting, Service: o.Definition.Service.Name, ID: o.Definition.Service.ID, PublicAddress: s.publicAddress, PID: os.Getpid(),
@@ -205,7 +211,8 @@ func (s *sidecar) openEnvoy(path string) {
 	s.admin = newAdmin(s.sockets.adminSocket())
 	s.watch = &watch{admin: s.admin}
 	s.reporter = &reporter{
-		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, serves: s.envoyServes.Load,
+		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, envoy: s.envoyServes.Load,
+		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
 	ports := &portWatch{}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {

@@ -230,7 +230,11 @@ func (s *sidecar) leave(hurry context.Context) {
 // envoyChanged takes Envoy's state from its supervisor.
 func (s *sidecar) envoyChanged(e envoyState) {
 	s.health.set(func(h *health) { h.envoyUp = e.ready })
-	s.envoyServes.Store(e.ready)
+	serves := int64(0)
+	if e.ready {
+		serves = int64(e.pid)
+	}
+	s.envoyServes.Store(serves)
 	if e.ready && !isClosed(s.envoyUp) {
 		close(s.envoyUp)
 	}
@@ -244,7 +248,7 @@ func (s *sidecar) envoyChanged(e envoyState) {
 func (s *sidecar) settle(st *Status) {
 	switch {
 	case s.leaving.Load():
-	case s.started.Load() && s.envoyServes.Load():
+	case s.started.Load() && s.envoyServes.Load() != 0:
 		st.State = Ready
 	default:
 		st.State = Starting

@@ -27,6 +27,8 @@ const (
 	rootsFile    = "roots.pem"
 	lastGoodFile = "lastgood.pb"
 	StatusFile   = "status.json"
+	// plaintextFile is who sent plaintext, and for how long that was watched.
+	plaintextFile = "plaintext.json"
 )
 
 // maxSocketPath is the longest path that fits sockaddr_un with its final zero byte.
