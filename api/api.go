@@ -207,6 +207,8 @@ type Revertible struct {
 	State string `json:"state"` // yes, no or unknown
 	Way   string `json:"way,omitempty"`
 	Why   string `json:"why"`
+	// Since when callers say so; zero where they were not asked.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Change is who changed an entry, when and how.

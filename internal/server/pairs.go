@@ -15,6 +15,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -36,9 +37,10 @@ type books struct {
 	sources map[string]*source
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
-	plain   map[string]int            // sidecars that take plaintext now, by service
-	unsaved map[string]string         // entries in force that are not saved, and why
-	decides map[string][]api.PairName // pairs by the name of the entry that counts for them; nil before it is asked for
+	plain   map[string]int                                    // sidecars that take plaintext now, by service
+	probed  func(p api.PairName, way string) telemetry.Probed // what callers say of an old way; may be nil
+	unsaved map[string]string                                 // entries in force that are not saved, and why
+	decides map[string][]api.PairName                         // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
 // stream is how far a connected sidecar is.
@@ -69,6 +71,10 @@ func (s *Server) books(ctx context.Context) *books {
 		}
 		b.shifts[name] = row
 		b.unsaved[name] = u.why
+	}
+	now := time.Now()
+	b.probed = func(p api.PairName, way string) telemetry.Probed {
+		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), now)
 	}
 	b.sources = sourcesOf(b.snap, b.datacenter)
 	return b
@@ -267,6 +273,11 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		return api.Revertible{State: api.No, Why: "nothing was shifted: no traffic-shift decides for it"}
 	}
 	out := api.Revertible{State: api.Yes, Way: oldWay(e)}
+	if b.probed != nil {
+		if seen := b.probed(p, out.Way); seen.Works+seen.Fails > 0 {
+			return asCallersSay(out, seen)
+		}
+	}
 	if out.Way == api.Direct {
 		c := b.callee(p.Destination)
 		out.Why = fmt.Sprintf("%d of %d instances of %q are healthy", c.Healthy, c.Instances, p.Destination)
@@ -293,6 +304,21 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		out.State, out.Why = api.No, fmt.Sprintf("legacy address %s: cannot be connected to from the server: %v", address, err)
 	default:
 		out.Why = fmt.Sprintf("legacy address %s takes connections", address)
+	}
+	return out
+}
+
+// asCallersSay is what those know who would have to go back: their sidecars try the old way
+// again and again.
+func asCallersSay(out api.Revertible, seen telemetry.Probed) api.Revertible {
+	out.Since = seen.Since
+	switch {
+	case seen.Fails == 0:
+		out.Why = fmt.Sprintf("way %s takes connections of %d of %d callers", out.Way, seen.Works, seen.Works)
+	case seen.Works == 0:
+		out.State, out.Why = api.No, fmt.Sprintf("way %s takes no connection of any of %d callers: %s", out.Way, seen.Fails, seen.Why)
+	default:
+		out.Why = fmt.Sprintf("way %s takes connections of %d of %d callers: %s", out.Way, seen.Works, seen.Works+seen.Fails, seen.Why)
 	}
 	return out
 }
