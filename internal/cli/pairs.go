@@ -142,6 +142,9 @@ func showPair(w io.Writer, p api.PairDetail) {
 	for _, why := range p.Blockers {
 		fmt.Fprintf(w, "Blocks:\t%s\n", clip(why, maxSaid))
 	}
+	for _, text := range p.Notes {
+		fmt.Fprintf(w, "Note:\t%s\n", clip(text, maxSaid))
+	}
 	if at := p.Shift; at != nil {
 		what := fmt.Sprintf("from %s to %s, %s", at.From, at.To, at.Status)
 		if at.Held {

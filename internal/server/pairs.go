@@ -273,26 +273,28 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		return api.Revertible{State: api.No, Why: "nothing was shifted: no traffic-shift decides for it"}
 	}
 	out := api.Revertible{State: api.Yes, Way: oldWay(e)}
+	c := b.callee(p.Destination)
+	closed, how := 0, ""
+	if out.Way == api.Direct {
+		if closed, how = b.closedTo(p); closed > 0 && closed >= c.Healthy {
+			out.State, out.Why = api.No, how
+			return out
+		}
+	}
 	if b.probed != nil {
 		if seen := b.probed(p, out.Way); seen.Works+seen.Fails > 0 {
 			return asCallersSay(out, seen)
 		}
 	}
 	if out.Way == api.Direct {
-		c := b.callee(p.Destination)
 		out.Why = fmt.Sprintf("%d of %d instances of %q are healthy", c.Healthy, c.Instances, p.Destination)
 		switch {
 		case c.Instances == 0:
 			out.State, out.Why = api.No, fmt.Sprintf("no instance of %q is registered", p.Destination)
 		case c.Healthy == 0:
 			out.State, out.Why = api.No, fmt.Sprintf("none of %d instances of %q is healthy", c.Instances, p.Destination)
-		default:
-			switch closed, why := b.closedTo(p); {
-			case closed >= c.Healthy:
-				out.State, out.Why = api.No, why
-			case closed > 0:
-				out.Why += fmt.Sprintf("; %d take no connections from other hosts", closed)
-			}
+		case closed > 0:
+			out.Why += fmt.Sprintf("; %d take no connections from other hosts", closed)
 		}
 		return out
 	}
