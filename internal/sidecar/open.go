@@ -225,7 +225,7 @@ func (s *sidecar) openEnvoy(path string) {
 		}
 		return nil
 	}
-	s.oldWays = &oldWays{list: s.relay.OldWays}
+	s.oldWays = newOldWays(s.relay.OldWays)
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
 		s.oldWays.add(r, time.Now())

@@ -33,8 +33,11 @@ type oldWays struct {
 	at   time.Time // when all were told
 }
 
+func newOldWays(list func() []relay.OldWay) *oldWays {
+	return &oldWays{list: list, last: map[string]telemetry.Probe{}, told: map[string]telemetry.Probe{}}
+}
+
 func (o *oldWays) run(ctx context.Context) {
-	o.last, o.told = map[string]telemetry.Probe{}, map[string]telemetry.Probe{}
 	for pause := time.Second; sleep(ctx, jitter(pause, rand.Float64())); pause = probeOldEvery {
 		for _, w := range o.list() {
 			p := telemetry.Probe{Destination: w.Destination, Way: shift.Way(w.Way)}
