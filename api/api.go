@@ -103,7 +103,8 @@ type Pair struct {
 	Revertible Revertible `json:"revertible"`
 	Changed    *Change    `json:"changed,omitempty"` // the entry's last change
 
-	// Stage says which ways are open: client, plain, permissive or strict.
+	// Stage says which ways are open: client, plain, permissive or strict; outside for a caller
+	// past its sidecar, whose shares nothing decides.
 	Stage string `json:"stage,omitempty"`
 	// What follows is of about the last minute, as callers' sidecars count it: attempts, not
 	// outcomes. Measured is nil without any.

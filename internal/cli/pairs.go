@@ -18,7 +18,8 @@ func newPairs(s streams) *cobra.Command {
 		Use:   "pairs",
 		Short: "Show the ledger: all pairs, their shares, and whether they can go back",
 		Long: `Show the ledger: every pair that a registered sidecar declares as an upstream, or that has
-a traffic-shift of its own.
+a traffic-shift of its own; and callers past their sidecar, of stage "outside", where plaintext
+came from an address at which one service alone has instances.
 
 Stage says which ways are open. Shares are those wanted; Measured is what the last minute's
 attempts took, by way with how many of them succeeded and the p99 in milliseconds. Attempts
@@ -55,7 +56,7 @@ crossfade revert would work now, and why.`,
 func printLedger(w io.Writer, rows []api.Pair) {
 	fmt.Fprintln(w, "Source\tDestination\tStage\tShares\tMeasured\tCallee sidecars\tAcked\tShift\tRevertible")
 	for _, p := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d/%d\t%d/%d/%d\t%s\t%s: %s\n", p.Source, p.Destination, cmp.Or(p.Stage, "-"), p.Shares, measured(p),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d/%d\t%d/%d/%d\t%s\t%s: %s\n", p.Source, p.Destination, cmp.Or(p.Stage, "-"), cmp.Or(p.Shares.String(), "-"), measured(p),
 			p.Callee.Sidecars, p.Callee.Instances, p.Sidecars.Acknowledged, p.Sidecars.Connected, p.Sidecars.Registered,
 			shiftInShort(p.Shift), p.Revertible.State, p.Revertible.Why)
 	}
@@ -114,16 +115,19 @@ the newest change first. The old way is probed anew.`,
 
 func showPair(w io.Writer, p api.PairDetail) {
 	fmt.Fprintf(w, "Pair:\t%s\n", p.PairName)
-	if !p.Declared {
+	if !p.Declared && p.Stage != "outside" {
 		fmt.Fprintf(w, "Declared:\tno registered sidecar of %s names %s as an upstream\n", p.Source, p.Destination)
 	}
 	fmt.Fprintf(w, "Stage:\t%s\n", cmp.Or(p.Stage, "-"))
-	fmt.Fprintf(w, "Shares wanted:\t%s\n", p.Shares)
+	fmt.Fprintf(w, "Shares wanted:\t%s\n", cmp.Or(p.Shares.String(), "-"))
 	fmt.Fprintf(w, "Last minute:\t%s\n", measured(p.Pair))
 	for _, f := range p.Failing {
 		fmt.Fprintf(w, "Failing:\t%s: %s, %d times\n", f.Way, clip(f.What, maxSaid), f.Count)
 	}
 	entry := "none: all goes by mtls"
+	if p.Stage == "outside" {
+		entry = "nobody: " + p.Source + " does not call its sidecar"
+	}
 	if p.Entry != "" {
 		entry = fmt.Sprintf("traffic-shift/%s, index %d", p.Entry, p.Index)
 	}

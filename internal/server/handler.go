@@ -44,6 +44,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/crossfade/tokens", s.listTokens)
 	mux.HandleFunc("DELETE /v1/crossfade/tokens/{accessor}", s.revokeToken)
 	mux.HandleFunc("GET /v1/crossfade/audit", s.audit)
+	mux.HandleFunc("GET /v1/crossfade/shift/log", s.shiftLog)
 	// A page in somebody's browser must not write to a server on the same machine.
 	same := http.NewCrossOriginProtection().Handler(s.door.entrance(mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +65,6 @@ func (s *Server) own() http.Handler {
 	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)
 	mux.HandleFunc("GET /v1/crossfade/telemetry/{source}/{destination}", s.telemetry)
 	mux.HandleFunc("POST /v1/crossfade/shift", s.shift)
-	mux.HandleFunc("GET /v1/crossfade/shift/log", s.shiftLog)
 	mux.HandleFunc("POST /v1/crossfade/revert", s.revert)
 	return mux
 }

@@ -27,6 +27,9 @@ func (s *Server) measure(b *books, rows []api.Pair, now time.Time) {
 		if row.Declared {
 			in.Declared = append(in.Declared, pair)
 		}
+		if b.outside(row, &in) {
+			continue
+		}
 		e, _ := b.deciding(row.PairName)
 		since := time.Time{}
 		if row.Changed != nil {

@@ -39,6 +39,7 @@ type books struct {
 	hosts   map[string][]netip.Addr
 	plain   map[string]int                                    // sidecars that take plaintext now, by service
 	probed  func(p api.PairName, way string) telemetry.Probed // what callers say of an old way; may be nil
+	strays  map[api.PairName]telemetry.Sender                 // undeclared pairs; nil before they are looked for
 	unsaved map[string]string                                 // entries in force that are not saved, and why
 	decides map[string][]api.PairName                         // pairs by the name of the entry that counts for them; nil before it is asked for
 }
@@ -360,9 +361,10 @@ func (s *Server) pairs(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	source, destination := q.Get("source"), q.Get("destination")
 	b := s.books(r.Context())
-	names := b.names(func(p api.PairName) bool {
+	keep := func(p api.PairName) bool {
 		return (source == "" || p.Source == source) && (destination == "" || p.Destination == destination)
-	})
+	}
+	names := b.withStrays(b.names(keep), keep)
 	ctx, cancel := context.WithTimeout(r.Context(), ledgerWait)
 	defer cancel()
 	b.legacy = s.probes.all(ctx, b.addresses(names), probeFresh, ledgerProbes)
@@ -378,7 +380,8 @@ func (s *Server) pairs(w http.ResponseWriter, r *http.Request) {
 func (s *Server) pair(w http.ResponseWriter, r *http.Request) {
 	p := api.PairName{Source: r.PathValue("source"), Destination: r.PathValue("destination")}
 	b := s.books(r.Context())
-	names := b.names(func(of api.PairName) bool { return of == p })
+	keep := func(of api.PairName) bool { return of == p }
+	names := b.withStrays(b.names(keep), keep)
 	if len(names) == 0 {
 		http.Error(w, fmt.Sprintf("pair %q: there is none: no registered sidecar declares it, and it has no traffic-shift of its own", clipped(p.String())), http.StatusNotFound)
 		return

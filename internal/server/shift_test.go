@@ -326,6 +326,17 @@ func TestWhoMayShift(t *testing.T) {
 			t.Errorf("%s, by an operator: %v", name, err)
 		}
 	}
+	for who, code := range map[string]int{`{"Role":"reader"}`: http.StatusForbidden, `{"Role":"owner","Services":["web"]}`: http.StatusForbidden, `{"Role":"operator"}`: http.StatusOK} {
+		_, secret := s.Token(who)
+		resp, err := s.HTTPClient(servertest.Caller{Token: secret}).Get(s.URL() + "/v1/crossfade/shift/log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != code {
+			t.Errorf("the log of shifts, by %s: status %d, want %d", who, resp.StatusCode, code)
+		}
+	}
 	if _, err := owner.Revert(ctx, api.RevertRequest{All: true}); status(err) != http.StatusForbidden {
 		t.Errorf("all, by an owner: %v", err)
 	}

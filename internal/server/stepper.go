@@ -172,7 +172,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 		p.save(now)
 		return nil
 	}
-	observed := p.observe(now, b, count)
+	observed := p.observe(now, b, count, commands)
 	observed.Commands = append(observed.Commands, commands...)
 	if len(observed.Pairs) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
 		p.save(now)
@@ -188,8 +188,13 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	return actions
 }
 
-// observe is what is known now of pairs whose requests are divided, or that have a shift.
-func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observed) {
+// observe is what is known now of pairs whose requests are divided, or that have a shift or a
+// command.
+func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.Command) (out shift.Observed) {
+	asked := map[shift.Pair]bool{}
+	for _, c := range commands {
+		asked[c.Pair] = true
+	}
 	entries := p.s.mesh.config()
 	windows := map[shift.Pair]int{}
 	var counted []window
@@ -211,7 +216,7 @@ func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observ
 		}
 		from, to, divided := waysOf(e)
 		divided = divided && e.Shares.Hundredths(string(from)) > 0
-		if !under && !divided {
+		if !under && !divided && !asked[pair] {
 			continue
 		}
 		o := shift.PairObserved{

@@ -361,12 +361,12 @@ func TestBreach(t *testing.T) {
 					t.Errorf("the record lacks %q:\n%s", part, record)
 				}
 			}
-			guide, err := os.ReadFile("../../docs/shifting.md")
+			guide, err := os.ReadFile("../../docs/shift-guard.md")
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !strings.Contains(string(guide), record) {
-				t.Errorf("docs/shifting.md shows another record than:\n%s", record)
+				t.Errorf("docs/shift-guard.md shows another record than:\n%s", record)
 			}
 			if want == shift.Reverted {
 				b.seconds(100)

@@ -16,7 +16,7 @@ import (
 )
 
 // ramps is how many ramps a world is simulated for. The figures in
-// docs/shifting.md are of -ramps 2000.
+// docs/shift-guard.md are of -ramps 2000.
 var ramps = flag.Int("ramps", usualRamps, "simulated ramps of each world")
 
 // noon is when simulations begin, a Monday at noon.
