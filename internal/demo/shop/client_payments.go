@@ -13,8 +13,11 @@ import (
 type Payments struct{ conns }
 
 // NewPayments calls addr, a host:port. newEvery is as in [NewHTTP].
-func NewPayments(addr string, newEvery uint64) *Payments {
-	return &Payments{conns{addr: addr, newEvery: newEvery}}
+func NewPayments(addr string, newEvery uint64) *Payments { return NewPaymentsBy(At(addr), newEvery) }
+
+// NewPaymentsBy calls where a road leads.
+func NewPaymentsBy(road Road, newEvery uint64) *Payments {
+	return &Payments{conns{road: road, newEvery: newEvery}}
 }
 
 // PayNumbered makes payment n. It is a [load.Call].

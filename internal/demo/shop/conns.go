@@ -7,21 +7,29 @@ import (
 	"time"
 )
 
+// Road says, call by call, where a service is called and, where it speaks HTTP, by which
+// Host. It must be safe for concurrent use.
+type Road func() (addr, host string)
+
+// At is a road that leads to one address.
+func At(addr string) Road { return func() (string, string) { return addr, addr } }
+
 // conn is a connection with what was read ahead from it.
 type conn struct {
 	net.Conn
-	r *bufio.Reader
+	r          *bufio.Reader
+	addr, host string // as the road said
 }
 
-// conns opens connections to one address and keeps those that may be used again.
+// conns opens connections where a road leads and keeps those that may be used again.
 type conns struct {
-	addr string
+	road Road
 	// newEvery makes every request whose number it divides use a connection of its
 	// own; 0 makes none do so.
 	newEvery uint64
 
-	mu     sync.Mutex // guards all below
-	idle   []*conn
+	mu     sync.Mutex         // guards all below
+	idle   map[string][]*conn // by address
 	closed bool
 }
 
@@ -30,20 +38,21 @@ func (p *conns) own(n uint64) bool { return p.newEvery > 0 && n%p.newEvery == 0 
 
 // get is an idle connection, unless own, or a new one; its deadline is set.
 func (p *conns) get(own bool, deadline time.Time) (c *conn, isNew bool, err error) {
+	addr, host := p.road()
 	if !own {
 		p.mu.Lock()
-		if n := len(p.idle); n > 0 {
-			c, p.idle = p.idle[n-1], p.idle[:n-1]
+		if n := len(p.idle[addr]); n > 0 {
+			c, p.idle[addr] = p.idle[addr][n-1], p.idle[addr][:n-1]
 		}
 		p.mu.Unlock()
 	}
 	if c == nil {
 		d := net.Dialer{Deadline: deadline}
-		raw, err := d.Dial("tcp", p.addr)
+		raw, err := d.Dial("tcp", addr)
 		if err != nil {
 			return nil, false, err
 		}
-		c, isNew = &conn{Conn: raw, r: bufio.NewReaderSize(raw, 2048)}, true
+		c, isNew = &conn{Conn: raw, r: bufio.NewReaderSize(raw, 2048), addr: addr, host: host}, true
 	}
 	if err := c.SetDeadline(deadline); err != nil {
 		c.Close()
@@ -60,7 +69,10 @@ func (p *conns) put(c *conn) {
 		c.Close()
 		return
 	}
-	p.idle = append(p.idle, c)
+	if p.idle == nil {
+		p.idle = map[string][]*conn{}
+	}
+	p.idle[c.addr] = append(p.idle[c.addr], c)
 }
 
 // Close closes what is idle now, and what is in use as soon as it is given back.
@@ -68,8 +80,10 @@ func (p *conns) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	for _, c := range p.idle {
-		c.Close()
+	for _, idle := range p.idle {
+		for _, c := range idle {
+			c.Close()
+		}
 	}
 	p.idle = nil
 }
