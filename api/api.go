@@ -227,7 +227,13 @@ type ShiftRequest struct {
 	Plan *Plan  `json:"plan,omitempty"`
 	// Do, in place of both, is [Pause], [Resume] or [Abort], of a shift that is under way.
 	Do string `json:"do,omitempty"`
-	// Force sets shares though a shift is under way.
+	// Stage, in place of all that, is client, plain, permissive or, of a Service, strict. Shares
+	// on ways that it closes go to the old way. Window is for how long a callee must have taken
+	// no plaintext to become strict; empty: "24h".
+	Stage  string `json:"stage,omitempty"`
+	Window string `json:"window,omitempty"`
+	// Force sets shares though a shift is under way, or makes a callee strict in spite of what
+	// speaks against it.
 	Force bool `json:"force,omitempty"`
 	// Legacy, if set, replaces the pair's.
 	Legacy *LegacyWay `json:"legacy,omitempty"`
@@ -284,6 +290,8 @@ type PairChanged struct {
 	Index uint64 `json:"index"`
 	// Entry is the traffic-shift as written, or as it would be.
 	Entry json.RawMessage `json:"entry,omitempty"`
+	// Stage is the stage that was set.
+	Stage string `json:"stage,omitempty"`
 	// Status is that of its shift, if one is under way or has ended.
 	Status string `json:"status,omitempty"`
 	// Refused is why the pair was left as it was.

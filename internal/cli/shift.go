@@ -20,10 +20,10 @@ func newShift(s streams) *cobra.Command {
 	var via []string
 	var service, legacyAddress, legacyHost string
 	var dryRun, force, pause, resume, abort bool
-	var to string
+	var to, stage, window string
 	var plan api.Plan
 	cmd := &cobra.Command{
-		Use:   "shift SOURCE DESTINATION --via WAY=PERCENT... | --to WAY",
+		Use:   "shift SOURCE DESTINATION --via WAY=PERCENT... | --to WAY | --stage STAGE",
 		Short: "Change by which ways a pair's requests travel, and in what shares",
 		Long: `Change by which ways the requests of a pair travel, and in what shares: it writes the
 pair's traffic-shift, prints the shares before and after, and returns when every sidecar
@@ -50,6 +50,14 @@ new way with the old one of the same pair in the same seconds, attempt by attemp
 back when the new one is worse, or with --on-breach pause stops there. It watches shares set
 with --via as well. Two shifts of one destination do not run at once: the later one waits.
 
+A stage says which ways are open: "client" legacy and direct, "plain" also plain, "permissive"
+all; with --service "strict" makes a destination refuse plaintext. Shares on ways that a stage
+closes go to the old way, so that going back is always possible; a share on a closed way is
+refused. plain and permissive set the destination's MutualTLSMode to "permissive", which the
+mesh entry has to allow. Strict is refused while a caller sends anything but mtls, while
+plaintext came inside the --window-of-silence, while an instance is not watched, and while an app's own port
+can be reached from another host; --force does it in spite of all that, and the history says so.
+
 Whether a way works is not tried before: a warning says what the registry knows.`,
 		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
   crossfade shift storefront catalog --via mtls=10
@@ -72,10 +80,13 @@ Whether a way works is not tried before: a warning says what the registry knows.
 	f.BoolVar(&pause, "pause", false, "take no further step of a shift that is under way; it stays guarded")
 	f.BoolVar(&resume, "resume", false, "go on with a shift that is paused")
 	f.BoolVar(&abort, "abort", false, "end a shift that is under way, and take its shares back")
-	f.BoolVar(&force, "force", false, "set shares though a shift is under way")
+	f.StringVar(&stage, "stage", "", "client, plain, permissive or, with --service, strict")
+	f.StringVar(&window, "window-of-silence", "", "with --stage strict: for how long no plaintext must have come, in watched time (default 24h)")
+	f.BoolVar(&force, "force", false, "set shares though a shift is under way; make a destination strict in spite of what speaks against it")
 	f.BoolVar(&dryRun, "dry-run", false, "write nothing: print the shares, and what config plan says of the entries")
 	complete(cmd, "via", waysGiven())
-	cmd.RegisterFlagCompletionFunc("to", cobra.FixedCompletions(api.Ways(), cobra.ShellCompDirectiveNoFileComp))
+	complete(cmd, "stage", cobra.FixedCompletions([]string{"client", "plain", "permissive", "strict"}, cobra.ShellCompDirectiveNoFileComp))
+	complete(cmd, "to", cobra.FixedCompletions(api.Ways(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "service", t.destinations())
 	cmd.Args = pairOr("SOURCE DESTINATION or --service DESTINATION", func() int { return count(service != "") })
 	cmd.ValidArgsFunction = t.pairArgs()
@@ -89,9 +100,9 @@ Whether a way works is not tried before: a warning says what the registry knows.
 		}
 		var err error
 		if in.Via, err = readVia(via); err == nil {
-			err = oneOfShift(len(via) > 0, to != "", pause, resume, abort, legacyAddress != "")
+			err = oneOfShift(len(via) > 0, to != "", stage != "", pause, resume, abort, legacyAddress != "")
 		}
-		in.To, in.Force = to, force
+		in.To, in.Force, in.Stage, in.Window = to, force, stage, window
 		if to != "" {
 			in.Plan = &plan
 		} else if len(plan.Steps)+len(plan.Windows) > 0 || plan.Dwell != "" || plan.OnBreach != "" {
@@ -117,12 +128,12 @@ Whether a way works is not tried before: a warning says what the registry knows.
 }
 
 // oneOfShift refuses flags that do not go together.
-func oneOfShift(via, to, pause, resume, abort, legacy bool) error {
-	switch n := count(via, to, pause, resume, abort); {
+func oneOfShift(via, to, stage, pause, resume, abort, legacy bool) error {
+	switch n := count(via, to, stage, pause, resume, abort); {
 	case n > 1:
-		return errors.New("shift: want one of --via, --to, --pause, --resume and --abort")
+		return errors.New("shift: want one of --via, --to, --stage, --pause, --resume and --abort")
 	case n == 0 && !legacy:
-		return errors.New("shift: give --via WAY=PERCENT, --to WAY, or --legacy-address")
+		return errors.New("shift: give --via WAY=PERCENT, --to WAY, --stage STAGE, or --legacy-address")
 	}
 	return nil
 }
@@ -136,8 +147,14 @@ func shiftPairs(cmd *cobra.Command, t *target, wait *waiting, in api.ShiftReques
 	if dryRun {
 		return t.showShift(cmd, would)
 	}
-	in.Service, in.Pairs, in.DryRun = "", nil, false
+	in.DryRun = false
+	if in.Stage != "strict" {
+		in.Service, in.Pairs = "", nil
+	}
 	for _, p := range would.Pairs {
+		if in.Stage == "strict" {
+			break
+		}
 		in.Pairs = append(in.Pairs, api.PairIndex{PairName: p.PairName, Index: &p.Index})
 	}
 	began := time.Now()
@@ -240,6 +257,8 @@ func (t *target) printPairs(c api.Changed) {
 	for _, p := range c.Pairs {
 		switch {
 		case p.Refused != "":
+		case p.Stage != "":
+			fmt.Fprintf(t.s.out, "%s: stage %s; %s\n", p.PairName, p.Stage, p.After)
 		case p.Same():
 			fmt.Fprintf(t.s.out, "%s: %s, unchanged\n", p.PairName, p.After)
 		default:

@@ -331,7 +331,23 @@ func shiftNeed(c *call) access.Need {
 	for i, p := range in.Pairs {
 		pairs[i] = p.PairName
 	}
-	return pairsNeed("shift", in.Service, pairs)
+	if in.Stage != "" && in.Service != "" {
+		// What a service takes is its owner's to say; how its callers send is not.
+		if in.Stage == "strict" {
+			return access.Need{Kind: access.Write, Services: []string{in.Service}, Target: "strict " + in.Service}
+		}
+		return access.Need{Kind: access.Operate, Target: "stage " + in.Service}
+	}
+	n := pairsNeed("shift", in.Service, pairs)
+	if in.Stage == "plain" || in.Stage == "permissive" {
+		all := concerned{}
+		all.add(n.Services...)
+		for _, p := range pairs {
+			all.add(p.Destination)
+		}
+		n.Services = all.sorted()
+	}
+	return n
 }
 
 func revertNeed(c *call) access.Need {

@@ -108,7 +108,11 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		names[i] = p.PairName
 	}
 	err := checkPairs("shift", in.Service, names)
-	if err == nil {
+	switch {
+	case err != nil:
+	case in.Stage != "":
+		err = checkStage(in)
+	default:
 		err = checkShift(in)
 	}
 	if err != nil {
@@ -121,6 +125,16 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	by := store.Author{Who: s.door.author(r), Time: time.Now()}
+	if in.Stage != "" {
+		out, err := s.stage(b, in, by)
+		if err != nil {
+			s.fail(w, "shift", err)
+			return
+		}
+		b.conclude(out)
+		s.answer(w, out)
+		return
+	}
 	out := &api.Changed{}
 	change := func(from *store.Reader, w *store.Writer) (err error) {
 		*out = api.Changed{Pairs: []api.PairChanged{}}

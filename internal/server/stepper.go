@@ -51,6 +51,7 @@ type stepper struct {
 	settled map[shift.Pair]settled
 	steps   []shift.LogEntry // the newest
 	callees map[string]map[shift.Way]float64
+	watches map[string]shift.Watch // of permissive callees
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -70,9 +71,11 @@ func (p *stepper) open() error {
 	if raw == nil {
 		return nil
 	}
-	if err := json.Unmarshal(raw, &p.state); err != nil {
+	var was remembered
+	if err := json.Unmarshal(raw, &was); err != nil {
 		return fmt.Errorf("shifts that were under way can't be read: %w", err)
 	}
+	p.state, p.watches = was.State, was.Watches
 	p.state.Seen = time.Time{} // the time since then is no time that anybody watched
 	return nil
 }
@@ -123,7 +126,11 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := p.s.books(context.Background())
+	if count {
+		p.watch(now, b)
+	}
 	if len(b.shifts) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
+		p.save(now)
 		return nil
 	}
 	observed := p.observe(now, b, count)
@@ -301,7 +308,10 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 func (p *stepper) save(now time.Time) {
 	bare := p.state
 	bare.Seen, bare.Shifts = time.Time{}, slices.Clone(bare.Shifts)
-	active := false
+	if len(bare.Shifts)+len(p.watches) == 0 && p.saved == nil {
+		return // nothing was ever shifted
+	}
+	active := len(p.watches) > 0
 	for i := range bare.Shifts {
 		s := &bare.Shifts[i]
 		active = active || s.Status == shift.Running || s.Status == shift.Paused
@@ -311,7 +321,7 @@ func (p *stepper) save(now time.Time) {
 	if err == nil && string(head) == string(p.saved) && (!active || now.Sub(p.savedAt) < saveEvery && now.After(p.savedAt)) {
 		return
 	}
-	full, err2 := json.Marshal(p.state)
+	full, err2 := json.Marshal(remembered{p.state, p.watches})
 	if err := errors.Join(err, err2); err != nil {
 		p.log.Error("shifts can't be saved", "reason", err)
 		return

@@ -19,6 +19,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -206,6 +207,11 @@ func (s *sidecar) openEnvoy(path string) {
 	s.reporter = &reporter{
 		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, serves: s.envoyServes.Load,
 	}
+	ports := &portWatch{}
+	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
+		ports.port = p.LocalServicePort
+	}
+	s.reporter.more = func(r *telemetry.Report) { ports.add(r, time.Now()) }
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
 		group:         s.group,

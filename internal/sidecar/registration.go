@@ -44,12 +44,16 @@ type registration struct {
 // run goes on until ctx ends. It returns an error only when a server refuses the
 // very first registration: the definition is wrong and will not get better.
 func (r *registration) run(ctx context.Context) error {
+	pulse := time.Now() // when all checks are due
 	for attempt := 0; ; attempt++ {
+		if !pulse.After(time.Now()) {
+			r.pulsed, pulse = nil, time.Now().Add(jitter(pulseEvery, rand.Float64()))
+		}
 		err := r.assert(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		wait := jitter(pulseEvery, rand.Float64())
+		wait := time.Until(pulse) // however often states change meanwhile
 		if err == nil {
 			attempt = -1
 		} else {

@@ -254,7 +254,9 @@ func (s *sidecar) mirror(ctx context.Context) {
 	for {
 		changed := s.relay.Changed()
 		r := s.relay.Status()
-		s.health.set(func(h *health) { h.plaintext = r.PlaintextPort })
+		if s.health.plaintextPort() != r.PlaintextPort {
+			s.health.set(func(h *health) { h.plaintext = r.PlaintextPort })
+		}
 		s.board.set(func(st *Status) { st.XDS, st.Quarantine = s.xdsStatus(r), r.Quarantine })
 		select {
 		case <-ctx.Done():

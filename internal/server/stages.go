@@ -1,0 +1,313 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
+)
+
+// silence is for how long a callee must have taken no plaintext to become strict.
+const silence = 24 * time.Hour
+
+// checkStage refuses what nobody means.
+func checkStage(in api.ShiftRequest) error {
+	stages := []string{string(shift.Client), string(shift.PlainStage), string(shift.Permissive), string(shift.StrictStage)}
+	switch {
+	case !slices.Contains(stages, in.Stage):
+		return refuse(http.StatusBadRequest, "shift: stage %.40q: want one of %s", in.Stage, strings.Join(stages, ", "))
+	case len(in.Via) > 0 || in.To != "" || in.Do != "" || in.Legacy != nil:
+		return refuse(http.StatusBadRequest, "shift: a stage is set by itself, without shares and commands")
+	case in.Stage == string(shift.StrictStage) && in.Service == "":
+		return refuse(http.StatusBadRequest, "shift: strict belongs to the callee, and holds for all its callers: name it as the service")
+	}
+	if _, err := windowOf(in); err != nil {
+		return err
+	}
+	return nil
+}
+
+func windowOf(in api.ShiftRequest) (time.Duration, error) {
+	if in.Window == "" {
+		return silence, nil
+	}
+	d, err := time.ParseDuration(in.Window)
+	if err != nil || d < 0 {
+		return 0, refuse(http.StatusBadRequest, "shift: window %.40q: want a duration such as 24h", in.Window)
+	}
+	return d, nil
+}
+
+// stage sets stages of pairs, and what their callees take, in one write. A callee that takes
+// plaintext is one that has said so: what callers send by it follows as its sidecars have it
+// in force.
+func (s *Server) stage(b *books, in api.ShiftRequest, by store.Author) (*api.Changed, error) {
+	if in.Stage == string(shift.StrictStage) {
+		return s.strict(b, in, by)
+	}
+	out := &api.Changed{}
+	write := func(from *store.Reader, w *store.Writer) error {
+		*out = api.Changed{Pairs: []api.PairChanged{}}
+		targets := b.targets(in)
+		if in.Service != "" {
+			if targets = b.callers(in.Service, from); len(targets) == 0 {
+				return refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
+			}
+		}
+		callees := map[string]bool{}
+		for _, t := range targets {
+			done, e, err := restage(t, in, from)
+			if err != nil {
+				return err
+			}
+			if e != nil && w != nil {
+				if err := w.PutEntry(e, by); err != nil {
+					return err
+				}
+			}
+			out.Pairs = append(out.Pairs, done)
+			if t.Destination != config.Wildcard && !callees[t.Destination] && w != nil {
+				callees[t.Destination] = true
+				if err := remode(t.Destination, in.Stage, w, by); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	var err error
+	if in.DryRun {
+		s.store.Read(context.Background(), 0, func(from *store.Reader) { err = write(from, nil) })
+	} else {
+		out.Index, err = s.change(func(w *store.Writer) error { return write(&w.Reader, w) })
+	}
+	return out, err
+}
+
+// restage is one pair's entry in another stage. Shares on ways that it closes go to the old way.
+func restage(t target, in api.ShiftRequest, from *store.Reader) (api.PairChanged, *config.TrafficShift, error) {
+	old, row := decidingOf(t.PairName, from.Entry)
+	done := api.PairChanged{PairName: t.PairName, Before: api.Shares(sharesBefore(old)), Index: entryIndex(row)}
+	if t.index != nil && *t.index != done.Index {
+		return done, nil, lost(t, done.Index, row, from)
+	}
+	e := next(t.PairName, old)
+	e.Stage = in.Stage
+	shares, back := sharesOfEntry(e.Shares), shift.Way(oldWay(e))
+	for _, w := range shift.Ways() {
+		if n := shares.Of(w); n > 0 && !shift.Stage(e.Stage).Opens(w) {
+			shares = shares.With(w, 0)
+			shares = shares.With(back, shares.Of(back)+n)
+		}
+	}
+	e.Shares = entryShares(shares)
+	done.After = api.Shares(e.Shares)
+	done.Stage = e.Stage
+	if err := checked(e); err != nil {
+		return done, nil, refuse(http.StatusBadRequest, "%s: %v", t.what("shift"), err)
+	}
+	if old != nil && old.Source == e.Source && old.Destination == e.Destination && old.Stage == e.Stage && old.Shares == e.Shares {
+		return done, nil, nil
+	}
+	var err error
+	done.Entry, err = config.EncodeEntry(e)
+	return done, e, err
+}
+
+// remode makes a callee take what a stage needs of it.
+func remode(service, stage string, w *store.Writer, by store.Author) error {
+	have := modeOf(service, &w.Reader)
+	switch {
+	case have == config.MutualTLSPermissive:
+		return nil
+	case stage == string(shift.Client) && have != config.MutualTLSStrict:
+		return nil
+	}
+	return putMode(service, config.MutualTLSPermissive, w, by)
+}
+
+// modeOf is a service's MutualTLSMode as it is in the store.
+func modeOf(service string, from *store.Reader) string {
+	if row := from.Entry(config.Key{Kind: config.KindServiceDefaults, Name: service}); row != nil {
+		if e, ok := row.Entry.(*config.ServiceDefaults); ok && e.MutualTLSMode != "" {
+			return e.MutualTLSMode
+		}
+	}
+	if row := from.Entry(config.Key{Kind: config.KindProxyDefaults, Name: config.Global}); row != nil {
+		if e, ok := row.Entry.(*config.ProxyDefaults); ok {
+			return e.MutualTLSMode
+		}
+	}
+	return ""
+}
+
+func putMode(service, mode string, w *store.Writer, by store.Author) error {
+	e := &config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: service}
+	if row := w.Entry(config.KeyOf(e)); row != nil {
+		if old, ok := row.Entry.(*config.ServiceDefaults); ok {
+			copied := *old
+			e = &copied
+		}
+	}
+	e.MutualTLSMode = mode
+	e.Normalize()
+	if err := e.Validate(); err != nil {
+		return err
+	}
+	return w.PutEntry(e, by)
+}
+
+// strict makes a callee refuse plaintext, if nothing speaks against it or it is forced.
+func (s *Server) strict(b *books, in api.ShiftRequest, by store.Author) (*api.Changed, error) {
+	window, err := windowOf(in)
+	if err != nil {
+		return nil, err
+	}
+	against := s.againstStrict(b, in.Service, window, by.Time)
+	if len(against) > 0 && !in.Force {
+		return nil, refuse(http.StatusConflict, "shift: service %q cannot be strict: %s", clipped(in.Service), strings.Join(against, "; "))
+	}
+	if len(against) > 0 {
+		by.What = "forced strict in spite of: " + clipped(strings.Join(against, "; "))
+	}
+	out := &api.Changed{Pairs: []api.PairChanged{}}
+	for _, p := range b.names(func(p api.PairName) bool { return p.Destination == in.Service }) {
+		e, row := b.deciding(p)
+		shares := api.Shares(sharesBefore(e))
+		out.Pairs = append(out.Pairs, api.PairChanged{PairName: p, Before: shares, After: shares, Index: entryIndex(row), Stage: string(shift.StrictStage)})
+	}
+	if !in.DryRun {
+		out.Index, err = s.change(func(w *store.Writer) error { return putMode(in.Service, config.MutualTLSStrict, w, by) })
+	}
+	if len(against) > 0 {
+		out.Warnings = append(out.Warnings, against...)
+	}
+	return out, err
+}
+
+// againstStrict says all that speaks against refusing plaintext.
+func (s *Server) againstStrict(b *books, service string, window time.Duration, now time.Time) (out []string) {
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for _, p := range b.names(func(p api.PairName) bool { return p.Destination == service }) {
+		if e, _ := b.deciding(p); e != nil && e.Shares.Hundredths(config.WayMTLS) != whole {
+			add("%s goes by %s", p, api.Shares(e.Shares))
+		}
+	}
+	c := b.callee(service)
+	switch {
+	case c.Instances == 0:
+		add("no instance is registered")
+	case c.Sidecars < c.Instances:
+		add("%d of %d instances have a sidecar", c.Sidecars, c.Instances)
+	}
+	if s.mesh.config().MutualTLSMode(service) == config.MutualTLSPermissive {
+		out = append(out, s.heard(b, service, window, now)...)
+	}
+	for _, in := range b.snap.Connect(service) {
+		if in.Service.Kind == catalog.ConnectProxy {
+			if why := s.pastSidecar(in, now); why != "" {
+				out = append(out, why)
+			}
+		}
+	}
+	return out
+}
+
+// heard says who sent plaintext inside the window, or that it is not known.
+func (s *Server) heard(b *books, service string, window time.Duration, now time.Time) (out []string) {
+	w := s.steps.watched(service)
+	if w.Quiet >= window {
+		return nil
+	}
+	if w.Last.IsZero() {
+		return []string{fmt.Sprintf("no plaintext was seen so far, in %v of time in which all its instances were watched: it takes %v", w.Quiet.Truncate(time.Second), window)}
+	}
+	named := 0
+	for _, from := range s.mesh.book.Plaintext(service) {
+		if now.Sub(from.Last) > window || named == maxNamed {
+			break
+		}
+		named++
+		out = append(out, fmt.Sprintf("plaintext came from %s%s at %s", from.Address, ofServices(b.snap, from.Address), from.Last.UTC().Format(time.RFC3339)))
+	}
+	if named == 0 {
+		out = append(out, fmt.Sprintf("plaintext came from %s%s at %s", w.From, ofServices(b.snap, w.From), w.Last.UTC().Format(time.RFC3339)))
+	}
+	return append(out, fmt.Sprintf("it was silent for %v of watched time since: it takes %v", w.Quiet.Truncate(time.Second), window))
+}
+
+// maxNamed bounds the senders that are named at once.
+const maxNamed = 10
+
+func ofServices(snap *catalog.Snapshot, address string) string {
+	if names := servicesAt(snap, address); len(names) > 0 {
+		return " (a host of " + clipped(strings.Join(names, ", ")) + ")"
+	}
+	return ""
+}
+
+// pastSidecar says how the app of a sidecar can be reached past it from another host; empty
+// when it cannot.
+func (s *Server) pastSidecar(in catalog.Instance, now time.Time) string {
+	r := s.mesh.book.Reporting(keyOf(in), now)
+	app := in.Service.Proxy.DestinationServiceID
+	switch {
+	case in.Service.Proxy.LocalServiceSocketPath != "":
+		return ""
+	case !r.Fresh || r.App == nil:
+		return fmt.Sprintf("instance %q: its sidecar does not say how the app's own port can be reached", app)
+	case r.App.Loopback || r.App.Protected:
+		return ""
+	}
+	return fmt.Sprintf("instance %q: port %d listens on %s, and is reached past the sidecar: let the app listen on 127.0.0.1, or run crossfade protect %d on its host",
+		app, r.App.Port, strings.Join(r.App.Listening, " and "), r.App.Port)
+}
+
+// watch looks once at who takes plaintext.
+func (p *stepper) watch(now time.Time, b *books) {
+	entries := p.s.mesh.config()
+	keep := map[string]shift.Watch{}
+	for _, service := range b.snap.Services() {
+		if entries.MutualTLSMode(service) != config.MutualTLSPermissive {
+			continue
+		}
+		sidecars, watched := 0, true
+		for _, in := range b.snap.Connect(service) {
+			if in.Service.Kind == catalog.ConnectProxy {
+				sidecars++
+				watched = watched && p.s.mesh.book.Reporting(keyOf(in), now).Fresh
+			}
+		}
+		if sidecars == 0 {
+			continue
+		}
+		var last telemetry.Sender
+		if senders := p.s.mesh.book.Plaintext(service); len(senders) > 0 {
+			last = senders[0]
+		}
+		keep[service] = p.watches[service].Step(now, watched && sidecars >= b.callee(service).Instances, last.Last, last.Address)
+	}
+	p.watches = keep
+}
+
+// watched is for how long a callee was silent.
+func (p *stepper) watched(service string) shift.Watch {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.watches[service]
+}
+
+// remembered is what the stepper keeps over a restart.
+type remembered struct {
+	State   shift.State            `json:"state"`
+	Watches map[string]shift.Watch `json:"watches,omitempty"`
+}
