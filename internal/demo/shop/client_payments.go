@@ -17,8 +17,15 @@ func NewPayments(addr string, newEvery uint64) *Payments { return NewPaymentsBy(
 
 // NewPaymentsBy calls where a road leads.
 func NewPaymentsBy(road Road, newEvery uint64) *Payments {
-	return &Payments{conns{road: road, newEvery: newEvery}}
+	return &Payments{conns{road: road, newEvery: newEvery, maxAge: maxAge}}
 }
+
+// maxAge is for how long a connection is used for one payment after the other, as pools of
+// connections to databases have it: what has a way of its own is renewed in time.
+const maxAge = 3 * time.Second
+
+// Prune closes kept connections that would not be used again.
+func (p *Payments) Prune() { p.prune() }
 
 // PayNumbered makes payment n. It is a [load.Call].
 func (p *Payments) PayNumbered(n uint64, deadline time.Time) (load.Answer, error) {

@@ -19,6 +19,7 @@ type conn struct {
 	net.Conn
 	r          *bufio.Reader
 	addr, host string // as the road said
+	born       time.Time
 }
 
 // conns opens connections where a road leads and keeps those that may be used again.
@@ -27,6 +28,8 @@ type conns struct {
 	// newEvery makes every request whose number it divides use a connection of its
 	// own; 0 makes none do so.
 	newEvery uint64
+	// maxAge is for how long a connection is used; 0: for as long as it lasts.
+	maxAge time.Duration
 
 	mu     sync.Mutex         // guards all below
 	idle   map[string][]*conn // by address
@@ -36,13 +39,34 @@ type conns struct {
 // own reports whether request n is to use a connection of its own.
 func (p *conns) own(n uint64) bool { return p.newEvery > 0 && n%p.newEvery == 0 }
 
+// prune closes idle connections that are too old.
+func (p *conns) prune() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for addr, idle := range p.idle {
+		kept := idle[:0]
+		for _, c := range idle {
+			if p.maxAge > 0 && time.Since(c.born) > p.maxAge {
+				c.Close()
+			} else {
+				kept = append(kept, c)
+			}
+		}
+		p.idle[addr] = kept
+	}
+}
+
 // get is an idle connection, unless own, or a new one; its deadline is set.
 func (p *conns) get(own bool, deadline time.Time) (c *conn, isNew bool, err error) {
 	addr, host := p.road()
 	if !own {
 		p.mu.Lock()
-		if n := len(p.idle[addr]); n > 0 {
+		for n := len(p.idle[addr]); n > 0 && c == nil; n-- {
 			c, p.idle[addr] = p.idle[addr][n-1], p.idle[addr][:n-1]
+			if p.maxAge > 0 && time.Since(c.born) > p.maxAge {
+				c.Close()
+				c = nil
+			}
 		}
 		p.mu.Unlock()
 	}
@@ -52,7 +76,7 @@ func (p *conns) get(own bool, deadline time.Time) (c *conn, isNew bool, err erro
 		if err != nil {
 			return nil, false, err
 		}
-		c, isNew = &conn{Conn: raw, r: bufio.NewReaderSize(raw, 2048), addr: addr, host: host}, true
+		c, isNew = &conn{Conn: raw, r: bufio.NewReaderSize(raw, 2048), addr: addr, host: host, born: time.Now()}, true
 	}
 	if err := c.SetDeadline(deadline); err != nil {
 		c.Close()
@@ -65,7 +89,7 @@ func (p *conns) get(own bool, deadline time.Time) (c *conn, isNew bool, err erro
 func (p *conns) put(c *conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed || p.maxAge > 0 && time.Since(c.born) > p.maxAge {
 		c.Close()
 		return
 	}

@@ -22,6 +22,18 @@ func (a App) serveStorefront(ctx context.Context, ln net.Listener) error {
 	defer catalog.Close()
 	payments := NewPaymentsBy(a.Upstreams["payments"], 0)
 	defer payments.Close()
+	go func() {
+		tick := time.NewTicker(maxAge)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				payments.Prune()
+			}
+		}
+	}()
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /page/{sku}", func(w http.ResponseWriter, r *http.Request) {
