@@ -111,6 +111,11 @@ type Pair struct {
 	Ways     []PairWay `json:"ways,omitempty"`
 	Failing  []Failing `json:"failing,omitempty"` // the most frequent first
 
+	// Unsaved is why the shares in force are not saved: the server's disk takes nothing.
+	Unsaved string `json:"unsaved,omitempty"`
+	// HeldLocally are the source's sidecars that hold the old way by order on their host.
+	HeldLocally []string `json:"held_locally,omitempty"`
+
 	LastSeen      time.Time    `json:"last_seen,omitzero"`
 	LastPlaintext time.Time    `json:"last_plaintext,omitzero"` // that the callee took from a host of the source
 	Blockers      []string     `json:"blockers,omitempty"`      // what keeps the pair from going on
@@ -125,9 +130,34 @@ type PairWay struct {
 	P99      float64 `json:"p99_ms,omitempty"` // milliseconds until an answer begins, or a connection is made
 }
 
-// Failing is a kind of failure, and how many attempts ended so.
+// Telemetry is what a pair did in about the last minute, by way.
+type Telemetry struct {
+	PairName
+	First   *time.Time     `json:"first_seen,omitempty"` // since the server started
+	Seen    *time.Time     `json:"last_seen,omitempty"`
+	Ways    []WayTelemetry `json:"ways"` // those that were used, or have something open
+	Failing []Failing      `json:"failing,omitempty"`
+}
+
+// WayTelemetry is one way. Latencies are in milliseconds until an answer begins, or a
+// connection is made, and absent where there was none.
+type WayTelemetry struct {
+	Way           string     `json:"way"`
+	Attempts      uint64     `json:"attempts"`
+	First         uint64     `json:"first"` // of attempts: no retries
+	Failed        uint64     `json:"failed"`
+	ConnectFailed uint64     `json:"connect_failed"` // of failed
+	Withheld      uint64     `json:"withheld"`       // meant for this way and sent by another, since nobody was healthy on it
+	Open          uint64     `json:"open"`           // requests, streams or connections of tcp, now
+	P50           float64    `json:"p50_ms,omitempty"`
+	P99           float64    `json:"p99_ms,omitempty"`
+	Last          *time.Time `json:"last,omitempty"` // when it was last used
+}
+
+// Failing is a kind of failure, and how many attempts ended so. Without a way: nobody was
+// there on any, and nothing was attempted.
 type Failing struct {
-	Way   string `json:"way"`
+	Way   string `json:"way,omitempty"`
 	What  string `json:"what"` // status, Envoy's response flags, status of gRPC
 	Count uint64 `json:"count"`
 }
@@ -177,6 +207,8 @@ type Revertible struct {
 	State string `json:"state"` // yes, no or unknown
 	Way   string `json:"way,omitempty"`
 	Why   string `json:"why"`
+	// Since when callers say so; zero where they were not asked.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Change is who changed an entry, when and how.
@@ -276,6 +308,8 @@ type Changed struct {
 	// They get the change when they are back. At most 100, of DisconnectedTotal.
 	Disconnected      []string `json:"disconnected,omitempty"`
 	DisconnectedTotal int      `json:"disconnected_total,omitempty"`
+	// Unsaved, of a revert, is why it is in force and not saved: it is tried again.
+	Unsaved string `json:"unsaved,omitempty"`
 	// Warnings are why requests may fail on a way that has a share.
 	Warnings []string `json:"warnings,omitempty"`
 }

@@ -84,6 +84,12 @@ func (c *Client) Pair(ctx context.Context, source, destination string) (*PairDet
 	return out, c.do(ctx, http.MethodGet, PairName{source, destination}.Path(), nil, out)
 }
 
+// Telemetry is what a pair did in about the last minute, by way.
+func (c *Client) Telemetry(ctx context.Context, source, destination string) (*Telemetry, error) {
+	out := &Telemetry{}
+	return out, c.do(ctx, http.MethodGet, "/v1/crossfade/telemetry/"+url.PathEscape(source)+"/"+url.PathEscape(destination), nil, out)
+}
+
 // Shift changes shares of all the pairs, or of none: when one has another index than the
 // request says, the error is an [*Error] with status 409.
 func (c *Client) Shift(ctx context.Context, r ShiftRequest) (*Changed, error) {

@@ -38,6 +38,10 @@ func parsePercent(s string) (share int, ok bool) {
 	return share, share <= whole
 }
 
+// ParsePercent reads a percent as the convention has it, in hundredths: for those who follow
+// the same keys and variables without this package.
+func ParsePercent(s string) (hundredths int, ok bool) { return parsePercent(s) }
+
 // bucket is where a key falls among whole places. It is part of the convention.
 func bucket(key string) int {
 	// A view of the string: Sum256 does not keep it, and a copy would cost an allocation per call.

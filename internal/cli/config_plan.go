@@ -45,6 +45,7 @@ type plannedChange struct {
 	Sidecars []string `json:"sidecars"`
 	More     int      `json:"more,omitempty"`
 	Drains   bool     `json:"drains,omitempty"`
+	Chains   []string `json:"chains,omitempty"`
 	Diff     string   `json:"diff"`
 }
 
@@ -59,6 +60,18 @@ func (c plannedChange) alike() string {
 		name = base + ":…"
 	}
 	return fmt.Sprintf("%s %q %s", plainType(c.Type), name, c.Action)
+}
+
+// drains says whose connections come to an end.
+func (c plannedChange) drains() string {
+	switch {
+	case !c.Drains:
+		return ""
+	case len(c.Chains) == 0:
+		return ", its connections drain"
+	default:
+		return fmt.Sprintf(", those of its connections drain that came by %s", strings.Join(c.Chains, " and "))
+	}
 }
 
 func newConfigPlan(s streams) *cobra.Command {
@@ -150,6 +163,9 @@ func planBody(s streams, files, drop []string) ([]byte, error) {
 func (p planned) summary() string {
 	line := fmt.Sprintf("%d of %d sidecars %s; ", p.Changing, p.Sidecars, verbOf(p.Changing, "changes", "change"))
 	if p.Listeners == 0 {
+		if slices.ContainsFunc(p.Changes, func(c plannedChange) bool { return c.Type == "Listener" && c.Action == "changed" }) {
+			return line + "no connection drains"
+		}
 		return line + "no listener changes, no connection drains"
 	}
 	line += fmt.Sprintf("%d %s and %s ", p.Listeners, verbOf(p.Listeners, "listener changes", "listeners change"), verbOf(p.Listeners, "drains", "drain"))
@@ -188,11 +204,7 @@ func (p planned) print(w io.Writer) {
 		if c.More > 0 {
 			on += fmt.Sprintf(" and %d more", c.More)
 		}
-		drains := ""
-		if c.Drains {
-			drains = ", its connections drain"
-		}
-		fmt.Fprintf(w, "\n%s %q %s on %s%s\n%s", plainType(c.Type), c.Name, c.Action, on, drains, c.Diff)
+		fmt.Fprintf(w, "\n%s %q %s on %s%s\n%s", plainType(c.Type), c.Name, c.Action, on, c.drains(), c.Diff)
 	}
 	for _, of := range slices.Sorted(maps.Keys(left)) {
 		fmt.Fprintf(w, "\n%s, much as above, on %s: -o json shows each\n", of, sidecarsNamed(left[of]))

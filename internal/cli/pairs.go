@@ -136,6 +136,9 @@ func showPair(w io.Writer, p api.PairDetail) {
 	if !p.LastPlaintext.IsZero() {
 		fmt.Fprintf(w, "Last plaintext:\t%s, from a host of %s\n", orDash(p.LastPlaintext), p.Source)
 	}
+	if p.Unsaved != "" {
+		fmt.Fprintf(w, "Not saved:\tthe shares are in force, the server's disk takes nothing: %s\n", clip(p.Unsaved, maxSaid))
+	}
 	for _, why := range p.Blockers {
 		fmt.Fprintf(w, "Blocks:\t%s\n", clip(why, maxSaid))
 	}

@@ -231,12 +231,12 @@ func (w *waiting) tellPairs(cmd *cobra.Command, t *target, verb, what string, do
 		switch {
 		case p.Refused != "":
 			errs = append(errs, fmt.Errorf("%s %q: not %s: %s", verb, p.String(), what, p.Refused))
-		case !p.Same():
+		case !p.Same() || p.Stage != "":
 			changed++
 			one = p.PairName
 		}
 	}
-	if changed > 0 && !w.not && done.Index > 0 {
+	if !w.not && done.Index > 0 {
 		d := awaited{
 			subject: fmt.Sprintf("%s of %d pairs", verb, changed), what: what, index: strconv.FormatUint(done.Index, 10), began: began,
 			absent: done.Disconnected, absentTotal: done.DisconnectedTotal,
@@ -264,6 +264,9 @@ func (t *target) printPairs(c api.Changed) {
 		default:
 			fmt.Fprintf(t.s.out, "%s: %s -> %s\n", p.PairName, p.Before, p.After)
 		}
+	}
+	if c.Unsaved != "" {
+		fmt.Fprintf(t.s.err, "warning: in force, and not saved: %s; it is tried again, and sidecars hold it over a restart of the server\n", c.Unsaved)
 	}
 	for _, text := range c.Warnings {
 		fmt.Fprintf(t.s.err, "warning: %s\n", text)
@@ -316,6 +319,8 @@ func count(all ...bool) (n int) {
 
 func newRevert(s streams) *cobra.Command {
 	var in api.RevertRequest
+	var local, release bool
+	var dirs []string
 	cmd := &cobra.Command{
 		Use:   "revert [SOURCE DESTINATION]",
 		Short: "Put all requests of pairs back on the old way",
@@ -330,22 +335,38 @@ be healthy. The others go back all the same, and the exit code is 1. --force goe
 without asking. The entries stay, and config history says "reverted" of them. A second
 revert changes nothing; to undo one, run config rollback.
 
-A pair that was never shifted has no old way, and is not touched: its requests go by mtls.`,
+A pair that was never shifted has no old way, and is not touched: its requests go by mtls.
+
+With --local no server is needed: the sidecars of this host put all their shifted pairs back on
+the old way from what they have on disk, and hold that, over restarts too, until --release.
+Servers see it, and what they send of these pairs meanwhile is kept and not put in force. It
+takes the user that the sidecars run as.`,
 		Example: `  crossfade revert storefront catalog
   crossfade revert --service catalog
-  crossfade revert --all`,
+  crossfade revert --all
+  crossfade revert --local
+  crossfade revert --local --state-dir /var/lib/crossfade/storefront-1 --release`,
 	}
 	t, wait := addTarget(cmd, s), addWaiting(cmd)
 	f := cmd.Flags()
 	f.StringVar(&in.Service, "service", "", "a destination: revert all its callers")
 	f.BoolVar(&in.All, "all", false, "revert everything that was shifted")
 	f.BoolVar(&in.Force, "force", false, "go back even where nothing takes requests on the old way")
+	f.BoolVar(&local, "local", false, "on this host, without a server: hold old ways until --release")
+	f.BoolVar(&release, "release", false, "with --local: let go, servers decide again")
+	f.StringArrayVar(&dirs, "state-dir", nil, "with --local: of a sidecar, or a folder with those of several; may be given several times (default $XDG_STATE_HOME/crossfade)")
 	complete(cmd, "service", t.destinations())
-	cmd.Args = pairOr("SOURCE DESTINATION, --service DESTINATION or --all", func() int { return count(in.Service != "", in.All) })
+	cmd.Args = pairOr("SOURCE DESTINATION, --service DESTINATION, --all or --local", func() int { return count(in.Service != "", in.All, local) })
 	cmd.ValidArgsFunction = t.pairArgs()
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := wait.check(cmd); err != nil {
 			return err
+		}
+		if !local && (release || len(dirs) > 0) {
+			return usageError{errors.New("revert: --release and --state-dir go with --local"), cmd.CommandPath() + " --help"}
+		}
+		if local {
+			return revertLocal(cmd, s, dirs, release)
 		}
 		if len(args) > 0 {
 			in.Pairs = []api.PairName{{Source: args[0], Destination: args[1]}}

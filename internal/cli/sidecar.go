@@ -109,7 +109,7 @@ With no server to be reached it starts from the last configuration that worked.`
 		}
 		o.Stdout, o.Stderr = s.out, s.err
 		signals := make(chan os.Signal, 4)
-		signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
+		signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGUSR1)
 		defer signal.Stop(signals)
 		o.Signals = signals
 		err = sidecar.Run(context.WithoutCancel(cmd.Context()), o)

@@ -44,7 +44,7 @@ func CheckMutualTLS(before, after *Set) error {
 	var errs []error
 	for _, k := range Changed(before, after) {
 		if mode := ownMode(after.Get(k)); mode == MutualTLSPermissive && ownMode(before.Get(k)) != mode {
-			errs = append(errs, fmt.Errorf("%s: MutualTLSMode: permissive lets plaintext in, which the mesh does not allow: write Kind = \"mesh\" with AllowEnablingPermissiveMutualTLS = true first", k))
+			errs = append(errs, fmt.Errorf("%s: MutualTLSMode: permissive lets plaintext in, which the mesh does not allow: \"crossfade config write\" a file with Kind = \"mesh\" and AllowEnablingPermissiveMutualTLS = true first", k))
 		}
 	}
 	return errors.Join(errs...)

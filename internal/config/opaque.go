@@ -13,7 +13,10 @@ type ProxyConfig struct {
 	BindPort    int    `json:"bind_port"`    // of the public listener; default the proxy's port
 	// PlaintextPort is where a permissive tcp service takes plaintext alone, beside the
 	// public port; 0: on the public port only.
-	PlaintextPort             int    `json:"plaintext_port"`
+	PlaintextPort int `json:"plaintext_port"`
+	// ServerFirst says that the app speaks before its callers do. A permissive tcp service
+	// then takes plaintext on PlaintextPort alone, where nobody waits to be told apart.
+	ServerFirst               bool   `json:"server_first"`
 	LocalConnectTimeoutMs     int    `json:"local_connect_timeout_ms"`
 	LocalRequestTimeoutMs     int    `json:"local_request_timeout_ms"`
 	LocalIdleTimeoutMs        int    `json:"local_idle_timeout_ms"`

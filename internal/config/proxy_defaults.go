@@ -42,8 +42,8 @@ func (e *ProxyDefaults) check(r *report) {
 	c, unknown, problems := decodeProxyConfig(e.Config)
 	r.nested("Config", problems)
 	r.unknownKeys("Config", unknown)
-	if c.BindAddress != "" || c.BindPort != 0 || c.PlaintextPort != 0 {
-		r.addf("Config", "bind_address, bind_port and plaintext_port belong to one proxy: set them in its registration")
+	if c.BindAddress != "" || c.BindPort != 0 || c.PlaintextPort != 0 || c.ServerFirst {
+		r.addf("Config", "bind_address, bind_port, plaintext_port and server_first belong to one proxy: set them in its registration")
 	}
 	if c.PublicListenerJSON != "" || c.LocalClusterJSON != "" {
 		r.addf("Config", "%s and %s belong to one proxy: set them in its registration", PublicListenerHatch, LocalClusterHatch)

@@ -189,6 +189,7 @@ func routes() []route {
 		{path: "/v1/crossfade/sidecars/", put: askServer},
 		{path: "/v1/crossfade/pairs", get: askServer},
 		{path: "/v1/crossfade/pairs/", get: askServer},
+		{path: "/v1/crossfade/telemetry/", get: askServer},
 		{path: "/v1/crossfade/shift", post: askServer},
 		{path: "/v1/crossfade/revert", post: askServer},
 		{path: "/v1/crossfade/config/history/", get: entryHistory},

@@ -35,7 +35,8 @@ const (
 	ConnectionTime    = "connection_us"
 
 	DestinationTag = "destination"
-	WayTag         = "way" // empty: mtls
+	WantedTag      = "wanted" // the cluster that the request, or connection, was meant for
+	WayTag         = "way"    // empty: mtls
 	CodeTag        = "code"
 	FlagsTag       = "flags"
 	GRPCTag        = "grpc"
@@ -57,6 +58,9 @@ func pairTags() []*statsv3.Config_Tag {
 	return []*statsv3.Config_Tag{tag(DestinationTag, "%FILTER_CHAIN_NAME%"), tag(WayTag, "%UPSTREAM_METADATA("+wayNamespace+":"+wayKey+")%")}
 }
 
+// wantedTag is the cluster that a route chose: another stands in for one that has nobody.
+func wantedTag() *statsv3.Config_Tag { return tag(WantedTag, "%UPSTREAM_CLUSTER%") }
+
 func counter(name string, tags ...*statsv3.Config_Tag) *statsv3.Config {
 	return &statsv3.Config{Counters: []*statsv3.Config_Counter{{Stat: &statsv3.Config_Stat{Name: name, Tags: append(pairTags(), tags...)}, ValueFixed: wrapperspb.UInt64(1)}}}
 }
@@ -67,13 +71,17 @@ func histogram(name, value string) *statsv3.Config {
 	}}}
 }
 
+// grpcStatus is what the callee said, in its headers or trailers. Envoy's own word for it also
+// takes a stream that the caller gave up for one that failed.
+const grpcStatus = "%RESP(grpc-status):2%%TRAILER(grpc-status):2%"
+
 // attempts counts what a router tries. Only what was answered has a time.
 func (b *builder) attempts() []*accesslogv3.AccessLog {
 	answered := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
 		Comparison: &accesslogv3.ComparisonFilter{Op: accesslogv3.ComparisonFilter_GE, Value: &corev3.RuntimeUInt32{DefaultValue: 100, RuntimeKey: "crossfade.answered"}},
 	}}}
 	return []*accesslogv3.AccessLog{
-		b.statsLogger(nil, counter(AttemptCounter, tag(CodeTag, "%RESPONSE_CODE%"), tag(FlagsTag, "%RESPONSE_FLAGS%"), tag(GRPCTag, "%GRPC_STATUS_NUMBER%"))),
+		b.statsLogger(nil, counter(AttemptCounter, wantedTag(), tag(CodeTag, "%RESPONSE_CODE%"), tag(FlagsTag, "%RESPONSE_FLAGS%"), tag(GRPCTag, grpcStatus))),
 		b.statsLogger(answered, histogram(AttemptTime, "%COMMON_DURATION(US_TX_BEG:US_RX_BEG:us)%")),
 	}
 }
@@ -84,16 +92,21 @@ var connectionFlags = []string{"UH", "UO", "NC", "URX"}
 
 // connections counts what a TCP proxy connects to.
 func (b *builder) connections() []*accesslogv3.AccessLog {
-	failed := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
+	failed := unconnected()
+	made := at(accessdatav3.AccessLogType_TcpUpstreamConnected)
+	return []*accesslogv3.AccessLog{
+		b.statsLogger(made, counter(ConnectionCounter, wantedTag(), tag(FlagsTag, "-"))),
+		b.statsLogger(made, histogram(ConnectionTime, "%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%")),
+		b.statsLogger(failed, counter(ConnectionCounter, wantedTag(), tag(FlagsTag, "%RESPONSE_FLAGS%"))),
+	}
+}
+
+// unconnected selects connections that reached no instance.
+func unconnected() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
 		at(accessdatav3.AccessLogType_TcpConnectionEnd),
 		{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: connectionFlags}}},
 	}}}}
-	made := at(accessdatav3.AccessLogType_TcpUpstreamConnected)
-	return []*accesslogv3.AccessLog{
-		b.statsLogger(made, counter(ConnectionCounter, tag(FlagsTag, "-"))),
-		b.statsLogger(made, histogram(ConnectionTime, "%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%")),
-		b.statsLogger(failed, counter(ConnectionCounter, tag(FlagsTag, "%RESPONSE_FLAGS%"))),
-	}
 }
 
 // at selects the events of a kind.
@@ -103,9 +116,9 @@ func at(when accessdatav3.AccessLogType) *accesslogv3.AccessLogFilter {
 	}}
 }
 
-// plaintextCounter counts by source, when a request or a connection begins.
-func (b *builder) plaintextCounter(when accessdatav3.AccessLogType) *accesslogv3.AccessLog {
-	return b.statsLogger(at(when), &statsv3.Config{Counters: []*statsv3.Config_Counter{{
+// plaintextCounter counts the events that a filter lets through by source.
+func (b *builder) plaintextCounter(filter *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
+	return b.statsLogger(filter, &statsv3.Config{Counters: []*statsv3.Config_Counter{{
 		Stat: &statsv3.Config_Stat{Name: PlaintextCounter, Tags: []*statsv3.Config_Tag{
 			{Name: SourceTag, ValueFormat: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"},
 		}},

@@ -62,7 +62,6 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 		ListenerFiltersTimeout: seconds(handshakeTimeout),
 	}
 	mtls := func(name string, match *listenerv3.FilterChainMatch) *listenerv3.FilterChain {
-		match.TransportProtocol = "tls"
 		return &listenerv3.FilterChain{
 			Name: name, FilterChainMatch: match, Filters: filters,
 			TransportSocket: b.downstreamTLS(in), TransportSocketConnectTimeout: seconds(handshakeTimeout),
@@ -70,19 +69,20 @@ func (b *builder) inboundListener(in *proxy.Inbound) *listenerv3.Listener {
 	}
 	switch {
 	case config.IsHTTP(in.Protocol):
-		l.FilterChains = []*listenerv3.FilterChain{mtls("mtls", &listenerv3.FilterChainMatch{})}
+		l.FilterChains = []*listenerv3.FilterChain{mtls("mtls", &listenerv3.FilterChainMatch{TransportProtocol: "tls"})}
 		if in.Plaintext != nil {
 			l.FilterChains = append(l.FilterChains, b.plaintextHTTP(in))
 		}
 	default:
 		// A caller that waits for the app to speak first says nothing to tell it by, and an
-		// app's own TLS is told from the mesh's by the name that is asked for.
+		// app's own TLS is told from the mesh's by the name that is asked for. Without
+		// plaintext whoever is slow to begin a handshake still may.
 		l.ListenerFiltersTimeout, l.ContinueOnListenerFiltersTimeout = duration(inspectTimeout), true
-		l.FilterChains = []*listenerv3.FilterChain{mtls("mtls", &listenerv3.FilterChainMatch{ServerNames: []string{"*.internal." + b.proxy.Identity.TrustDomain}})}
-		if in.Plaintext != nil {
+		l.FilterChains = []*listenerv3.FilterChain{mtls("mtls", &listenerv3.FilterChainMatch{TransportProtocol: "tls", ServerNames: []string{"*.internal." + b.proxy.Identity.TrustDomain}})}
+		if in.Plaintext != nil && !in.Plaintext.Apart {
 			l.FilterChains = append(l.FilterChains, b.plaintextTCP(in))
 		} else {
-			l.FilterChains = append(l.FilterChains, mtls("mtls, any name", &listenerv3.FilterChainMatch{}))
+			l.FilterChains = append(l.FilterChains, mtls("mtls, any other", &listenerv3.FilterChainMatch{}))
 		}
 	}
 	return b.listener(l, in.ExactBalance)

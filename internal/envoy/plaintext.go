@@ -34,7 +34,8 @@ const (
 func (b *builder) plaintextHTTP(in *proxy.Inbound) *listenerv3.FilterChain {
 	m := b.inboundCommon(proxy.PlaintextListener, in)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE
-	m.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(accessdatav3.AccessLogType_DownstreamStart)}
+	acceptHTTP10(m, b.proxy.Identity.Service) // callers are anything, not sidecars alone
+	m.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(at(accessdatav3.AccessLogType_DownstreamStart))}
 	m.AccessLogOptions = &hcmv3.HttpConnectionManager_HcmAccessLogOptions{FlushAccessLogOnNewRequest: true}
 	return &listenerv3.FilterChain{
 		Name: "plaintext", FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"},
@@ -45,7 +46,11 @@ func (b *builder) plaintextHTTP(in *proxy.Inbound) *listenerv3.FilterChain {
 // plaintextTCP takes all connections that are not the mesh's TLS.
 func (b *builder) plaintextTCP(in *proxy.Inbound) *listenerv3.FilterChain {
 	tcp := b.tcpProxy(proxy.PlaintextListener, LocalApp, duration(in.App.IdleTimeout))
-	tcp.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(accessdatav3.AccessLogType_TcpUpstreamConnected)}
+	// Once each, and at once where it gets as far as the app.
+	once := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{
+		Filters: []*accesslogv3.AccessLogFilter{at(accessdatav3.AccessLogType_TcpUpstreamConnected), unconnected()},
+	}}}
+	tcp.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(once)}
 	tcp.AccessLogOptions = &tcpv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true}
 	var filters []*listenerv3.Filter
 	if in.Plaintext.Admission != nil {

@@ -1,6 +1,9 @@
 package envoy
 
 import (
+	"fmt"
+	"strings"
+
 	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -11,6 +14,32 @@ import (
 // at start, so it is there even when it says nothing.
 const RuntimeName = "crossfade"
 
+// shiftKey begins keys that Envoy passes over: the shares of each pair and their generation,
+// for the relay, which has them acknowledged and on disk like everything else of the layer.
+const shiftKey = "crossfade.shift."
+
+// Shifts are the shares that a runtime layer of ours holds, by destination, as they are
+// written there.
+func Shifts(r *runtimev3.Runtime) map[string]string {
+	out := map[string]string{}
+	for key, value := range r.GetLayer().GetFields() {
+		if destination, ok := strings.CutPrefix(key, shiftKey); ok {
+			out[destination] = value.GetStringValue()
+		}
+	}
+	return out
+}
+
+// ParseShift reads what [Shifts] gives of one destination; shares are in hundredths of a percent.
+func ParseShift(text string) (generation uint64, shares config.Shares, err error) {
+	var legacy, direct, plain, mtls uint16
+	if _, err := fmt.Sscanf(text, "%d legacy=%d direct=%d plain=%d mtls=%d", &generation, &legacy, &direct, &plain, &mtls); err != nil {
+		return 0, config.Shares{}, fmt.Errorf("shares %.80q: %w", text, err)
+	}
+	percent := func(n uint16) float64 { return float64(n) / 100 }
+	return generation, config.Shares{Legacy: percent(legacy), Direct: percent(direct), Plain: percent(plain), MTLS: percent(mtls)}, nil
+}
+
 // runtime holds what may change at any time without touching a connection.
 func (b *builder) runtime() *runtimev3.Runtime {
 	fields := map[string]*structpb.Value{
@@ -20,7 +49,15 @@ func (b *builder) runtime() *runtimev3.Runtime {
 		"re2.max_program_size.error_level": structpb.NewNumberValue(config.MaxRegexProgram),
 	}
 	if in := b.proxy.Inbound; in != nil && in.MaxConnections > 0 {
-		fields["envoy.resource_limits.listener."+in.ListenerName+".connection_limit"] = structpb.NewNumberValue(float64(in.MaxConnections))
+		limit := structpb.NewNumberValue(float64(in.MaxConnections))
+		fields["envoy.resource_limits.listener."+in.ListenerName+".connection_limit"] = limit
+		if p := in.Plaintext; p != nil && p.Port != 0 {
+			fields["envoy.resource_limits.listener."+p.ListenerName+".connection_limit"] = limit
+		}
+	}
+	for _, s := range b.proxy.Shifts {
+		fields[shiftKey+s.Destination] = structpb.NewStringValue(fmt.Sprintf("%d legacy=%d direct=%d plain=%d mtls=%d", s.Generation,
+			s.Shares.Hundredths(config.WayLegacy), s.Shares.Hundredths(config.WayDirect), s.Shares.Hundredths(config.WayPlain), s.Shares.Hundredths(config.WayMTLS)))
 	}
 	return &runtimev3.Runtime{Name: RuntimeName, Layer: &structpb.Struct{Fields: fields}}
 }

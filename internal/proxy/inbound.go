@@ -71,7 +71,7 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 	in.ListenerJSON = b.hatch(PublicListener, config.PublicListenerHatch, settings.PublicListenerJSON)
 	in.ClusterJSON = b.hatch("local app", config.LocalClusterHatch, settings.LocalClusterJSON)
 	in.Admission = b.admission(in)
-	in.Plaintext = b.plaintext(in, settings.PlaintextPort)
+	in.Plaintext = b.plaintext(in, settings)
 	in.Exposed = b.exposed(in, reg.Expose.Paths)
 	return in
 }

@@ -28,6 +28,8 @@ type Plaintext struct {
 	// need not wait where the app speaks first.
 	ListenerName string
 	Port         int
+	// Apart says that Port takes all of it, and the public port none.
+	Apart bool
 }
 
 // Host is one address with the verdict for what comes from it.
@@ -50,7 +52,7 @@ func (b *builder) permissive() bool {
 }
 
 // plaintext says whose plaintext is let in; nil when nobody's is.
-func (b *builder) plaintext(in *Inbound, port int) *Plaintext {
+func (b *builder) plaintext(in *Inbound, settings config.ProxyConfig) *Plaintext {
 	if !b.permissive() {
 		return nil
 	}
@@ -78,12 +80,8 @@ func (b *builder) plaintext(in *Inbound, port int) *Plaintext {
 		out.Hosts = append(out.Hosts, Host{at, v})
 	}
 	slices.SortFunc(out.Hosts, func(x, y Host) int { return x.Address.Compare(y.Address) })
-	if addr := netip.MustParseAddr(in.Address); port != 0 && !config.IsHTTP(in.Protocol) {
-		if holder, ok := b.claim(bind{addr: addr, port: port}, PlaintextListener); ok {
-			out.ListenerName, out.Port = fmt.Sprintf("%s:%s:%d", PlaintextListener, addr, port), port
-		} else {
-			b.problem(PlaintextListener, "%s is taken by %s: plaintext is taken on the public port alone", netip.AddrPortFrom(addr, uint16(port)), holder)
-		}
+	if !config.IsHTTP(in.Protocol) {
+		b.plaintextPort(in, out, settings)
 	}
 	if a := in.Admission; a != nil {
 		out.Admission = &PlainAdmission{Address: a.Address, Otherwise: out.Otherwise.Allow || out.Otherwise.Audit}
@@ -100,6 +98,22 @@ func (b *builder) plaintext(in *Inbound, port int) *Plaintext {
 		}
 	}
 	return out
+}
+
+// plaintextPort settles where plaintext of tcp is taken.
+func (b *builder) plaintextPort(in *Inbound, out *Plaintext, settings config.ProxyConfig) {
+	if port := settings.PlaintextPort; port != 0 {
+		addr := netip.MustParseAddr(in.Address)
+		if holder, ok := b.claim(bind{addr: addr, port: port}, PlaintextListener); ok {
+			out.ListenerName, out.Port = fmt.Sprintf("%s:%s:%d", PlaintextListener, addr, port), port
+		} else {
+			b.problem(PlaintextListener, "%s is taken by %s: plaintext is taken on the public port alone", netip.AddrPortFrom(addr, uint16(port)), holder)
+		}
+	}
+	out.Apart = settings.ServerFirst && out.Port != 0
+	if settings.ServerFirst && !out.Apart {
+		b.problem("proxy config", "server_first: without a plaintext_port plaintext is taken on the public port, where callers that wait for the app wait longer")
+	}
 }
 
 // allows orders verdicts by how much they let through.
@@ -145,7 +159,7 @@ func (p *Plaintext) Connections() *Plaintext {
 }
 
 func (p *Plaintext) each(in Intentions, change func(Verdict) Verdict) *Plaintext {
-	out := &Plaintext{Intentions: in, Admission: p.Admission, ListenerName: p.ListenerName, Port: p.Port}
+	out := &Plaintext{Intentions: in, Admission: p.Admission, ListenerName: p.ListenerName, Port: p.Port, Apart: p.Apart}
 	for _, h := range p.Hosts {
 		out.Hosts = append(out.Hosts, Host{h.Address, change(h.Verdict)})
 	}

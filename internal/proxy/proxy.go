@@ -49,10 +49,21 @@ type Proxy struct {
 	// Groups are clusters of clusters, sorted by name, each once.
 	Groups []Group
 
+	// Shifts are the shares that the sidecar has, by destination, sorted: what it tells a
+	// server that has lost the newest.
+	Shifts []Shift
+
 	// Reads lists the entries that Build looked for, found or not. Sorted.
 	Reads []config.Key
 	// Sources are the services whose addresses decide whose plaintext is let in. Sorted.
 	Sources []string
+}
+
+// Shift is the shares of one pair.
+type Shift struct {
+	Destination string
+	Generation  uint64
+	Shares      config.Shares
 }
 
 // Input is what [Build] decides from.
@@ -174,6 +185,7 @@ func Build(in Input) (*Proxy, []Problem) {
 	slices.SortFunc(p.Routes, func(x, y Route) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(p.Clusters, func(x, y Cluster) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(p.Groups, func(x, y Group) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(p.Shifts, func(x, y Shift) int { return cmp.Compare(x.Destination, y.Destination) })
 	for k := range b.reads {
 		p.Reads = append(p.Reads, k)
 	}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -54,6 +55,9 @@ func (b *builder) upstream(decl catalog.Upstream) {
 		b.problem(subject, "settings differ from those of another upstream to %q: the one declared first counts", u.Name)
 	}
 	b.proxy.Upstreams = append(b.proxy.Upstreams, u)
+	if shift != nil && shift.Generation > 0 && !slices.ContainsFunc(b.proxy.Shifts, func(s Shift) bool { return s.Destination == u.Target.Service }) {
+		b.proxy.Shifts = append(b.proxy.Shifts, Shift{u.Target.Service, shift.Generation, shift.Shares})
+	}
 }
 
 // chain is the compiled chain of a service.

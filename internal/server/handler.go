@@ -62,6 +62,7 @@ func (s *Server) own() http.Handler {
 	mux.HandleFunc("PUT /v1/crossfade/sidecars/{id}/connections", s.connections)
 	mux.HandleFunc("GET /v1/crossfade/pairs", s.pairs)
 	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)
+	mux.HandleFunc("GET /v1/crossfade/telemetry/{source}/{destination}", s.telemetry)
 	mux.HandleFunc("POST /v1/crossfade/shift", s.shift)
 	mux.HandleFunc("POST /v1/crossfade/revert", s.revert)
 	return mux

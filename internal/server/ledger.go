@@ -1,8 +1,10 @@
 package server
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
@@ -65,6 +67,16 @@ func (s *Server) measure(b *books, rows []api.Pair, now time.Time) {
 	for _, r := range shift.Ledger(in) {
 		if row := wanted[r.Pair]; row != nil {
 			fill(row, r)
+		}
+	}
+	wrong := s.steps.wrongKV()
+	for i := range rows {
+		if why := wrong[shift.Pair{Source: rows[i].Source, Destination: rows[i].Destination}]; why != "" {
+			rows[i].Blockers = append(rows[i].Blockers, why)
+		}
+		if held := b.heldLocally(s.mesh, rows[i].Source, rows[i].Destination); len(held) > 0 {
+			rows[i].HeldLocally = held
+			rows[i].Blockers = append(rows[i].Blockers, fmt.Sprintf("held on its old way by revert --local on %d sidecars: %s", len(held), clipped(strings.Join(held, ", "))))
 		}
 	}
 	for _, at := range in.Shifts {

@@ -36,14 +36,17 @@ type mesh struct {
 	log          *slog.Logger
 	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
 	xds          *xds.Server
-	book         *telemetry.Book // what sidecars report
+	adopt        func(node, *corev3.Node) // what a sidecar has that the server may have lost; may be nil
+	book         *telemetry.Book          // what sidecars report
 
 	wake chan struct{} // capacity 1
 
 	mu        sync.Mutex // guards the following
 	catalog   *catalog.Snapshot
 	newer     chan struct{} // closed when catalog is replaced
-	entries   *config.Set
+	entries   *config.Set   // in force: base, and over it unsaved
+	base      *config.Set   // of the store
+	unsaved   map[config.Key]unsaved
 	index     uint64          // of entries
 	connected map[string]node // with an open stream
 	applied   uint64          // index of the snapshot that streams are told of
@@ -101,7 +104,7 @@ type leaving struct {
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
-		book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
+		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
@@ -143,7 +146,8 @@ func (m *mesh) snapshot() *catalog.Snapshot {
 
 func (m *mesh) setEntries(s *config.Set, index uint64) {
 	m.mu.Lock()
-	m.entries, m.index = s, index
+	m.base, m.index = s, max(m.index, index)
+	m.overlay()
 	m.mu.Unlock()
 	m.poke()
 }
@@ -180,6 +184,9 @@ func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 		}
 		key += " (observer)"
 		in.observer = true
+	}
+	if m.adopt != nil && in.relayed && !in.observer {
+		m.adopt(in, n)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -247,7 +254,7 @@ func (m *mesh) run(ctx context.Context) {
 			return
 		case <-m.wake:
 		case <-tick.C:
-			m.keepBook()
+			m.keepBook(time.Now())
 		}
 		m.step(time.Now())
 	}
@@ -268,6 +275,7 @@ func (m *mesh) step(now time.Time) {
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
 	touched := affected(m.doneCatalog, snap, changedServices)
+	moved := movedServices(m.doneCatalog, snap, touched)
 	for key := range m.sidecars {
 		if _, ok := connected[key]; !ok {
 			m.forget(key, update)
@@ -278,7 +286,7 @@ func (m *mesh) step(now time.Time) {
 			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
 			continue
 		}
-		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, touched, now) {
+		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, moved, now) {
 			m.build(key, n, snap, entries, now, update)
 			record.note(key, n, old, m.sidecars[key], changedEntries, update.Shared)
 		}
@@ -326,7 +334,7 @@ func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []strin
 	return appeared
 }
 
-func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared, touched []string, now time.Time) bool {
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared, moved []string, now time.Time) bool {
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
 		return false // not registered yet, or no longer: then it keeps what it has while it drains
@@ -337,13 +345,23 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []confi
 	if !n.relayed && m.minter != nil && m.minter.due(n.id, now) {
 		return true
 	}
-	return s.readsAny(changed) || len(touched) > 0 && slices.ContainsFunc(s.sources, func(name string) bool {
-		_, found := slices.BinarySearch(touched, name)
+	return s.readsAny(changed) || slices.ContainsFunc(moved, func(name string) bool {
+		_, found := slices.BinarySearch(s.sources, name)
 		return found
 	}) || slices.ContainsFunc(appeared, func(name string) bool {
 		_, unknown := s.unknown[name]
 		return unknown
 	})
+}
+
+// movedServices are those of names whose instances have other addresses than before.
+func movedServices(before, now *catalog.Snapshot, names []string) (out []string) {
+	for _, name := range names {
+		if before == nil || !slices.Equal(before.Addresses(name), now.Addresses(name)) {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 func (s *sidecar) readsAny(keys []config.Key) bool {
@@ -374,6 +392,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		m.log.Error("sidecar's configuration can't be built, it keeps the one it has", "sidecar", n.id, "reason", err)
 		return
 	}
+	spares := m.spare(n, input, &made)
 	next := &sidecar{service: in.Service, sources: p.Sources, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
@@ -383,7 +402,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	for _, k := range p.Reads {
 		next.reads[k] = struct{}{}
 	}
-	for _, ref := range p.Endpoints() {
+	for _, ref := range slices.Concat(p.Endpoints(), spares) {
 		next.calls = append(next.calls, ref)
 		next.shared[ref.ClusterName] = struct{}{}
 	}

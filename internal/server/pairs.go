@@ -15,6 +15,8 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -30,12 +32,15 @@ type books struct {
 	newest     map[string]*store.Version
 	streams    map[*catalog.Service]stream // of registered sidecars with an open one
 	legacy     map[string]error            // what probing addresses has found
+	book       *telemetry.Book
 
 	sources map[string]*source
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
-	plain   map[string]int            // sidecars that take plaintext now, by service
-	decides map[string][]api.PairName // pairs by the name of the entry that counts for them; nil before it is asked for
+	plain   map[string]int                                    // sidecars that take plaintext now, by service
+	probed  func(p api.PairName, way string) telemetry.Probed // what callers say of an old way; may be nil
+	unsaved map[string]string                                 // entries in force that are not saved, and why
+	decides map[string][]api.PairName                         // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
 // stream is how far a connected sidecar is.
@@ -49,7 +54,8 @@ type source struct {
 
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
-	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{}}
+	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
+		unsaved: map[string]string{}, book: s.mesh.book}
 	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
@@ -58,6 +64,18 @@ func (s *Server) books(ctx context.Context) *books {
 			b.newest[row.EntryName()] = r.Latest(config.KeyOf(row))
 		}
 	})
+	for name, u := range s.mesh.notSaved() {
+		row := &store.Entry{Entry: u.entry}
+		if was := b.shifts[name]; was != nil {
+			row.CreateIndex, row.ModifyIndex = was.CreateIndex, was.ModifyIndex
+		}
+		b.shifts[name] = row
+		b.unsaved[name] = u.why
+	}
+	now := time.Now()
+	b.probed = func(p api.PairName, way string) telemetry.Probed {
+		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), now)
+	}
 	b.sources = sourcesOf(b.snap, b.datacenter)
 	return b
 }
@@ -217,6 +235,7 @@ func (b *books) row(p api.PairName) api.Pair {
 	out := api.Pair{PairName: p, Shares: api.Shares(unshifted()), Callee: b.callee(p.Destination)}
 	e, entry := b.deciding(p)
 	if e != nil {
+		out.Unsaved = b.unsaved[e.EntryName()]
 		out.Shares, out.Entry, out.Index, out.Legacy = api.Shares(e.Shares), e.EntryName(), entry.ModifyIndex, legacyOf(e)
 		if v := b.newest[e.EntryName()]; v != nil {
 			shares := out.Shares
@@ -254,6 +273,11 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		return api.Revertible{State: api.No, Why: "nothing was shifted: no traffic-shift decides for it"}
 	}
 	out := api.Revertible{State: api.Yes, Way: oldWay(e)}
+	if b.probed != nil {
+		if seen := b.probed(p, out.Way); seen.Works+seen.Fails > 0 {
+			return asCallersSay(out, seen)
+		}
+	}
 	if out.Way == api.Direct {
 		c := b.callee(p.Destination)
 		out.Why = fmt.Sprintf("%d of %d instances of %q are healthy", c.Healthy, c.Instances, p.Destination)
@@ -262,6 +286,13 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 			out.State, out.Why = api.No, fmt.Sprintf("no instance of %q is registered", p.Destination)
 		case c.Healthy == 0:
 			out.State, out.Why = api.No, fmt.Sprintf("none of %d instances of %q is healthy", c.Instances, p.Destination)
+		default:
+			switch closed, why := b.closedTo(p); {
+			case closed >= c.Healthy:
+				out.State, out.Why = api.No, why
+			case closed > 0:
+				out.Why += fmt.Sprintf("; %d take no connections from other hosts", closed)
+			}
 		}
 		return out
 	}
@@ -273,6 +304,21 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		out.State, out.Why = api.No, fmt.Sprintf("legacy address %s: cannot be connected to from the server: %v", address, err)
 	default:
 		out.Why = fmt.Sprintf("legacy address %s takes connections", address)
+	}
+	return out
+}
+
+// asCallersSay is what those know who would have to go back: their sidecars try the old way
+// again and again.
+func asCallersSay(out api.Revertible, seen telemetry.Probed) api.Revertible {
+	out.Since = seen.Since
+	switch {
+	case seen.Fails == 0:
+		out.Why = fmt.Sprintf("way %s takes connections of %d of %d callers", out.Way, seen.Works, seen.Works)
+	case seen.Works == 0:
+		out.State, out.Why = api.No, fmt.Sprintf("way %s takes no connection of any of %d callers: %s", out.Way, seen.Fails, seen.Why)
+	default:
+		out.Why = fmt.Sprintf("way %s takes connections of %d of %d callers: %s", out.Way, seen.Works, seen.Works+seen.Fails, seen.Why)
 	}
 	return out
 }

@@ -65,8 +65,8 @@ type planKey struct {
 type planAnswer struct {
 	Sidecars int `json:"sidecars"` // registered
 	Changing int `json:"changing"` // of them
-	// Listeners is how many listeners drain, and Connections how many connections they
-	// have open but for those of Unknown listeners.
+	// Listeners is how many listeners drain, wholly or some filter chains of theirs, and
+	// Connections how many connections that is but for those of Unknown listeners.
 	Listeners   int   `json:"listeners"`
 	Connections int64 `json:"connections"`
 	Unknown     int   `json:"unknown"`
@@ -90,6 +90,7 @@ type plannedChange struct {
 	Sidecars []string `json:"sidecars"`
 	More     int      `json:"more,omitempty"` // sidecars that are not named
 	Drains   bool     `json:"drains,omitempty"`
+	Chains   []string `json:"chains,omitempty"` // filter chains that drain, where the others of the listener don't
 	Diff     string   `json:"diff"`
 }
 
@@ -211,9 +212,9 @@ func (m *mesh) plan(ctx context.Context, put []config.Entry, drop []config.Key, 
 			out.Changing++
 		}
 		for _, d := range differs {
-			if d.drains() {
+			if whole, chains := d.draining(); whole || len(chains) > 0 {
 				out.Listeners++
-				if n, known := m.open.of(in, d.Name, now); known {
+				if n, known := m.open.of(in, d.Name, now); known && (whole || n == 0) {
 					out.Connections += n
 				} else {
 					out.Unknown++
@@ -358,9 +359,6 @@ func newProblems(before, after []proxy.Problem) (out []string) {
 	return out
 }
 
-// drains reports whether Envoy closes the resource's connections, after a while.
-func (d difference) drains() bool { return d.Type == xds.ListenerType && d.old != nil }
-
 func (d difference) id() string {
 	version := func(r *xds.Resource) string {
 		if r == nil {
@@ -383,7 +381,9 @@ func (out *planAnswer) show(found map[string]*difference) error {
 			out.Omitted++
 			continue
 		}
-		c := plannedChange{Type: d.Type.Short(), Name: d.Name, Action: "changed", Drains: d.drains()}
+		c := plannedChange{Type: d.Type.Short(), Name: d.Name, Action: "changed"}
+		whole, chains := d.draining()
+		c.Drains, c.Chains = whole || len(chains) > 0, chains
 		switch {
 		case d.old == nil:
 			c.Action = "added"

@@ -24,6 +24,7 @@ type planned struct {
 		Type, Name, Action, Diff string
 		Sidecars                 []string
 		Drains                   bool
+		Chains                   []string
 	}
 	Problems []string
 }
@@ -194,4 +195,34 @@ func TestChangesOfEndpointsByEntriesCount(t *testing.T) {
 		t.Errorf("applied: %q", got)
 	}
 	caller.until("the subset is empty", func() bool { return !strings.Contains(caller.body(subset), `"port_value"`) })
+}
+
+// A mode is told in place: what came by mTLS stays.
+func TestPlanOfAModeNamesPlaintext(t *testing.T) {
+	s := servertest.Start(t, server.Options{DefaultAllow: true})
+	s.Register("catalog.yaml", catalog)
+	s.Call(http.MethodPut, "/v1/config", []byte(`{"Kind":"mesh","AllowEnablingPermissiveMutualTLS":true}`))
+	for _, tc := range []struct{ protocol, to, chains string }{
+		{"http", "permissive", ""},
+		{"http", "strict", "plaintext"},
+		{"tcp", "permissive", "mtls, any other"},
+		{"tcp", "strict", "plaintext"},
+	} {
+		from := map[string]string{"permissive": "strict", "strict": "permissive"}[tc.to]
+		entry := `{"Kind":"service-defaults","Name":"catalog","Protocol":"` + tc.protocol + `","MutualTLSMode":"%s"}`
+		s.Call(http.MethodPut, "/v1/config", fmt.Appendf(nil, entry, from))
+		found := false
+		for _, c := range plan(t, s, `{"entries":[`+fmt.Sprintf(entry, tc.to)+`]}`).Changes {
+			if c.Type != "Listener" {
+				continue
+			}
+			found = true
+			if got := strings.Join(c.Chains, "; "); got != tc.chains || c.Drains != (tc.chains != "") {
+				t.Errorf("%s to %s: drains %v, of filter chains %q, want %q", tc.protocol, tc.to, c.Drains, got, tc.chains)
+			}
+		}
+		if !found {
+			t.Errorf("%s to %s: no listener changes", tc.protocol, tc.to)
+		}
+	}
 }

@@ -72,6 +72,9 @@ func (s *Server) revertOnce(ctx context.Context, b *books, in api.RevertRequest,
 		plan = b.judged(plan)
 	}
 	out, overtaken, err = s.putBack(plan, by)
+	if diskFailed(err) {
+		return s.putBackUnsaved(plan, by, err), false, nil
+	}
 	if _, refused := errors.AsType[*store.Refusal](err); refused {
 		return s.putBackEach(plan, by)
 	}
@@ -146,26 +149,35 @@ func entryIndex(row *store.Entry) uint64 {
 
 // write puts the pair's own entry back on the old way.
 func (t back) write(w *store.Writer, by store.Author) (api.PairChanged, error) {
+	e, done, err := t.entry()
+	if e == nil || err != nil {
+		return done, err
+	}
+	return done, w.PutEntry(e, by)
+}
+
+// entry is the pair's own entry, back on the old way; nil where there is nothing to write.
+func (t back) entry() (*config.TrafficShift, api.PairChanged, error) {
 	done := api.PairChanged{PairName: t.PairName, Before: api.Shares(sharesBefore(t.old)), Index: t.index, Refused: t.reason}
 	done.After = done.Before
 	if t.reason != "" {
-		return done, nil
+		return nil, done, nil
 	}
 	e := next(t.PairName, t.old)
 	e.Shares = allOn(oldWay(t.old))
 	done.After = api.Shares(e.Shares)
 	if e.Shares == t.old.Shares {
-		return done, nil
+		return nil, done, nil
 	}
 	if err := checked(e); err != nil {
-		return done, fmt.Errorf("%q: %w", clipped(t.String()), err)
+		return nil, done, fmt.Errorf("%q: %w", clipped(t.String()), err)
 	}
 	raw, err := config.EncodeEntry(e)
 	if err != nil {
-		return done, err
+		return nil, done, err
 	}
 	done.Entry = raw
-	return done, w.PutEntry(e, by)
+	return e, done, nil
 }
 
 // backs lists what a request means, sorted.

@@ -156,6 +156,7 @@ func New(o Options) (_ *Server, err error) {
 	}
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
 	s.mesh.allowHatches = o.AllowEscapeHatches
+	s.mesh.adopt = s.adopt
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
 		return nil, err

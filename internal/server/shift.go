@@ -303,8 +303,13 @@ func (b *books) conclude(out *api.Changed) {
 			continue
 		}
 		for _, p := range b.meant(done.PairName) {
-			if !done.Same() {
+			if !done.Same() || done.Stage != "" {
 				for _, in := range b.deaf(p) {
+					deaf[in.Service.ID] = struct{}{}
+				}
+			}
+			if done.Stage != "" {
+				for _, in := range b.deafCallees(p.Destination) {
 					deaf[in.Service.ID] = struct{}{}
 				}
 			}
@@ -338,6 +343,16 @@ func (b *books) deaf(p api.PairName) (out []catalog.Instance) {
 	}
 	for _, in := range of.calls[p.Destination] {
 		if _, connected := b.streams[in.Service]; !connected {
+			out = append(out, in)
+		}
+	}
+	return out
+}
+
+// deafCallees are the sidecars of a callee that are registered and have no stream.
+func (b *books) deafCallees(service string) (out []catalog.Instance) {
+	for _, in := range b.snap.Connect(service) {
+		if _, connected := b.streams[in.Service]; !connected && in.Service.Kind == catalog.ConnectProxy {
 			out = append(out, in)
 		}
 	}

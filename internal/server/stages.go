@@ -41,8 +41,8 @@ func windowOf(in api.ShiftRequest) (time.Duration, error) {
 		return silence, nil
 	}
 	d, err := time.ParseDuration(in.Window)
-	if err != nil || d < 0 {
-		return 0, refuse(http.StatusBadRequest, "shift: window %.40q: want a duration such as 24h", in.Window)
+	if err != nil || d <= 0 {
+		return 0, refuse(http.StatusBadRequest, "shift: window %.40q: want a duration above 0, such as 24h", in.Window)
 	}
 	return d, nil
 }
@@ -55,6 +55,9 @@ func (s *Server) stage(b *books, in api.ShiftRequest, by store.Author) (*api.Cha
 		return s.strict(b, in, by)
 	}
 	out := &api.Changed{}
+	if !in.Force {
+		s.probeOld(b, in)
+	}
 	write := func(from *store.Reader, w *store.Writer) error {
 		*out = api.Changed{Pairs: []api.PairChanged{}}
 		targets := b.targets(in)
@@ -65,7 +68,7 @@ func (s *Server) stage(b *books, in api.ShiftRequest, by store.Author) (*api.Cha
 		}
 		callees := map[string]bool{}
 		for _, t := range targets {
-			done, e, err := restage(t, in, from)
+			done, e, err := b.restage(t, in, from)
 			if err != nil {
 				return err
 			}
@@ -93,8 +96,22 @@ func (s *Server) stage(b *books, in api.ShiftRequest, by store.Author) (*api.Cha
 	return out, err
 }
 
-// restage is one pair's entry in another stage. Shares on ways that it closes go to the old way.
-func restage(t target, in api.ShiftRequest, from *store.Reader) (api.PairChanged, *config.TrafficShift, error) {
+// probeOld finds out about the legacy addresses that shares may go back to.
+func (s *Server) probeOld(b *books, in api.ShiftRequest) {
+	var names []api.PairName
+	for _, t := range b.targets(in) {
+		names = append(names, b.meant(t.PairName)...)
+	}
+	if in.Service != "" {
+		names = b.names(func(p api.PairName) bool { return p.Destination == in.Service })
+	}
+	addresses := b.addresses(names)
+	b.legacy = s.probes.all(context.Background(), addresses, 0, len(addresses))
+}
+
+// restage is one pair's entry in another stage. Shares on ways that it closes go to the old
+// way, if that takes them or it is forced.
+func (b *books) restage(t target, in api.ShiftRequest, from *store.Reader) (api.PairChanged, *config.TrafficShift, error) {
 	old, row := decidingOf(t.PairName, from.Entry)
 	done := api.PairChanged{PairName: t.PairName, Before: api.Shares(sharesBefore(old)), Index: entryIndex(row)}
 	if t.index != nil && *t.index != done.Index {
@@ -107,6 +124,11 @@ func restage(t target, in api.ShiftRequest, from *store.Reader) (api.PairChanged
 		if n := shares.Of(w); n > 0 && !shift.Stage(e.Stage).Opens(w) {
 			shares = shares.With(w, 0)
 			shares = shares.With(back, shares.Of(back)+n)
+		}
+	}
+	if after := entryShares(shares); after != e.Shares && !in.Force {
+		if why := b.cannotGoBack(t.PairName, e); why != "" {
+			return done, nil, refuse(http.StatusConflict, "%s: stage %s moves shares to the old way, which does not take them: %s; --force does it all the same", t.what("shift"), in.Stage, why)
 		}
 	}
 	e.Shares = entryShares(shares)
@@ -123,31 +145,54 @@ func restage(t target, in api.ShiftRequest, from *store.Reader) (api.PairChanged
 	return done, e, err
 }
 
+// cannotGoBack says why the old way of an entry does not take the requests of a pair, or of
+// all that "*" stands for.
+func (b *books) cannotGoBack(p api.PairName, e *config.TrafficShift) string {
+	for _, one := range b.meant(p) {
+		if one.Destination == config.Wildcard {
+			continue
+		}
+		if r := b.revertible(one, e); r.State != api.Yes {
+			return r.Why
+		}
+	}
+	return ""
+}
+
 // remode makes a callee take what a stage needs of it.
 func remode(service, stage string, w *store.Writer, by store.Author) error {
-	have := modeOf(service, &w.Reader)
+	own, have := modesOf(service, &w.Reader)
 	switch {
 	case have == config.MutualTLSPermissive:
 		return nil
-	case stage == string(shift.Client) && have != config.MutualTLSStrict:
+	case stage != string(shift.Client):
+		return putMode(service, config.MutualTLSPermissive, w, by)
+	case have != config.MutualTLSStrict:
 		return nil
+	case own == config.MutualTLSStrict:
+		if err := putMode(service, "", w, by); err != nil {
+			return err
+		}
+		if _, have = modesOf(service, &w.Reader); have != config.MutualTLSStrict {
+			return nil
+		}
 	}
-	return putMode(service, config.MutualTLSPermissive, w, by)
+	return putMode(service, config.MutualTLSPermissive, w, by) // for proxy-defaults say strict
 }
 
-// modeOf is a service's MutualTLSMode as it is in the store.
-func modeOf(service string, from *store.Reader) string {
+// modesOf are a service's own MutualTLSMode, as it is in the store, and what counts for it.
+func modesOf(service string, from *store.Reader) (own, have string) {
 	if row := from.Entry(config.Key{Kind: config.KindServiceDefaults, Name: service}); row != nil {
 		if e, ok := row.Entry.(*config.ServiceDefaults); ok && e.MutualTLSMode != "" {
-			return e.MutualTLSMode
+			return e.MutualTLSMode, e.MutualTLSMode
 		}
 	}
 	if row := from.Entry(config.Key{Kind: config.KindProxyDefaults, Name: config.Global}); row != nil {
 		if e, ok := row.Entry.(*config.ProxyDefaults); ok {
-			return e.MutualTLSMode
+			return "", e.MutualTLSMode
 		}
 	}
-	return ""
+	return "", ""
 }
 
 func putMode(service, mode string, w *store.Writer, by store.Author) error {
@@ -176,8 +221,11 @@ func (s *Server) strict(b *books, in api.ShiftRequest, by store.Author) (*api.Ch
 	if len(against) > 0 && !in.Force {
 		return nil, refuse(http.StatusConflict, "shift: service %q cannot be strict: %s", clipped(in.Service), strings.Join(against, "; "))
 	}
-	if len(against) > 0 {
+	switch {
+	case len(against) > 0:
 		by.What = "forced strict in spite of: " + clipped(strings.Join(against, "; "))
+	case s.mesh.config().MutualTLSMode(in.Service) == config.MutualTLSPermissive:
+		by.What = fmt.Sprintf("made strict after %v without plaintext", window)
 	}
 	out := &api.Changed{Pairs: []api.PairChanged{}}
 	for _, p := range b.names(func(p api.PairName) bool { return p.Destination == in.Service }) {
@@ -225,6 +273,9 @@ func (s *Server) againstStrict(b *books, service string, window time.Duration, n
 // heard says who sent plaintext inside the window, or that it is not known.
 func (s *Server) heard(b *books, service string, window time.Duration, now time.Time) (out []string) {
 	w := s.steps.watched(service)
+	if senders := s.mesh.book.Plaintext(service); len(senders) > 0 { // perhaps newer than the last look
+		w = w.Step(now, false, senders[0].Last, senders[0].Address)
+	}
 	if w.Quiet >= window {
 		return nil
 	}
@@ -255,23 +306,6 @@ func ofServices(snap *catalog.Snapshot, address string) string {
 	return ""
 }
 
-// pastSidecar says how the app of a sidecar can be reached past it from another host; empty
-// when it cannot.
-func (s *Server) pastSidecar(in catalog.Instance, now time.Time) string {
-	r := s.mesh.book.Reporting(keyOf(in), now)
-	app := in.Service.Proxy.DestinationServiceID
-	switch {
-	case in.Service.Proxy.LocalServiceSocketPath != "":
-		return ""
-	case !r.Fresh || r.App == nil:
-		return fmt.Sprintf("instance %q: its sidecar does not say how the app's own port can be reached", app)
-	case r.App.Loopback || r.App.Protected:
-		return ""
-	}
-	return fmt.Sprintf("instance %q: port %d listens on %s, and is reached past the sidecar: let the app listen on 127.0.0.1, or run crossfade protect %d on its host",
-		app, r.App.Port, strings.Join(r.App.Listening, " and "), r.App.Port)
-}
-
 // watch looks once at who takes plaintext.
 func (p *stepper) watch(now time.Time, b *books) {
 	entries := p.s.mesh.config()
@@ -284,7 +318,7 @@ func (p *stepper) watch(now time.Time, b *books) {
 		for _, in := range b.snap.Connect(service) {
 			if in.Service.Kind == catalog.ConnectProxy {
 				sidecars++
-				watched = watched && p.s.mesh.book.Reporting(keyOf(in), now).Fresh
+				watched = watched && p.s.mesh.book.Reporting(keyOf(in), now).Watching
 			}
 		}
 		if sidecars == 0 {

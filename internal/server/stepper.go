@@ -43,6 +43,8 @@ const (
 type stepper struct {
 	s   *Server
 	log *slog.Logger
+	// runs reports whether all callers run the entries of an index; [mesh.runs].
+	runs func(b *books, source string, index uint64) bool
 
 	mu      sync.Mutex // held during a step
 	state   shift.State
@@ -52,6 +54,7 @@ type stepper struct {
 	steps   []shift.LogEntry // the newest
 	callees map[string]map[shift.Way]float64
 	watches map[string]shift.Watch // of permissive callees
+	kvWrong map[shift.Pair]string  // keys that can't be followed
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -61,7 +64,7 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, settled: map[shift.Pair]settled{}}
+	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}}
 }
 
 // open reads what was remembered.
@@ -128,6 +131,8 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	b := p.s.books(context.Background())
 	if count {
 		p.watch(now, b)
+		p.s.saveUnsaved()
+		p.followKV(now, b)
 	}
 	if len(b.shifts) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
 		p.save(now)
@@ -184,7 +189,7 @@ func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observ
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
 			Applied: e.Generation,
 		}
-		if !p.s.mesh.runs(b, name.Source, row.ModifyIndex) {
+		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
 		if i, ok := windows[pair]; ok {
@@ -289,6 +294,7 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		by = store.Author{Who: "shift guard", Time: now, Reverted: true}
 	}
 	name := api.PairName{Source: a.Pair.Source, Destination: a.Pair.Destination}
+	var written *config.TrafficShift
 	_, err := p.s.change(func(w *store.Writer) error {
 		old, _ := decidingOf(name, w.Entry)
 		if old != nil && old.Generation >= a.Generation {
@@ -299,8 +305,12 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		if err := checked(e); err != nil {
 			return err
 		}
+		written = e
 		return w.PutEntry(e, by)
 	})
+	if a.Back && written != nil && diskFailed(err) {
+		p.s.mesh.over([]unsaved{{written, by, oneLine(err)}}) // a revert waits for no disk
+	}
 	return err
 }
 

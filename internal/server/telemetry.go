@@ -2,12 +2,16 @@ package server
 
 import (
 	"context"
+	"fmt"
+	"math"
+	"net/http"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
@@ -53,19 +57,64 @@ func (m *mesh) report(key telemetry.Key, r telemetry.Report, now time.Time) {
 		return slices.ContainsFunc(in.Service.Proxy.Upstreams, func(u catalog.Upstream) bool { return u.DestinationName == name })
 	}
 	r.Outbound = slices.DeleteFunc(r.Outbound, func(o telemetry.Outbound) bool { return !declares(o.Destination) })
+	r.Open = slices.DeleteFunc(r.Open, func(o telemetry.Open) bool { return !declares(o.Destination) })
 	r.Probes = slices.DeleteFunc(r.Probes, func(p telemetry.Probe) bool { return !declares(p.Destination) })
 	m.book.Put(key, r, now)
 }
 
 // keepBook forgets what is not registered any more.
-func (m *mesh) keepBook() {
+func (m *mesh) keepBook(now time.Time) {
 	snap := m.snapshot()
 	declared := sourcesOf(snap, m.datacenter)
-	m.book.Keep(func(k telemetry.Key) bool {
+	m.book.Keep(now, func(k telemetry.Key) bool {
 		in, ok := snap.Proxy(k.Sidecar, k.Node)
 		return ok && keyOf(in) == k
 	}, func(p shift.Pair) bool {
 		of := declared[p.Source]
 		return of != nil && len(of.calls[p.Destination]) > 0
 	})
+}
+
+// telemetry is what a pair did in about the last minute.
+func (s *Server) telemetry(w http.ResponseWriter, r *http.Request) {
+	name := api.PairName{Source: r.PathValue("source"), Destination: r.PathValue("destination")}
+	of := s.mesh.book.Pair(shift.Pair{Source: name.Source, Destination: name.Destination}, time.Now())
+	declared := sourcesOf(s.mesh.snapshot(), s.mesh.datacenter)[name.Source]
+	if of.Seen.IsZero() && len(of.Open) == 0 && (declared == nil || len(declared.calls[name.Destination]) == 0) {
+		http.Error(w, fmt.Sprintf("pair %q: there is none: no registered sidecar declares it", clipped(name.String())), http.StatusNotFound)
+		return
+	}
+	s.answer(w, telemetryOf(name, of))
+}
+
+func telemetryOf(name api.PairName, of telemetry.Pair) api.Telemetry {
+	out := api.Telemetry{PairName: name, First: known(of.First), Seen: known(of.Seen), Ways: []api.WayTelemetry{}}
+	counted := map[shift.Way]shift.Telemetry{}
+	for _, t := range of.Ways {
+		counted[t.Way] = t.Telemetry
+	}
+	for _, way := range shift.Ways() {
+		t, used := counted[way]
+		if !used && of.Open[way] == 0 {
+			continue
+		}
+		out.Ways = append(out.Ways, api.WayTelemetry{
+			Way: string(way), Attempts: t.Attempts, First: t.First, Failed: t.Failed, ConnectFailed: t.ConnectFailed, Withheld: t.Withheld,
+			Open: of.Open[way], P50: thousandths(t.Latency.Quantile(0.5)), P99: thousandths(t.Latency.Quantile(0.99)), Last: known(of.Last[way]),
+		})
+	}
+	for _, f := range of.Failing {
+		out.Failing = append(out.Failing, api.Failing{Way: string(f.Way), What: f.What, Count: f.Count})
+	}
+	return out
+}
+
+func thousandths(v float64) float64 { return math.Round(v*1000) / 1000 }
+
+// known is a time that is not zero.
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }

@@ -13,6 +13,7 @@ import (
 // still failed on this one.
 type Telemetry struct {
 	Attempts      uint64    `json:"attempts,omitempty"`
+	First         uint64    `json:"first,omitempty"`          // of Attempts: the first of a request; the others are retries
 	Failed        uint64    `json:"failed,omitempty"`         // of Attempts: no answer, or one that counts as failure
 	ConnectFailed uint64    `json:"connect_failed,omitempty"` // of Failed: no connection was to be had
 	Withheld      uint64    `json:"withheld,omitempty"`       // meant for this way and sent by another since it was unhealthy; not in Attempts
@@ -23,6 +24,7 @@ type Telemetry struct {
 func (t Telemetry) Merge(o Telemetry) Telemetry {
 	return Telemetry{
 		Attempts:      t.Attempts + o.Attempts,
+		First:         t.First + o.First,
 		Failed:        t.Failed + o.Failed,
 		ConnectFailed: t.ConnectFailed + o.ConnectFailed,
 		Withheld:      t.Withheld + o.Withheld,
@@ -37,7 +39,7 @@ const most = 1 << 30
 // bounded is t with nothing beyond most, and a latency that is a histogram,
 // whatever was reported.
 func (t Telemetry) bounded() Telemetry {
-	for _, n := range []*uint64{&t.Attempts, &t.Failed, &t.ConnectFailed, &t.Withheld} {
+	for _, n := range []*uint64{&t.Attempts, &t.First, &t.Failed, &t.ConnectFailed, &t.Withheld} {
 		*n = min(*n, most)
 	}
 	sound := func(i int, b BinCount) bool {

@@ -175,10 +175,10 @@ func age(now, since time.Time) time.Duration {
 func (g *page) finish(now time.Time) Row {
 	r := g.row
 	r.Wanted, r.WantedAge = g.wanted.Shares, age(now, g.wanted.Since)
-	var counts [4]int
+	var counts, first [4]int
 	for i, w := range Ways() {
 		t := g.ways[i]
-		counts[i] = t.tried()
+		counts[i], first[i] = t.tried(), int(t.First)
 		if t.tried() == 0 && r.Wanted.Of(w) == 0 {
 			continue
 		}
@@ -187,6 +187,9 @@ func (g *page) finish(now time.Time) Row {
 			way.Success = 1 - float64(t.failed())/float64(t.tried())
 		}
 		r.Ways = append(r.Ways, way)
+	}
+	if first != [4]int{} { // retries and what was withheld say nothing of shares
+		counts = first
 	}
 	r.Measured = measured(counts)
 	if g.shift != nil {

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"reflect"
 	"slices"
 	"time"
 
@@ -8,21 +9,26 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
-// lookAtPortEvery is how often the way past the sidecar is looked at, and reported.
-const lookAtPortEvery = 10 * time.Second
+// lookAtPortEvery is how often the way past the sidecar is looked at, and sayPortEvery how
+// often it is reported while nothing changes.
+const (
+	lookAtPortEvery = 2 * time.Second
+	sayPortEvery    = 10 * time.Second
+)
 
 // portWatch looks at how the app's own port can be reached.
 type portWatch struct {
-	port int // 0: the app has none
-	next time.Time
+	port         int // 0: the app has none
+	looked, said time.Time
+	last         *telemetry.AppPort
 }
 
 // add puts what it finds into a report, when it is time.
 func (w *portWatch) add(r *telemetry.Report, now time.Time) {
-	if w.port == 0 || now.Before(w.next) {
+	if w.port == 0 || now.Sub(w.looked) < lookAtPortEvery {
 		return
 	}
-	w.next = now.Add(lookAtPortEvery)
+	w.looked = now
 	at, err := appport.Listening(w.port)
 	if err != nil {
 		return // not known is what it stays
@@ -31,9 +37,9 @@ func (w *portWatch) add(r *telemetry.Report, now time.Time) {
 	for _, a := range at {
 		out.Listening = append(out.Listening, a.String())
 	}
-	if !out.Loopback {
-		protected, err := appport.Protected()
-		out.Protected = err == nil && slices.Contains(protected, w.port)
+	protected, err := appport.Protected()
+	out.Protected, out.Unseen = err == nil && slices.Contains(protected, w.port), err != nil
+	if now.Sub(w.said) >= sayPortEvery || !reflect.DeepEqual(w.last, out) {
+		w.said, w.last, r.App = now, out, out
 	}
-	r.App = out
 }

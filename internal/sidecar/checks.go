@@ -95,20 +95,26 @@ func (h *health) definitions(d config.Definition) config.Definition {
 		return checks
 	}
 	side := *d.Sidecar
-	if port := h.plaintextPort(); port != 0 {
-		meta := maps.Clone(d.SidecarService().Meta)
-		if meta == nil {
-			meta = map[string]string{}
-		}
-		meta[catalog.PlaintextMeta] = strconv.Itoa(port)
-		side.Service.Meta = meta
-	}
+	side.Service.Meta = h.meta(d.SidecarService().Meta)
 	d.Checks = ttl(d.Checks)
 	side.Checks = append(ttl(side.Checks), config.CheckDefinition{
 		ID: h.aliveID, Name: "crossfade sidecar alive", TTL: config.Duration(checkTTL), Status: states[h.aliveID].status,
 	})
 	d.Sidecar = &side
 	return d
+}
+
+// meta adds to a sidecar's Meta what is true of it now, whatever its definition says.
+func (h *health) meta(declared map[string]string) map[string]string {
+	out := maps.Clone(declared)
+	delete(out, catalog.PlaintextMeta)
+	if port := h.plaintextPort(); port != 0 {
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[catalog.PlaintextMeta] = strconv.Itoa(port)
+	}
+	return out
 }
 
 func (h *health) plaintextPort() int {

@@ -33,7 +33,7 @@ func (s *sidecar) reportConnections(ctx context.Context) {
 	var refused time.Time
 	for pause := time.Second; sleep(ctx, jitter(pause, rand.Float64())); pause = reportEvery {
 		now := time.Now()
-		if !s.envoyServes.Load() || !refused.IsZero() && now.Sub(refused) < reportAgain {
+		if s.envoyServes.Load() == 0 || !refused.IsZero() && now.Sub(refused) < reportAgain {
 			continue
 		}
 		open, err := s.admin.connections(ctx)

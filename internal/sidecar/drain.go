@@ -29,9 +29,10 @@ type drain struct {
 	goodbye    func(ctx context.Context, wait time.Duration) (waited string, err error)
 	callerWait time.Duration
 	service    string
-	publicPort int
-	bound      time.Duration // for what is under way to end
-	log        *slog.Logger
+	// ports are those of the listeners whose connections are waited for.
+	ports []int
+	bound time.Duration // for what is under way to end
+	log   *slog.Logger
 }
 
 // run returns when nothing inbound is left, or the bound is reached, or hurry ends.
@@ -143,19 +144,26 @@ func (d *drain) wait(hurry context.Context, deadline time.Time) (left inbound, e
 	}
 }
 
-// look reads Envoy's gauges of the public listener.
+// look reads Envoy's gauges of what callers meet, with and without TLS.
 func (d *drain) look(ctx context.Context) inbound {
-	const http = "http.public_listener.downstream_"
-	stats, err := d.admin.gauges(ctx, `^(http\.public_listener\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
+	stats, err := d.admin.gauges(ctx, `^(http\.public_listener(_plaintext)?\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
 	if err != nil {
 		return inbound{err: err}
 	}
-	in := inbound{requests: stats[http+"rq_active"], httpConns: stats[http+"cx_active"]}
+	var in inbound
+	for _, http := range []string{"http.public_listener.downstream_", "http.public_listener_plaintext.downstream_"} {
+		in.requests += stats[http+"rq_active"]
+		in.httpConns += stats[http+"cx_active"]
+	}
 	// Envoy names a listener's gauges after its address: listener.127.0.0.1_21000.
-	address := fmt.Sprintf("_%d.downstream_cx_active", d.publicPort)
 	for name, n := range stats {
-		if strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, address) {
-			in.connections += n
+		if !strings.HasPrefix(name, "listener.") {
+			continue
+		}
+		for _, port := range d.ports {
+			if strings.HasSuffix(name, fmt.Sprintf("_%d.downstream_cx_active", port)) {
+				in.connections += n
+			}
 		}
 	}
 	return in

@@ -102,7 +102,7 @@ func TestDrainSequence(t *testing.T) {
 		}
 	}
 	d := &drain{
-		admin: serveAdmin(t, f), service: "catalog-1", publicPort: 21000, bound: time.Minute, log: slog.New(slog.DiscardHandler),
+		admin: serveAdmin(t, f), service: "catalog-1", ports: []int{21000, 21500}, bound: time.Minute, log: slog.New(slog.DiscardHandler),
 		goodbye: func(context.Context, time.Duration) (string, error) {
 			f.note("goodbye")
 			return "2/2", nil
@@ -133,12 +133,24 @@ func TestDrainWithoutAdmin(t *testing.T) {
 	}
 }
 
+// What came without TLS is under way as well.
+func TestDrainSeesPlaintext(t *testing.T) {
+	f := &fakeAdmin{gauges: map[string]int64{
+		rqActive: 1, httpCx: 2, anyCx: 5, "http.public_listener_plaintext.downstream_rq_active": 3, "http.public_listener_plaintext.downstream_cx_active": 3,
+		"listener.127.0.0.1_21500.downstream_cx_active": 7, "listener.127.0.0.1_7100.downstream_cx_active": 9,
+	}}
+	d := &drain{admin: serveAdmin(t, f), ports: []int{21000, 21500}}
+	if got, want := d.look(t.Context()), (inbound{requests: 4, httpConns: 5, connections: 12}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestDrainInAHurry(t *testing.T) {
 	f := &fakeAdmin{gauges: map[string]int64{rqActive: 1, httpCx: 1, anyCx: 1}}
 	hurry, rush := context.WithCancel(t.Context())
 	f.onPost = func(*fakeAdmin, string) { rush() }
 	d := &drain{
-		admin: serveAdmin(t, f), publicPort: 21000, bound: time.Hour, log: slog.New(slog.DiscardHandler),
+		admin: serveAdmin(t, f), ports: []int{21000, 21500}, bound: time.Hour, log: slog.New(slog.DiscardHandler),
 		goodbye: func(context.Context, time.Duration) (string, error) { return "0/0", nil },
 	}
 	d.run(hurry) // returns, or the test times out

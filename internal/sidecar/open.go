@@ -53,12 +53,15 @@ type sidecar struct {
 	runner       *check.Runner
 	board        *board
 	reporter     *reporter
-	envoyUp      chan struct{} // closed when Envoy is ready for the first time
+	oldWays      *oldWays
+	plaintext    telemetry.Memory // from before the start
+	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
-	stop                          context.CancelCauseFunc
-	registering, serving, envoys  *crew
-	app                           *process // set before the instance is ready
-	started, leaving, envoyServes atomic.Bool
+	stop                         context.CancelCauseFunc
+	registering, serving, envoys *crew
+	app                          *process // set before the instance is ready
+	started, leaving             atomic.Bool
+	envoyServes                  atomic.Int64 // the process ID of an Envoy that is ready, or 0
 }
 
 // open checks and prepares everything that can fail at once, so that a mistake is
@@ -92,7 +95,11 @@ func open(ctx context.Context, o Options) (_ *sidecar, err error) {
 	if err := checkUpstreamPorts(ctx, s.upstreams); err != nil {
 		return nil, err
 	}
-	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(statusFile, b) }, status: Status{
+	if err := s.dir.readJSON(plaintextFile, &s.plaintext); err != nil || !s.plaintext.Sound() {
+		s.log.Warn("for how long there was no plaintext is not known any more, it begins anew", "file", s.dir.file(plaintextFile), "error", err)
+		s.plaintext = telemetry.Memory{}
+	}
+	s.board = &board{log: s.log, write: func(b []byte) error { return s.dir.write(StatusFile, b) }, status: Status{
 		State: Starting, Service: o.Definition.Service.Name, ID: o.Definition.Service.ID, PublicAddress: s.publicAddress, PID: os.Getpid(),
 		Envoy: EnvoyStatus{Version: version, AdminSocket: s.sockets.adminSocket()},
 	}}
@@ -132,7 +139,7 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	}
 	now := ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}
 	if _, given := side.Proxy.Config["plaintext_port"]; !given && !config.IsHTTP(d.Protocol) {
-		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, was.PlaintextPort); now.PlaintextPort != 0 {
+		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, was.PlaintextPort, declaredPorts(side)); now.PlaintextPort != 0 {
 			proxy := catalog.Proxy{}
 			if d.Sidecar.Service.Proxy != nil {
 				proxy = *d.Sidecar.Service.Proxy
@@ -184,7 +191,7 @@ func (s *sidecar) openParts() (err error) {
 		return err
 	}
 	s.relay, err = relay.New(relay.Options{
-		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile),
+		Conn: s.contact.conn, Socket: s.sockets.xdsSocket(), StateFile: s.dir.file(lastGoodFile), LocalFile: s.dir.file(LocalFile),
 		NodeID: s.proxy.ID, NodeName: o.Node, Cluster: d.Service.Name, Log: s.log,
 	})
 	if err != nil {
@@ -205,13 +212,24 @@ func (s *sidecar) openEnvoy(path string) {
 	s.admin = newAdmin(s.sockets.adminSocket())
 	s.watch = &watch{admin: s.admin}
 	s.reporter = &reporter{
-		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, serves: s.envoyServes.Load,
+		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, envoy: s.envoyServes.Load,
+		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
 	ports := &portWatch{}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
 	}
-	s.reporter.more = func(r *telemetry.Report) { ports.add(r, time.Now()) }
+	s.reporter.local = func() []string {
+		if l := s.relay.Status().Local; l != nil {
+			return l.Destinations
+		}
+		return nil
+	}
+	s.oldWays = newOldWays(s.relay.OldWays)
+	s.reporter.more = func(r *telemetry.Report) {
+		ports.add(r, time.Now())
+		s.oldWays.add(r, time.Now())
+	}
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
 		group:         s.group,
@@ -225,12 +243,33 @@ func (s *sidecar) openEnvoy(path string) {
 		log:           s.log,
 	}
 	s.drain = &drain{
-		admin: s.admin, service: o.Definition.Service.ID, publicPort: s.proxy.Port, bound: o.DrainTime, log: s.log,
+		admin: s.admin, service: o.Definition.Service.ID, ports: inboundPorts(s.proxy), bound: o.DrainTime, log: s.log,
 		callerWait: o.CallerWait,
 		goodbye: func(ctx context.Context, wait time.Duration) (string, error) {
 			return s.agent.deregister(ctx, o.Definition.Service.ID, wait)
 		},
 	}
+}
+
+// declaredPorts are those that a registration gives to other listeners, and the app's.
+func declaredPorts(p *catalog.Service) []int {
+	out := []int{p.Port, p.Proxy.LocalServicePort}
+	for _, u := range p.Proxy.Upstreams {
+		out = append(out, u.LocalBindPort)
+	}
+	for _, e := range p.Proxy.Expose.Paths {
+		out = append(out, e.ListenerPort)
+	}
+	return out
+}
+
+// inboundPorts are where callers reach the sidecar.
+func inboundPorts(p *catalog.Service) []int {
+	out := []int{p.Port}
+	if c, _, _ := config.DecodeProxyConfig(p.Proxy.Config); c.PlaintextPort != 0 {
+		out = append(out, c.PlaintextPort)
+	}
+	return out
 }
 
 // writeBootstrap writes what Envoy starts with. It holds no secret.

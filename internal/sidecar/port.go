@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -16,10 +17,11 @@ const (
 	maxPublicPort = 21255
 )
 
-// The range of ports for plaintext alone.
+// The range of ports for plaintext alone: between Consul's for sidecars and its for
+// exposed paths.
 const (
-	minPlaintextPort = 21500
-	maxPlaintextPort = 21755
+	minPlaintextPort = 21256
+	maxPlaintextPort = 21499
 )
 
 // portWait is how long an address that must be had may be in use by a
@@ -62,14 +64,17 @@ func free(hostPort string) error {
 
 // choosePlaintextPort settles where plaintext alone may be taken: the remembered port if it
 // is free, else the first free one of the range; 0 when there is none, which harms nobody
-// who does not want it.
-func choosePlaintextPort(address string, remembered int) (int, *reservation) {
-	if remembered != 0 {
+// who does not want it. Those in use are the registration's own.
+func choosePlaintextPort(address string, remembered int, inUse []int) (int, *reservation) {
+	if remembered != 0 && !slices.Contains(inUse, remembered) {
 		if r, err := reserve(address, remembered); err == nil {
 			return remembered, r
 		}
 	}
 	for port := minPlaintextPort; port <= maxPlaintextPort; port++ {
+		if slices.Contains(inUse, port) {
+			continue
+		}
 		if r, err := reserve(address, port); err == nil {
 			return port, r
 		}

@@ -28,6 +28,7 @@ type fakeAgent struct {
 	down     bool
 	refuse   bool
 	port     int               // of the registered sidecar; 0: none
+	meta     map[string]string // of the registered sidecar
 	checks   map[string]string // ID -> status
 	protocol string            // of the service-defaults entry; empty: none
 	writes   []string          // method and path with query
@@ -58,7 +59,7 @@ func (f *fakeAgent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			f.t.Errorf("registration: %v", err)
 			return
 		}
-		f.port = def.Sidecar.Service.Port
+		f.port, f.meta = def.Sidecar.Service.Port, def.Sidecar.Service.Meta
 		f.checks = map[string]string{}
 		for _, c := range slices.Concat(def.Checks, def.Sidecar.Checks) {
 			if c.TTL == 0 {
@@ -185,6 +186,34 @@ func TestRegistrationFollowsHealth(t *testing.T) {
 	}
 	if waited, err := r.agent.deregister(t.Context(), "catalog-1", time.Second); waited != "2/2" || err != nil {
 		t.Errorf("deregister = %q, %v", waited, err)
+	}
+}
+
+// Callers learn from the registration where plaintext is taken, also from one that a
+// registry had lost; what a definition says of that does not count.
+func TestRegistrationTellsOfPlaintext(t *testing.T) {
+	f := &fakeAgent{}
+	r := newRegistration(t, f, io.Discard)
+	r.def.Sidecar.Service.Meta = map[string]string{catalog.PlaintextMeta: "1", "team": "stock"}
+	r.health.set(func(h *health) { h.envoyUp, h.appUp = true, true })
+	r.health.report("", "service:catalog-1", check.Result{Status: catalog.Passing})
+	for _, tt := range []struct {
+		name   string
+		change func()
+		want   string
+	}{
+		{"at first", func() {}, ""},
+		{"in force", func() { r.health.set(func(h *health) { h.plaintext = 21300 }) }, "21300"},
+		{"registry empty", func() { f.port, f.checks, f.meta, r.pulsed = 0, nil, nil, nil }, "21300"},
+		{"no longer", func() { r.health.set(func(h *health) { h.plaintext = 0 }) }, ""},
+	} {
+		f.change(tt.change)
+		if err := r.assert(t.Context()); err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		if got := f.meta[catalog.PlaintextMeta]; got != tt.want || f.meta["team"] != "stock" || f.status(alive) != "passing" {
+			t.Errorf("%s: registered as %q, %v; want plaintext at %q", tt.name, f.status(alive), f.meta, tt.want)
+		}
 	}
 }
 

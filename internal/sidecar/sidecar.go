@@ -71,6 +71,8 @@ func (s *sidecar) signals(ctx context.Context, rush func()) {
 			switch {
 			case !ok:
 				return
+			case sig == syscall.SIGUSR1:
+				s.relay.LookLocal()
 			case sig == syscall.SIGHUP:
 				s.log.Info("renewing the certificate", "signal", sig.String())
 				s.certs.renewNow()
@@ -138,6 +140,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.watchSizes)
 	s.serving.run(s.reportConnections)
 	s.serving.run(s.reporter.run)
+	s.serving.run(s.oldWays.run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:
@@ -228,7 +231,11 @@ func (s *sidecar) leave(hurry context.Context) {
 // envoyChanged takes Envoy's state from its supervisor.
 func (s *sidecar) envoyChanged(e envoyState) {
 	s.health.set(func(h *health) { h.envoyUp = e.ready })
-	s.envoyServes.Store(e.ready)
+	serves := int64(0)
+	if e.ready {
+		serves = int64(e.pid)
+	}
+	s.envoyServes.Store(serves)
 	if e.ready && !isClosed(s.envoyUp) {
 		close(s.envoyUp)
 	}
@@ -242,7 +249,7 @@ func (s *sidecar) envoyChanged(e envoyState) {
 func (s *sidecar) settle(st *Status) {
 	switch {
 	case s.leaving.Load():
-	case s.started.Load() && s.envoyServes.Load():
+	case s.started.Load() && s.envoyServes.Load() != 0:
 		st.State = Ready
 	default:
 		st.State = Starting
@@ -267,7 +274,7 @@ func (s *sidecar) mirror(ctx context.Context) {
 }
 
 func (s *sidecar) xdsStatus(r relay.Status) XDSStatus {
-	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood}
+	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood, Local: r.Local}
 	if r.Connected {
 		x.Server = s.contact.connectedTo()
 	}

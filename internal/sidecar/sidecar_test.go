@@ -180,12 +180,12 @@ func (w *world) run(state, yaml string, app ...string) *running {
 }
 
 func (r *running) status() (s Status) {
-	b, err := os.ReadFile(filepath.Join(r.state, statusFile))
+	b, err := os.ReadFile(filepath.Join(r.state, StatusFile))
 	if err != nil {
 		return s // not written yet
 	}
 	if err := json.Unmarshal(b, &s); err != nil {
-		r.t.Errorf("%s: %v", statusFile, err)
+		r.t.Errorf("%s: %v", StatusFile, err)
 	}
 	return s
 }

@@ -16,14 +16,19 @@ import (
 
 // Files in the state directory. All are 0600.
 const (
-	lockFile     = "lock"
-	portsFile    = "ports.json"
+	lockFile  = "lock"
+	portsFile = "ports.json"
+	// LocalFile, while it is in a sidecar's state directory, makes it hold old ways. Whoever
+	// makes or removes it sends the sidecar SIGUSR1.
+	LocalFile    = "revert.local"
 	serversFile  = "servers.json"
 	keyFile      = "leaf.key"
 	leafFile     = "leaf.pem"
 	rootsFile    = "roots.pem"
 	lastGoodFile = "lastgood.pb"
-	statusFile   = "status.json"
+	StatusFile   = "status.json"
+	// plaintextFile is who sent plaintext, and for how long that was watched.
+	plaintextFile = "plaintext.json"
 )
 
 // maxSocketPath is the longest path that fits sockaddr_un with its final zero byte.
@@ -79,7 +84,7 @@ func openStateDir(path string) (*stateDir, error) {
 		return nil, fmt.Errorf("state directory %q: cannot be locked: %w", path, err)
 	}
 	d := &stateDir{path: path, lock: f}
-	_ = os.Remove(d.file(statusFile)) // it spoke of a sidecar that is gone
+	_ = os.Remove(d.file(StatusFile)) // it spoke of a sidecar that is gone
 	// The pid is for people; a full disk must not keep an instance from starting.
 	_ = f.Truncate(0)
 	_, _ = f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)

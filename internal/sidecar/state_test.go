@@ -96,6 +96,33 @@ func listen(t *testing.T) (address string, port int) {
 	return l.Addr().String(), l.Addr().(*net.TCPAddr).Port
 }
 
+func TestChoosePlaintextPort(t *testing.T) {
+	const host = "127.0.0.78"
+	first, held := choosePlaintextPort(host, 0, []int{minPlaintextPort})
+	if first != minPlaintextPort+1 {
+		t.Errorf("chose %d, want the first that the registration does not use", first)
+	}
+	if second, other := choosePlaintextPort(host, first, nil); second != minPlaintextPort {
+		t.Errorf("a second sidecar that remembers the first one's chose %d", second)
+	} else {
+		other.release()
+	}
+	held.release()
+	if got, r := choosePlaintextPort(host, first+9, nil); got != first+9 {
+		t.Errorf("remembered port: got %d", got)
+	} else {
+		r.release()
+	}
+	if got, r := choosePlaintextPort(host, first+9, []int{first + 9}); got != minPlaintextPort {
+		t.Errorf("a remembered port that the registration uses now: got %d", got)
+	} else {
+		r.release()
+	}
+	if got, r := choosePlaintextPort("203.0.113.9", 0, nil); got != 0 || r != nil {
+		t.Errorf("of an address of another host: %d", got)
+	}
+}
+
 func TestChoosePort(t *testing.T) {
 	ctx := context.Background()
 	const host = "127.0.0.77"

@@ -58,6 +58,8 @@ type XDSStatus struct {
 	Server    string `json:"server"`
 	// FromLastGood: Envoy runs what the disk held, no server has confirmed it yet.
 	FromLastGood bool `json:"from_last_good"`
+	// Local is what is held on old ways by order on this host.
+	Local *relay.Local `json:"local,omitempty"`
 }
 
 // AppStatus is the app's process.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
@@ -22,8 +24,12 @@ const (
 	// reportWithin bounds one report.
 	reportWithin = 3 * time.Second
 	// keepCounts is for how long counts are kept that no server takes. What is older
-	// tells nobody anything.
+	// tells nobody anything, but for who sent plaintext.
 	keepCounts = 2 * time.Minute
+	// keepPlaintext is how often the memory of plaintext is kept while some comes, and
+	// keepSilence while none does. The first that comes after a silence is kept at once.
+	keepPlaintext = 5 * time.Second
+	keepSilence   = time.Minute
 )
 
 // reporter tells the servers what this instance's Envoy counted.
@@ -32,27 +38,34 @@ type reporter struct {
 	conn          grpc.ClientConnInterface
 	node, sidecar string
 	log           *slog.Logger
-	// serves reports whether there is an Envoy to ask.
-	serves func() bool
+	// envoy is the process ID of the Envoy that serves, or 0.
+	envoy func() int64
 	// more adds what others know. May be nil.
 	more func(*telemetry.Report)
+	// keep writes the memory of plaintext down.
+	keep   func(telemetry.Memory) error
+	memory telemetry.Memory
+	// local are the destinations that are held on old ways. May be nil.
+	local func() []string
 
 	session, seq uint64
-	began        time.Time
 	meter        telemetry.Meter
-	pending      telemetry.Report  // not sent yet
-	since        time.Time         // of pending
-	unsure       *telemetry.Report // sent, and not acknowledged
+	pid          int64            // that was read last
+	read         time.Time        // when; zero: it could not be
+	pending      telemetry.Report // not sent yet
+	since        time.Time        // of pending
+	known        telemetry.Report // probes and the app's port, as last told
+	unsure       *telemetry.Report
 	client       *telemetry.Client
 	end          context.CancelFunc
-	said         time.Time
+	said, kept   time.Time
 	failing      bool
+	lost         bool // counts were given up since the last report that was taken
 }
 
 // run goes on until ctx ends.
 func (r *reporter) run(ctx context.Context) {
-	r.session, r.began = rand.Uint64(), time.Now()
-	r.since = r.began
+	r.session, r.since, r.kept = rand.Uint64(), time.Now(), time.Now()
 	for sleep(ctx, jitter(countEvery, rand.Float64())) {
 		r.count(ctx, time.Now())
 		if err := r.tell(ctx, time.Now()); err != nil && ctx.Err() == nil {
@@ -63,35 +76,97 @@ func (r *reporter) run(ctx context.Context) {
 			r.hangUp()
 		} else if r.failing {
 			r.failing = false
-			r.log.Info("a server takes what Envoy counts again")
+			r.log.Info("a server takes what Envoy counts again", "lost", r.lost)
+			r.lost = false
 		}
 	}
 	r.hangUp()
+	r.remember(time.Now(), true)
 }
 
 // count reads what Envoy counted since the last time.
 func (r *reporter) count(ctx context.Context, now time.Time) {
-	if !r.serves() {
-		return
+	if now.Sub(r.since) > keepCounts {
+		r.lost = r.lost || len(r.pending.Outbound) > 0
+		r.pending, r.since = r.pending.Late(), now
 	}
-	code, body, err := r.admin.call(ctx, http.MethodGet, telemetry.StatsPath)
-	if err != nil || code != http.StatusOK {
-		return
+	later := telemetry.Report{Over: max(0, now.Sub(r.since)-r.pending.Over)}
+	if counted, ok := r.ask(ctx, now); ok {
+		over := now.Sub(r.read)
+		if r.read.IsZero() {
+			over = 0
+		}
+		r.read = now
+		was := r.memory.Quiet
+		r.memory.Add(now, over, counted.Plaintext)
+		r.remember(now, len(counted.Plaintext) > 0 && (was > keepPlaintext || now.Sub(r.kept) >= keepPlaintext))
+		later = later.Merge(counted)
+		later.Plaintext = counted.Plaintext
+	}
+	if r.more != nil {
+		r.more(&later)
+	}
+	if later.Probes != nil {
+		r.known.Probes = later.Probes
+	}
+	if later.App != nil {
+		r.known.App = later.App
+	}
+	r.pending = r.pending.Merge(later)
+}
+
+// ask reads Envoy's counts. What an Envoy counted between the last reading and its end is
+// lost, and that time is not one in which anybody watched.
+func (r *reporter) ask(ctx context.Context, now time.Time) (out telemetry.Report, ok bool) {
+	pid := r.envoy()
+	if pid == 0 {
+		return out, false
+	}
+	if pid != r.pid {
+		r.meter.Restarted()
+		r.pid, r.read = pid, time.Time{}
+	}
+	body, err := r.fetch(ctx, r.meter.Path())
+	if err != nil {
+		return out, false
 	}
 	stats, err := telemetry.ParseStats(body)
 	if err != nil {
 		r.log.Debug("Envoy's counts can't be read", "reason", err)
+		return out, false
+	}
+	out, hosts := r.meter.Read(now, stats)
+	if !hosts {
+		return out, true
+	}
+	if body, err = r.fetch(ctx, telemetry.HostsPath); err != nil {
+		return out, true // the next time they are asked for again
+	}
+	of, err := telemetry.ParseHosts(body)
+	if err != nil {
+		r.log.Debug("Envoy's endpoints can't be read", "reason", err)
+		return out, true
+	}
+	return out.Merge(r.meter.ReadHosts(of)), true
+}
+
+func (r *reporter) fetch(ctx context.Context, path string) ([]byte, error) {
+	code, body, err := r.admin.call(ctx, http.MethodGet, path)
+	if err == nil && code != http.StatusOK {
+		err = fmt.Errorf("envoy admin %s: status %d", path, code)
+	}
+	return body, err
+}
+
+// remember keeps the memory of plaintext, if it is time.
+func (r *reporter) remember(now time.Time, due bool) {
+	if r.keep == nil || !due && now.Sub(r.kept) < keepSilence {
 		return
 	}
-	if now.Sub(r.since) > keepCounts {
-		r.pending, r.since = telemetry.Report{}, now
+	r.kept = now
+	if err := r.keep(r.memory); err != nil {
+		r.log.Error("for how long there was no plaintext cannot be remembered, the next start begins anew", "error", err)
 	}
-	later := telemetry.Report{Over: now.Sub(r.since) - r.pending.Over}
-	later.Outbound, later.Plaintext = r.meter.Read(now, stats)
-	if r.more != nil {
-		r.more(&later)
-	}
-	r.pending = r.pending.Merge(later)
 }
 
 // tell sends what is pending. What was not acknowledged goes first, as it was: the server
@@ -108,28 +183,37 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 			return err
 		}
 		r.client, r.end = c, end
+		// This server may know nothing of what was told to another, or before it restarted.
+		r.pending = telemetry.Report{Plaintext: r.memory.Told(), Open: r.meter.Opened(), Probes: r.known.Probes, App: r.known.App}.Merge(r.pending)
 	}
 	if r.unsure != nil {
-		if err := r.send(*r.unsure); err != nil {
+		if err := r.send(now, r.unsure); err != nil {
 			return err
 		}
-		r.unsure = nil
 	}
-	next := r.pending
+	next, rest := r.pending.Bounded()
 	r.seq++
-	next.Session, next.Seq, next.Watched = r.session, r.seq, r.began
-	r.pending, r.since, r.unsure = telemetry.Report{}, now, &next
-	if err := r.send(next); err != nil {
-		return err
+	next.Session, next.Seq = r.session, r.seq
+	if r.local != nil {
+		next.Local = r.local()
 	}
-	r.unsure, r.said = nil, now
-	return nil
+	r.pending, r.since, r.unsure = rest, now, &next
+	return r.send(now, r.unsure)
 }
 
-func (r *reporter) send(report telemetry.Report) error {
+// send sends a report and forgets it when it is taken, or never will be.
+func (r *reporter) send(now time.Time, report *telemetry.Report) error {
 	late := time.AfterFunc(reportWithin, r.end)
 	defer late.Stop()
-	if err := r.client.Send(report); err != nil {
+	report.At, report.Watch = now, r.memory.Watch
+	err := r.client.Send(*report)
+	switch {
+	case err == nil:
+		r.unsure, r.said = nil, now
+	case status.Code(err) == codes.InvalidArgument: // it would be refused again and again
+		r.unsure, r.known, r.lost = nil, telemetry.Report{}, true
+	}
+	if err != nil {
 		return fmt.Errorf("report %d: %w", report.Seq, err)
 	}
 	return nil

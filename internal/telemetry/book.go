@@ -25,13 +25,17 @@ const (
 	fresh = 12 * time.Second
 	// maxAddresses that sent plaintext are kept of a service, the newest.
 	maxAddresses = 1000
+	// forgetAddress is for how long one is kept that sends nothing.
+	forgetAddress = 31 * 24 * time.Hour
 )
 
-// Book is what all sidecars counted. It is bounded by the pairs that sidecars declare, by
-// maxAddresses of a service, and by the sidecars themselves. Safe for concurrent use.
+// Book is what all sidecars counted. It is bounded by the sidecars that are registered, the
+// pairs that they declare, with slots and four ways of each, and maxAddresses of a callee. Safe
+// for concurrent use.
 type Book struct {
 	mu       sync.Mutex // guards the following
 	sidecars map[Key]*reporter
+	services map[string]map[Key]*reporter // the same, by service
 	pairs    map[shift.Pair]*pairBook
 	callees  map[string]map[string]*source // plaintext by service, then address
 }
@@ -40,9 +44,12 @@ type Book struct {
 type reporter struct {
 	session, seq uint64
 	at           time.Time // of its last report
-	watched      time.Time
+	watch        Watch
+	watched      time.Time // when watch last grew
+	open         map[way]uint64
 	probes       map[string]Probe // by destination
 	app          *AppPort
+	local        []string
 }
 
 // pairBook is one pair.
@@ -68,34 +75,60 @@ type source struct {
 
 // NewBook is an empty one.
 func NewBook() *Book {
-	return &Book{sidecars: map[Key]*reporter{}, pairs: map[shift.Pair]*pairBook{}, callees: map[string]map[string]*source{}}
+	return &Book{sidecars: map[Key]*reporter{}, services: map[string]map[Key]*reporter{}, pairs: map[shift.Pair]*pairBook{}, callees: map[string]map[string]*source{}}
 }
 
-// Put takes a report in. One that was there already counts no second time.
+// Put takes a report in. One that was there already counts no second time. Times in it are of
+// the sidecar's clock, and become those of now's.
 func (b *Book) Put(key Key, r Report, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.sidecars[key]
 	if s == nil {
-		s = &reporter{probes: map[string]Probe{}}
+		s = &reporter{}
 		b.sidecars[key] = s
+		if b.services[key.Service] == nil {
+			b.services[key.Service] = map[Key]*reporter{}
+		}
+		b.services[key.Service][key] = s
 	}
 	s.at = now
-	if s.session == r.Session && r.Seq <= s.seq {
+	if s.session != r.Session || s.probes == nil { // a sidecar that has started, which tells all anew
+		*s = reporter{session: r.Session, at: now, open: map[way]uint64{}, probes: map[string]Probe{}}
+	}
+	if r.Seq <= s.seq {
 		return
 	}
-	s.session, s.seq, s.watched = r.Session, r.Seq, r.Watched
+	here := func(t time.Time) time.Time {
+		if t.IsZero() || r.At.IsZero() {
+			return t
+		}
+		return earliest(now.Add(t.Sub(r.At)), now)
+	}
+	if r.Watch.For > s.watch.For {
+		s.watched = now
+	}
+	s.seq, s.watch, s.local = r.Seq, r.Watch, r.Local
+	s.watch.Since = here(r.Watch.Since)
 	if r.App != nil {
 		s.app = r.App
 	}
 	for _, p := range r.Probes {
+		p.Since = here(p.Since)
 		s.probes[p.Destination] = p
+	}
+	for _, o := range r.Open {
+		s.open[way{o.Destination, o.Way}] = o.Count
+		if o.Count == 0 {
+			delete(s.open, way{o.Destination, o.Way})
+		}
 	}
 	for _, o := range r.Outbound {
 		b.pair(shift.Pair{Source: key.Service, Destination: o.Destination}, now).put(o, r.Over, now)
 	}
 	for _, p := range r.Plaintext {
-		b.plaintext(key.Service, p, now)
+		p.Last = earliest(here(p.Last), now)
+		b.plaintext(key.Service, p)
 	}
 }
 
@@ -136,7 +169,7 @@ func bounded(m map[Failing]uint64, f Failing, n uint64) {
 	}
 }
 
-func (b *Book) plaintext(service string, p Plaintext, now time.Time) {
+func (b *Book) plaintext(service string, p Plaintext) {
 	from := b.callees[service]
 	if from == nil {
 		from = map[string]*source{}
@@ -148,14 +181,11 @@ func (b *Book) plaintext(service string, p Plaintext, now time.Time) {
 			oldest := slices.MinFunc(slices.Collect(maps.Keys(from)), func(x, y string) int { return from[x].last.Compare(from[y].last) })
 			delete(from, oldest)
 		}
-		s = &source{first: now}
+		s = &source{first: p.Last}
 		from[p.Address] = s
 	}
 	s.count += p.Count
-	if last := p.Last; last.After(s.last) {
-		s.last = last
-	}
-	s.last = latest(s.last, now.Add(-time.Second))
+	s.first, s.last = earliest(s.first, p.Last), latest(s.last, p.Last)
 }
 
 func latest(a, b time.Time) time.Time {
@@ -165,19 +195,45 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 // Forget drops a sidecar, as when it is registered no more.
 func (b *Book) Forget(key Key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.sidecars, key)
+	b.forget(key)
 }
 
-// Keep drops the sidecars that are not registered and the pairs that nobody declares.
-func (b *Book) Keep(registered func(Key) bool, declared func(shift.Pair) bool) {
+func (b *Book) forget(key Key) {
+	delete(b.sidecars, key)
+	delete(b.services[key.Service], key)
+	if len(b.services[key.Service]) == 0 {
+		delete(b.services, key.Service)
+	}
+}
+
+// Keep drops the sidecars that are not registered, the pairs that nobody declares, and
+// addresses that have sent nothing for long.
+func (b *Book) Keep(now time.Time, registered func(Key) bool, declared func(shift.Pair) bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	maps.DeleteFunc(b.sidecars, func(k Key, _ *reporter) bool { return !registered(k) })
+	for k := range b.sidecars {
+		if !registered(k) {
+			b.forget(k)
+		}
+	}
 	maps.DeleteFunc(b.pairs, func(p shift.Pair, _ *pairBook) bool { return !declared(p) })
+	for service, from := range b.callees {
+		maps.DeleteFunc(from, func(_ string, s *source) bool { return now.Sub(s.last) > forgetAddress })
+		if len(from) == 0 {
+			delete(b.callees, service)
+		}
+	}
 }
 
 // Window is what a pair did since the last [Book.Drain].
@@ -228,7 +284,8 @@ type Pair struct {
 	Ways        []shift.WayTelemetry // of about the last minute
 	Failing     []Failing            // the same
 	Last        map[shift.Way]time.Time
-	First, Seen time.Time // when traffic was first and last counted; zero: never
+	First, Seen time.Time            // when traffic was first and last counted; zero: never
+	Open        map[shift.Way]uint64 // requests, streams, or connections of tcp, under way now
 }
 
 // Pairs lists what every pair did in about the last minute, sorted.
@@ -236,8 +293,15 @@ func (b *Book) Pairs(now time.Time) []Pair {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	out := make([]Pair, 0, len(b.pairs))
+	open := b.opened(func(shift.Pair) bool { return true }, now)
 	for pair, p := range b.pairs {
-		out = append(out, p.recent(pair, now))
+		of := p.recent(pair, now)
+		of.Open = open[pair]
+		delete(open, pair)
+		out = append(out, of)
+	}
+	for pair, ways := range open { // that nothing was counted of yet
+		out = append(out, Pair{Pair: pair, Open: ways})
 	}
 	slices.SortFunc(out, func(x, y Pair) int { return x.Pair.Compare(y.Pair) })
 	return out
@@ -247,10 +311,33 @@ func (b *Book) Pairs(now time.Time) []Pair {
 func (b *Book) Pair(p shift.Pair, now time.Time) Pair {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	out := Pair{Pair: p}
 	if at := b.pairs[p]; at != nil {
-		return at.recent(p, now)
+		out = at.recent(p, now)
 	}
-	return Pair{Pair: p}
+	out.Open = b.opened(func(of shift.Pair) bool { return of == p }, now)[p]
+	return out
+}
+
+// opened adds up what fresh sidecars have open.
+func (b *Book) opened(of func(shift.Pair) bool, now time.Time) map[shift.Pair]map[shift.Way]uint64 {
+	out := map[shift.Pair]map[shift.Way]uint64{}
+	for k, s := range b.sidecars {
+		if now.Sub(s.at) > fresh {
+			continue
+		}
+		for w, n := range s.open {
+			pair := shift.Pair{Source: k.Service, Destination: w.destination}
+			if !of(pair) {
+				continue
+			}
+			if out[pair] == nil {
+				out[pair] = map[shift.Way]uint64{}
+			}
+			out[pair][w.way] += n
+		}
+	}
+	return out
 }
 
 func (p *pairBook) recent(pair shift.Pair, now time.Time) Pair {
@@ -285,11 +372,11 @@ type Probed struct {
 func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	keys := slices.SortedFunc(maps.Keys(b.sidecars), compareKeys)
-	for _, k := range keys {
-		s := b.sidecars[k]
+	of := b.services[pair.Source]
+	for _, k := range slices.SortedFunc(maps.Keys(of), compareKeys) {
+		s := of[k]
 		p, ok := s.probes[pair.Destination]
-		if k.Service != pair.Source || !ok || p.Way != way || now.Sub(s.at) > fresh {
+		if !ok || p.Way != way || now.Sub(s.at) > fresh {
 			continue
 		}
 		if p.Works {
@@ -326,12 +413,24 @@ func (b *Book) Plaintext(service string) []Sender {
 	return out
 }
 
+// Local are the destinations that a sidecar holds on their old way by itself.
+func (b *Book) Local(key Key) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.sidecars[key]; s != nil {
+		return s.local
+	}
+	return nil
+}
+
 // Reporting is what an instance of a service says of itself.
 type Reporting struct {
-	At      time.Time // of its last report; zero: none
-	Watched time.Time // since when it counts plaintext without a gap
-	App     *AppPort
-	Fresh   bool
+	At    time.Time // of its last report; zero: none
+	Watch Watch
+	App   *AppPort
+	Fresh bool // it reports
+	// Watching says that it also reads what its Envoy takes in plaintext.
+	Watching bool
 }
 
 // Reporting is what a sidecar says of itself.
@@ -342,5 +441,5 @@ func (b *Book) Reporting(key Key, now time.Time) Reporting {
 	if s == nil {
 		return Reporting{}
 	}
-	return Reporting{At: s.at, Watched: s.watched, App: s.app, Fresh: now.Sub(s.at) <= fresh}
+	return Reporting{At: s.at, Watch: s.watch, App: s.app, Fresh: now.Sub(s.at) <= fresh, Watching: now.Sub(s.watched) <= fresh}
 }

@@ -16,6 +16,7 @@ package telemetry
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/shift"
@@ -31,10 +32,15 @@ type Report struct {
 	Over      time.Duration `json:"over,omitempty"`
 	Outbound  []Outbound    `json:"out,omitempty"`
 	Plaintext []Plaintext   `json:"plaintext,omitempty"`
-	// Watched is since when plaintext has been counted without a gap; zero: it is not.
-	Watched time.Time `json:"watched,omitzero"`
-	Probes  []Probe   `json:"probes,omitempty"`
-	App     *AppPort  `json:"app,omitempty"`
+	// At is the sidecar's clock when it sent this.
+	At time.Time `json:"at,omitzero"`
+	// Watch is for how long plaintext has been watched for.
+	Watch  Watch    `json:"watch,omitzero"`
+	Open   []Open   `json:"open,omitempty"`
+	Probes []Probe  `json:"probes,omitempty"`
+	App    *AppPort `json:"app,omitempty"`
+	// Local are the destinations that the sidecar holds on their old way by itself.
+	Local []string `json:"local,omitempty"`
 }
 
 // Outbound is what went to one destination.
@@ -44,9 +50,18 @@ type Outbound struct {
 	Failing     []Failing            `json:"failing,omitempty"`
 }
 
-// Failing is a kind of failure, and how many attempts ended so.
+// Open is how many requests, streams or connections of tcp are under way now, where that has
+// changed.
+type Open struct {
+	Destination string    `json:"dst"`
+	Way         shift.Way `json:"way"`
+	Count       uint64    `json:"n"`
+}
+
+// Failing is a kind of failure, and how many attempts ended so. Without a way: nobody was there
+// on any, and nothing was attempted.
 type Failing struct {
-	Way   shift.Way `json:"way"`
+	Way   shift.Way `json:"way,omitempty"`
 	What  string    `json:"what"` // "503 UC", "0 UF", "grpc 14"
 	Count uint64    `json:"n"`
 }
@@ -74,13 +89,15 @@ type AppPort struct {
 	Listening []string `json:"listening,omitempty"`
 	// Loopback says that all of them are loopback's.
 	Loopback bool `json:"loopback"`
-	// Protected says that rules are loaded that keep others out; unknown without the right to look.
+	// Protected says that rules are loaded that keep others out, Unseen that the sidecar has
+	// no right to look for any.
 	Protected bool `json:"protected"`
+	Unseen    bool `json:"unseen,omitempty"`
 }
 
 // Empty reports whether there is nothing to tell.
 func (r Report) Empty() bool {
-	return len(r.Outbound)+len(r.Plaintext)+len(r.Probes) == 0 && r.App == nil
+	return len(r.Outbound)+len(r.Plaintext)+len(r.Open)+len(r.Probes) == 0 && r.App == nil
 }
 
 // Bounds of a report. What is longer is refused as a whole.
@@ -90,9 +107,10 @@ const (
 	maxWays      = 8
 	maxFailing   = 20
 	maxSources   = 200
+	maxOpen      = 4000
 	maxProbes    = 2000
 	maxListening = 32
-	maxBins      = 400
+	maxBins      = 1000
 	maxText      = 256
 )
 
@@ -121,7 +139,7 @@ func (r Report) check() error {
 	for _, l := range []struct {
 		what    string
 		n, most int
-	}{{"destinations", len(r.Outbound), maxOutbound}, {"sources of plaintext", len(r.Plaintext), maxSources}, {"probes", len(r.Probes), maxProbes}} {
+	}{{"destinations", len(r.Outbound), maxOutbound}, {"sources of plaintext", len(r.Plaintext), maxSources}, {"probes", len(r.Probes), maxProbes}, {"held destinations", len(r.Local), maxProbes}, {"ways with something open", len(r.Open), maxOpen}} {
 		if l.n > l.most {
 			return fmt.Errorf("%d %s, at most %d are taken", l.n, l.what, l.most)
 		}
@@ -130,6 +148,14 @@ func (r Report) check() error {
 		if err := o.check(); err != nil {
 			return fmt.Errorf("destination %.80q: %w", o.Destination, err)
 		}
+	}
+	for _, o := range r.Open {
+		if o.Destination == "" || len(o.Destination) > maxText || !known(o.Way) {
+			return fmt.Errorf("open to %.80q by %.20q: no such way, or no name of a service", o.Destination, o.Way)
+		}
+	}
+	if r.Watch.For < 0 || r.Watch.Quiet < 0 || r.Watch.Quiet > r.Watch.For {
+		return fmt.Errorf("watched for %v, quiet for %v of it: no such stretch of time", r.Watch.For, r.Watch.Quiet)
 	}
 	for _, p := range r.Plaintext {
 		if len(p.Address) > maxText {
@@ -158,14 +184,35 @@ func (o Outbound) check() error {
 		if !known(w.Way) {
 			return fmt.Errorf("no such way: %.20q", w.Way)
 		}
-		if len(w.Latency.Bins) > maxBins {
-			return fmt.Errorf("way %s: %d bins, at most %d are taken", w.Way, len(w.Latency.Bins), maxBins)
+		if err := sound(w.Telemetry); err != nil {
+			return fmt.Errorf("way %s: %w", w.Way, err)
 		}
 	}
 	for _, f := range o.Failing {
-		if !known(f.Way) || len(f.What) > maxText {
+		if !known(f.Way) && f.Way != "" || len(f.What) > maxText {
 			return fmt.Errorf("failure %.80q on way %.20q: no such way, or too long", f.What, f.Way)
 		}
+	}
+	return nil
+}
+
+// most bounds a count: more is no traffic, but a mistake.
+const most = 1 << 30
+
+// sound says what cannot be true of counts.
+func sound(t shift.Telemetry) error {
+	if t.Attempts > most || t.Withheld > most || t.Failed > t.Attempts || t.First > t.Attempts || t.ConnectFailed > t.Failed {
+		return fmt.Errorf("%d attempts, %d first ones, %d failed, %d without a connection, %d withheld: cannot be", t.Attempts, t.First, t.Failed, t.ConnectFailed, t.Withheld)
+	}
+	if len(t.Latency.Bins) > maxBins {
+		return fmt.Errorf("%d bins, at most %d are taken", len(t.Latency.Bins), maxBins)
+	}
+	last := shift.BinOf(0) - 1
+	for _, b := range t.Latency.Bins {
+		if b.Bin <= last || b.Bin > shift.BinOf(math.Inf(1)) || !(b.Count > 0 && b.Count <= most) {
+			return fmt.Errorf("bin %d with %g: no such bin, out of order, or no count", b.Bin, b.Count)
+		}
+		last = b.Bin
 	}
 	return nil
 }

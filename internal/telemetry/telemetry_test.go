@@ -9,15 +9,15 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
-// answer is what an Envoy 1.40 says to StatsPath, shortened.
+// answer is what an Envoy 1.40 says, shortened.
 const answer = `{"stats":[
-{"name":"cf.attempt.destination.catalog.way..code.200.flags.-.grpc.","value":82},
-{"name":"cf.attempt.destination.catalog.way.legacy.code.0.flags.UF.grpc.","value":15},
-{"name":"cf.attempt.destination.catalog.way.plain.code.503.flags.UC,UO.grpc.","value":3},
-{"name":"cf.attempt.destination.a.way.b.way.direct.code.200.flags.-.grpc.14","value":2},
-{"name":"cf.attempt.destination.a.way.b.way.direct.code.200.flags.-.grpc.5","value":4},
-{"name":"cf.connection.destination.db.way.plain.flags.-","value":28},
-{"name":"cf.connection.destination.db.way..flags.URX","value":1},
+{"name":"cf.attempt.destination.catalog.way..wanted.x.code.200.flags.-.grpc.","value":82},
+{"name":"cf.attempt.destination.catalog.way.legacy.wanted.x.code.0.flags.UF.grpc.","value":15},
+{"name":"cf.attempt.destination.catalog.way.plain.wanted.x.code.503.flags.UC,UO.grpc.","value":3},
+{"name":"cf.attempt.destination.a.way.b.way.direct.wanted.x.code.200.flags.-.grpc.14","value":2},
+{"name":"cf.attempt.destination.a.way.b.way.direct.wanted.x.code.200.flags.-.grpc.5","value":4},
+{"name":"cf.connection.destination.db.way.plain.wanted.x.flags.-","value":28},
+{"name":"cf.connection.destination.db.way..wanted.x.flags.URX","value":1},
 {"name":"cf.plaintext.source_address.10.0.0.7","value":119},
 {"name":"cf.unheard.of","value":1},
 {"histograms":{"supported_percentiles":[0,25],"details":[
@@ -30,7 +30,8 @@ func read(t *testing.T, m *Meter, text string) ([]Outbound, []Plaintext) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m.Read(noon, s)
+	r, _ := m.Read(noon, s)
+	return r.Outbound, r.Plaintext
 }
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
@@ -39,10 +40,10 @@ func TestMeter(t *testing.T) {
 	var m Meter
 	out, plaintext := read(t, &m, answer)
 	got, _ := json.Marshal(out)
-	want := `[{"dst":"a.way.b","ways":[{"way":"direct","attempts":6,"failed":2}],"failing":[{"way":"direct","what":"200 grpc 14","n":2}]},` +
-		`{"dst":"catalog","ways":[{"way":"legacy","attempts":15,"failed":15,"connect_failed":15},{"way":"plain","attempts":3,"failed":3},` +
-		`{"way":"mtls","attempts":82,"latency":{"bins":[{"b":-82,"n":2},{"b":1,"n":1}]}}],"failing":[{"way":"legacy","what":"no answer UF","n":15},{"way":"plain","what":"503 UC,UO","n":3}]},` +
-		`{"dst":"db","ways":[{"way":"plain","attempts":28,"latency":{"bins":[{"b":-170,"n":28}]}},{"way":"mtls","attempts":1,"failed":1,"connect_failed":1}],"failing":[{"way":"mtls","what":"no connection URX","n":1}]}]`
+	want := `[{"dst":"a.way.b","ways":[{"way":"direct","attempts":6,"first":6,"failed":2}],"failing":[{"way":"direct","what":"200 grpc 14","n":2}]},` +
+		`{"dst":"catalog","ways":[{"way":"legacy","attempts":15,"first":15,"failed":15,"connect_failed":15},{"way":"plain","attempts":3,"first":3,"failed":3},` +
+		`{"way":"mtls","attempts":82,"first":82,"latency":{"bins":[{"b":-82,"n":2},{"b":1,"n":1}]}}],"failing":[{"way":"legacy","what":"no answer UF","n":15},{"way":"plain","what":"503 UC,UO","n":3}]},` +
+		`{"dst":"db","ways":[{"way":"plain","attempts":28,"first":28,"latency":{"bins":[{"b":-170,"n":28}]}}],"failing":[{"what":"no connection URX","n":1}]}]`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -53,7 +54,7 @@ func TestMeter(t *testing.T) {
 		t.Errorf("nothing new: %+v %+v", out, plaintext)
 	}
 	// An Envoy that started again.
-	out, _ = read(t, &m, `{"stats":[{"name":"cf.attempt.destination.catalog.way..code.200.flags.-.grpc.","value":5},{"histograms":{"details":[{"name":"cf.attempt_us.destination.catalog.way.","totals":[{"lower_bound":180,"width":10,"count":1}]}]}}]}`)
+	out, _ = read(t, &m, `{"stats":[{"name":"cf.attempt.destination.catalog.way..wanted.x.code.200.flags.-.grpc.","value":5},{"histograms":{"details":[{"name":"cf.attempt_us.destination.catalog.way.","totals":[{"lower_bound":180,"width":10,"count":1}]}]}}]}`)
 	if len(out) != 1 || out[0].Ways[0].Attempts != 5 || out[0].Ways[0].Latency.Total() != 1 {
 		t.Errorf("after a restart: %+v", out)
 	}
@@ -113,7 +114,7 @@ func TestBook(t *testing.T) {
 	if r := b.Reporting(key, noon.Add(time.Minute)); r.Fresh || r.At.IsZero() {
 		t.Errorf("%+v", r)
 	}
-	b.Keep(func(Key) bool { return false }, func(shift.Pair) bool { return false })
+	b.Keep(noon, func(Key) bool { return false }, func(shift.Pair) bool { return false })
 	if p := b.Pairs(noon); len(p) != 0 {
 		t.Errorf("kept %+v", p)
 	}
@@ -154,4 +155,61 @@ func FuzzDecode(f *testing.F) {
 		}
 		NewBook().Put(Key{}, r, noon)
 	})
+}
+
+// Times are of the server's clock, whatever the sidecar's says, and none is ahead.
+func TestClocks(t *testing.T) {
+	b := NewBook()
+	skewed := noon.Add(-37 * time.Hour)
+	b.Put(Key{"n", "c", "catalog"}, Report{
+		Session: 1, Seq: 1, At: skewed, Watch: Watch{Since: skewed.Add(-time.Hour), For: time.Hour, Quiet: time.Minute},
+		Plaintext: []Plaintext{{Address: "10.0.0.7", Last: skewed.Add(-time.Minute)}, {Address: "10.0.0.8", Count: 1, Last: skewed.Add(time.Hour)}},
+		Probes:    []Probe{{Destination: "a", Way: shift.Legacy, Since: skewed.Add(-time.Second)}},
+	}, noon)
+	list := b.Plaintext("catalog")
+	if len(list) != 2 || !list[0].Last.Equal(noon) || !list[1].Last.Equal(noon.Add(-time.Minute)) {
+		t.Errorf("%+v", list)
+	}
+	if r := b.Reporting(Key{"n", "c", "catalog"}, noon); !r.Watch.Since.Equal(noon.Add(-time.Hour)) || !r.Watching {
+		t.Errorf("%+v", r)
+	}
+	// It goes on reporting, and can't read its Envoy any more.
+	b.Put(Key{"n", "c", "catalog"}, Report{Session: 1, Seq: 2, Watch: Watch{For: time.Hour}}, noon.Add(time.Minute))
+	if r := b.Reporting(Key{"n", "c", "catalog"}, noon.Add(time.Minute)); !r.Fresh || r.Watching {
+		t.Errorf("%+v", r)
+	}
+}
+
+// What is open is the latest of each sidecar, and ends with it.
+func TestOpen(t *testing.T) {
+	b, pair := NewBook(), shift.Pair{Source: "web", Destination: "catalog"}
+	one, two := Key{"n", "web-1", "web"}, Key{"n", "web-2", "web"}
+	put := func(k Key, session, seq, n uint64) {
+		b.Put(k, Report{Session: session, Seq: seq, Open: []Open{{"catalog", shift.MTLS, n}}}, noon)
+	}
+	want := func(n uint64) {
+		t.Helper()
+		if got := b.Pair(pair, noon).Open[shift.MTLS]; got != n {
+			t.Errorf("%d are open, want %d", got, n)
+		}
+	}
+	put(one, 1, 1, 5)
+	put(two, 1, 1, 7)
+	want(12)
+	put(one, 1, 2, 2)
+	want(9)
+	put(two, 1, 2, 0)
+	want(2)
+	b.Put(one, Report{Session: 9, Seq: 1}, noon) // it has started again
+	want(0)
+	put(two, 1, 3, 4)
+	if got := b.Pairs(noon); len(got) != 1 || got[0].Open[shift.MTLS] != 4 {
+		t.Errorf("%+v", got)
+	}
+	b.Forget(two)
+	want(0)
+	put(two, 1, 4, 4)
+	if got := b.Pair(pair, noon.Add(time.Minute)).Open; len(got) != 0 {
+		t.Errorf("a sidecar that is silent has %v open", got)
+	}
 }

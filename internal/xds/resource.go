@@ -242,5 +242,31 @@ func (r *Resource) Body() ([]byte, error) {
 	return body, nil
 }
 
+// Renamed is the same content under another name, with the same version.
+func (r *Resource) Renamed(name string) (*Resource, error) {
+	body, err := r.Body()
+	if err != nil {
+		return nil, err
+	}
+	wrapped := protowire.AppendTag(nil, fieldAnyType, protowire.BytesType)
+	wrapped = protowire.AppendString(wrapped, string(r.Type))
+	wrapped = protowire.AppendTag(wrapped, fieldAnyValue, protowire.BytesType)
+	wrapped = protowire.AppendBytes(wrapped, body)
+	inner := protowire.AppendTag(nil, fieldResourceVersion, protowire.BytesType)
+	inner = protowire.AppendString(inner, r.Version)
+	inner = protowire.AppendTag(inner, fieldResourceBody, protowire.BytesType)
+	inner = protowire.AppendBytes(inner, wrapped)
+	inner = protowire.AppendTag(inner, fieldResourceName, protowire.BytesType)
+	inner = protowire.AppendString(inner, name)
+	out := *r
+	out.Name = name
+	out.wire = protowire.AppendBytes(protowire.AppendTag(nil, fieldResponseResources, protowire.BytesType), inner)
+	return &out, nil
+}
+
+// SparePrefix begins the names of resources that no Envoy asks for: what a relay puts in the
+// place of those named after it when it goes back to old ways by itself.
+const SparePrefix = "revert~"
+
 // Size is the number of bytes the resource takes in a response.
 func (r *Resource) Size() int { return len(r.wire) }

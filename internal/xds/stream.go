@@ -225,6 +225,9 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 		st.report(t, out)
 	} else if len(r.initial) > 0 {
 		s.announce() // whoever waits for what it holds already
+		if s.opts.Settled != nil {
+			s.opts.Settled(st.node, t, Outcome{Acked: r.initial})
+		}
 	}
 	st.poke()
 	return nil

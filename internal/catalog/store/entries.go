@@ -31,7 +31,9 @@ func (w *Writer) PutEntry(e config.Entry, by Author) error {
 	k := config.KeyOf(e)
 	old := w.Entry(k)
 	n := &Entry{e, w.next, w.next}
-	if old != nil {
+	if old == nil {
+		n.Entry = config.Succeed(w.deleted(k), e)
+	} else {
 		n.Entry = config.Succeed(old.Entry, e)
 		n.CreateIndex, n.ModifyIndex = old.CreateIndex, old.ModifyIndex
 		if same(old, n) {
@@ -44,6 +46,23 @@ func (w *Writer) PutEntry(e config.Entry, by Author) error {
 	}
 	w.entryChanged(k)
 	return w.record(k, old, n, by)
+}
+
+// deleted is a traffic-shift as it was before it was deleted, or nil: its generation is not
+// to begin anew, since sidecars may still hold the old one.
+func (r *Reader) deleted(k config.Key) config.Entry {
+	if k.Kind != config.KindTrafficShift {
+		return nil
+	}
+	for _, v := range r.History(k) {
+		if v.Entry == nil {
+			continue
+		}
+		if e, err := config.DecodeEntryJSON(v.Entry); err == nil {
+			return e
+		}
+	}
+	return nil
 }
 
 // DeleteEntry removes an entry, and writes who did so into its history. One that is

@@ -24,7 +24,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +42,8 @@ type Options struct {
 	NodeID    string                   // the sidecar's proxy service ID
 	NodeName  string                   // the catalog node it is registered on
 	Cluster   string                   // the service's name
+	// LocalFile, where it exists, says to hold old ways; see [Relay.LookLocal]. May be empty.
+	LocalFile string
 	// Probation is how long Envoy must run with a change for a crash not to be held
 	// against it. Default 60 s.
 	Probation time.Duration
@@ -62,6 +63,7 @@ type Status struct {
 	// force; 0: nowhere.
 	PlaintextPort int `json:"plaintext_port,omitempty"`
 
+	Local      *Local      `json:"local,omitempty"` // nil: servers decide
 	Quarantine *Quarantine `json:"quarantine,omitempty"`
 }
 
@@ -95,6 +97,7 @@ type Relay struct {
 	barred     map[xds.Key]string // versions in quarantine
 	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
 	change     Change
+	local      time.Time // since when old ways are held; zero: they are not
 
 	changed chan struct{}
 	dirty   chan struct{} // capacity 1: good differs from the disk
@@ -108,12 +111,6 @@ type pending struct {
 }
 
 const absent = "absent"
-
-// What only a public listener that takes plaintext asks for: of requests, or of connections.
-// The names are those of packages proxy and envoy.
-var plaintextRules = []xds.Key{{Type: xds.RouteType, Name: "public_listener_plaintext"}, {Type: xds.ExtensionType, Name: "plaintext_intentions"}}
-
-const publicListener = "public_listener"
 
 // New loads the last good configuration, if there is one. A file that is there
 // but damaged is reported and ignored: the servers have the truth.
@@ -149,6 +146,12 @@ func New(o Options) (*Relay, error) {
 			o.Log.Error("the configuration before the last good one can't be read", "file", o.StateFile+beforeSuffix, "reason", err)
 		default:
 			r.retryLocked(before, time.Now())
+		}
+	}
+	if o.LocalFile != "" {
+		if st, err := os.Stat(o.LocalFile); err == nil {
+			r.local = st.ModTime()
+			o.Log.Warn("on old ways by order on this host, until released")
 		}
 	}
 	r.server = xds.NewServer(xds.Options{Open: r.opened, Closed: r.closed, Subscribed: r.subscribed, Settled: r.settled, Log: o.Log})
@@ -203,35 +206,9 @@ func (r *Relay) Status() Status {
 	st.FromLastGood = st.FromLastGood && !r.fresh
 	st.Listeners = slices.Sorted(maps.Keys(r.held[xds.ListenerType]))
 	st.Version = versionOf(r.held)
-	st.PlaintextPort = r.plaintextLocked()
+	st.Local = r.localLocked()
 	st.Quarantine = r.quarantine
 	return st
-}
-
-// plaintextLocked is where Envoy takes plaintext: the port of the listener for it alone, else
-// the public one. Envoy has acknowledged these listeners, and routes or rules of plaintext,
-// which it asks for only with one of them.
-func (r *Relay) plaintextLocked() int {
-	port, alone := 0, false
-	for name, res := range r.held[xds.ListenerType] {
-		rest, public := strings.CutPrefix(name, publicListener)
-		own := strings.HasPrefix(rest, "_plaintext:")
-		if !public || !own && !strings.HasPrefix(rest, ":") {
-			continue
-		}
-		if r.acked[xds.Key{Type: xds.ListenerType, Name: name}] != res.Version {
-			return 0
-		}
-		if n, err := strconv.Atoi(name[strings.LastIndexByte(name, ':')+1:]); err == nil && !alone {
-			port, alone = n, own
-		}
-	}
-	for _, k := range plaintextRules {
-		if _, asked := r.wanted[k.Type][k.Name]; asked && r.acked[k] != "" {
-			return port
-		}
-	}
-	return 0
 }
 
 // Changed is closed at the next change of [Relay.Status].
@@ -257,6 +234,11 @@ func (r *Relay) publishLocked() {
 	v := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}, Growing: true, Removed: maps.Clone(r.removed)}
 	for t, byName := range r.held {
 		v.Own[t] = maps.Clone(byName)
+		for name := range byName {
+			if over := r.overlayLocked(xds.Key{Type: t, Name: name}); over != nil {
+				v.Own[t][name] = over
+			}
+		}
 	}
 	v.Own[xds.SecretType] = maps.Clone(r.secrets)
 	r.server.Update(xds.Update{Views: map[string]*xds.View{viewKey: v}})
@@ -274,6 +256,7 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
 	r.openedAt, r.told = time.Now(), true
 	r.status.EnvoyConnected = true
+	r.plaintextLocked()
 	r.announceLocked()
 	go r.connect(up)
 	return viewKey, nil
@@ -302,6 +285,7 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 	if r.wanted[t] == nil {
 		r.wanted[t] = map[string]struct{}{}
 	}
+	added, dropped = append(added, spares(t, added)...), append(dropped, spares(t, dropped)...)
 	for _, name := range added {
 		r.wanted[t][name] = struct{}{}
 	}
@@ -317,10 +301,7 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 	if len(dropped) > 0 {
 		r.publishLocked() // what is asked for again is not answered by what was so before
 	}
-	if now := r.plaintextLocked(); now != r.status.PlaintextPort {
-		r.status.PlaintextPort = now
-		r.announceLocked()
-	}
+	r.plaintextLocked()
 	r.askLocked(t, added, dropped)
 	r.answerLocked(t)
 }
@@ -377,7 +358,7 @@ func (r *Relay) runsLocked(k xds.Key) bool {
 		return true
 	}
 	_, ok := r.wanted[k.Type][k.Name]
-	return ok
+	return ok && !isSpare(k.Name)
 }
 
 // settled is Envoy's word on a response of ours.
@@ -420,10 +401,10 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	if len(o.Refused) > 0 {
 		r.publishLocked()
 	}
-	if now := r.plaintextLocked(); now != r.status.PlaintextPort {
-		r.status.PlaintextPort = now
+	if !r.local.IsZero() {
 		r.announceLocked()
 	}
+	r.plaintextLocked()
 	r.answerLocked(t)
 }
 

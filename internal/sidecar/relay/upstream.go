@@ -9,9 +9,12 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	envoyconfig "github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -41,7 +44,7 @@ func (r *Relay) connect(ctx context.Context) {
 func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	meta, err := structpb.NewStruct(map[string]any{"node_name": r.opts.NodeName, "crossfade_relay": true})
+	meta, err := structpb.NewStruct(map[string]any{"node_name": r.opts.NodeName, "crossfade_relay": true, "crossfade_shifts": r.shifts()})
 	if err != nil {
 		return false, err
 	}
@@ -83,6 +86,27 @@ func (r *Relay) stream(ctx context.Context) (admitted bool, err error) {
 		}
 		r.received(c, resp)
 	}
+}
+
+// shifts are the shares that Envoy runs, by destination, for a server that has lost them.
+func (r *Relay) shifts() map[string]any {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]any{}
+	for _, res := range r.good[xds.RuntimeType] {
+		body, err := res.Body()
+		if err != nil {
+			continue
+		}
+		var layer runtimev3.Runtime
+		if err := proto.Unmarshal(body, &layer); err != nil {
+			continue
+		}
+		for destination, text := range envoyconfig.Shifts(&layer) {
+			out[destination] = text
+		}
+	}
+	return out
 }
 
 func (r *Relay) connectedLocked(up bool) {
@@ -131,6 +155,14 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 		}
 		next[res.Name] = res
 		delete(r.removed, k)
+		switch {
+		case isSpare(res.Name):
+			r.goodLocked(t, res) // nobody else has a say in it
+			continue
+		case r.overlayLocked(k) != nil:
+			p.refused = append(p.refused, heldHere(k))
+			continue
+		}
 		if r.runsLocked(k) && r.acked[k] != res.Version {
 			p.waiting[res.Name] = res.Version
 		}
@@ -146,6 +178,10 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 			changes = append(changes, k)
 		}
 		delete(next, name)
+		if isSpare(name) && r.good[t][name] != nil {
+			delete(r.good[t], name)
+			r.saveSoon()
+		}
 		if t != xds.ClusterType && t != xds.ListenerType {
 			r.removed[k] = struct{}{}
 		}
@@ -154,6 +190,7 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 		}
 	}
 	r.held[t] = next
+	r.plaintextLocked()
 	if len(changes) > 0 {
 		r.change = Change{Time: now.UTC(), Resources: shorten(describe(changes))}
 	}
