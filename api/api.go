@@ -207,6 +207,8 @@ type Revertible struct {
 	State string `json:"state"` // yes, no or unknown
 	Way   string `json:"way,omitempty"`
 	Why   string `json:"why"`
+	// Since is when that last became so, as far as anybody was looking.
+	Since *time.Time `json:"since,omitempty"`
 }
 
 // Change is who changed an entry, when and how.
@@ -262,8 +264,8 @@ type ShiftRequest struct {
 	// no plaintext to become strict; empty: "24h".
 	Stage  string `json:"stage,omitempty"`
 	Window string `json:"window,omitempty"`
-	// Force sets shares though a shift is under way, or makes a callee strict in spite of what
-	// speaks against it.
+	// Force sets shares though a shift is under way, takes a legacy address that does not
+	// answer, or makes a callee strict in spite of what speaks against it.
 	Force bool `json:"force,omitempty"`
 	// Legacy, if set, replaces the pair's.
 	Legacy *LegacyWay `json:"legacy,omitempty"`

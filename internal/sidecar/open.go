@@ -53,6 +53,7 @@ type sidecar struct {
 	runner       *check.Runner
 	board        *board
 	reporter     *reporter
+	oldWays      *oldWays
 	plaintext    telemetry.Memory // from before the start
 	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
@@ -224,7 +225,11 @@ func (s *sidecar) openEnvoy(path string) {
 		}
 		return nil
 	}
-	s.reporter.more = func(r *telemetry.Report) { ports.add(r, time.Now()) }
+	s.oldWays = newOldWays(s.relay.OldWays)
+	s.reporter.more = func(r *telemetry.Report) {
+		ports.add(r, time.Now())
+		s.oldWays.add(r)
+	}
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
 		group:         s.group,

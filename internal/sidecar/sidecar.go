@@ -140,6 +140,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.watchSizes)
 	s.serving.run(s.reportConnections)
 	s.serving.run(s.reporter.run)
+	s.serving.run(s.oldWays.run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:

@@ -351,26 +351,41 @@ type Probed struct {
 	Since        time.Time // the latest change
 }
 
-// Probes is what fresh callers of a source say of a destination's way.
-func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed) {
+// ProbeOf is a way of a pair; the source "*" stands for all callers.
+type ProbeOf struct {
+	Pair shift.Pair
+	Way  shift.Way
+}
+
+// Probes is what fresh callers say of old ways.
+func (b *Book) Probes(now time.Time) map[ProbeOf]Probed {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	keys := slices.SortedFunc(maps.Keys(b.sidecars), compareKeys)
-	for _, k := range keys {
+	out := map[ProbeOf]Probed{}
+	for _, k := range slices.SortedFunc(maps.Keys(b.sidecars), compareKeys) {
 		s := b.sidecars[k]
-		p, ok := s.probes[pair.Destination]
-		if k.Service != pair.Source || !ok || p.Way != way || now.Sub(s.at) > fresh {
+		if now.Sub(s.at) > fresh {
 			continue
 		}
-		if p.Works {
-			out.Works++
-		} else {
-			out.Fails++
-			out.Why = cmp.Or(out.Why, k.Sidecar+": "+p.Why)
+		for _, p := range s.probes {
+			for _, source := range []string{k.Service, "*"} {
+				of := ProbeOf{shift.Pair{Source: source, Destination: p.Destination}, p.Way}
+				out[of] = out[of].with(k.Sidecar, p)
+			}
 		}
-		out.Since = latest(out.Since, p.Since)
 	}
 	return out
+}
+
+func (p Probed) with(sidecar string, one Probe) Probed {
+	if one.Works {
+		p.Works++
+	} else {
+		p.Fails++
+		p.Why = cmp.Or(p.Why, sidecar+": "+one.Why)
+	}
+	p.Since = latest(p.Since, one.Since)
+	return p
 }
 
 func compareKeys(a, b Key) int {
