@@ -207,8 +207,8 @@ type Revertible struct {
 	State string `json:"state"` // yes, no or unknown
 	Way   string `json:"way,omitempty"`
 	Why   string `json:"why"`
-	// Since is when that last became so, as far as anybody was looking.
-	Since *time.Time `json:"since,omitempty"`
+	// Since when callers say so; zero where they were not asked.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Change is who changed an entry, when and how.

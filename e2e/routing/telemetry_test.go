@@ -266,6 +266,8 @@ func TestTelemetryCountsStreams(t *testing.T) {
 		n := uint64(a.served.Load())
 		return api.WayTelemetry{Way: way, Attempts: n, First: n}
 	}
-	time.Sleep(2*time.Second); _, bb := w.server.Call("GET", "/v1/crossfade/telemetry/web/chat", nil); t.Logf("%s", bb)
+	time.Sleep(2 * time.Second)
+	_, bb := w.server.Call("GET", "/v1/crossfade/telemetry/web/chat", nil)
+	t.Logf("%s", bb)
 	w.counted("web", "chat", of(chat.legacy, "legacy"), of(chat.mtls, "mtls"))
 }

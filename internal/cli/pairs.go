@@ -62,11 +62,11 @@ func printLedger(w io.Writer, rows []api.Pair) {
 
 // revertible is "yes", or "no since 15:04:05".
 func revertible(r api.Revertible) string {
-	if r.Since == nil {
+	if r.Since.IsZero() {
 		return r.State
 	}
 	format := time.TimeOnly
-	if time.Since(*r.Since) > 20*time.Hour {
+	if time.Since(r.Since) > 20*time.Hour {
 		format = time.DateTime
 	}
 	return r.State + " since " + r.Since.Local().Format(format)

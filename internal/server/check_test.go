@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -43,6 +45,12 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 	}
 	s.Register("web.yaml", web)
 	s.Register("admin.yaml", admin)
+	meshtest.Eventually(t, "both are in the catalog", func() error {
+		if _, sidecars, _ := check(); sidecars != 2 {
+			return fmt.Errorf("%d sidecars", sidecars)
+		}
+		return nil
+	})
 	bad := file + `:1 |  |  | unknown kind "nonsense"`
 	if entries, sidecars, problems := check(); entries != 2 || sidecars != 2 || !cmp.Equal(problems, []string{bad}) {
 		t.Errorf("%d entries, %d sidecars: %q", entries, sidecars, problems)

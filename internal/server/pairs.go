@@ -14,6 +14,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -28,18 +29,18 @@ type books struct {
 	snap       *catalog.Snapshot
 	shifts     map[string]*store.Entry // traffic-shift entries by name
 	newest     map[string]*store.Version
-	streams    map[*catalog.Service]stream            // of registered sidecars with an open one
-	legacy     map[string]error                       // what probing addresses has found
-	said       map[telemetry.ProbeOf]telemetry.Probed // by callers of old ways
+	streams    map[*catalog.Service]stream // of registered sidecars with an open one
+	legacy     map[string]error            // what probing addresses has found
 	history    func(address string) (since, last time.Time)
 	book       *telemetry.Book
 
 	sources map[string]*source
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
-	plain   map[string]int            // sidecars that take plaintext now, by service
-	unsaved map[string]string         // entries in force that are not saved, and why
-	decides map[string][]api.PairName // pairs by the name of the entry that counts for them; nil before it is asked for
+	plain   map[string]int                                    // sidecars that take plaintext now, by service
+	probed  func(p api.PairName, way string) telemetry.Probed // what callers say of an old way; may be nil
+	unsaved map[string]string                                 // entries in force that are not saved, and why
+	decides map[string][]api.PairName                         // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
 // stream is how far a connected sidecar is.
@@ -54,7 +55,7 @@ type source struct {
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
 	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
-		unsaved: map[string]string{}, book: s.mesh.book, said: s.mesh.book.Probes(time.Now()), history: s.probes.history}
+		unsaved: map[string]string{}, book: s.mesh.book, history: s.probes.history}
 	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
@@ -70,6 +71,10 @@ func (s *Server) books(ctx context.Context) *books {
 		}
 		b.shifts[name] = row
 		b.unsaved[name] = u.why
+	}
+	now := time.Now()
+	b.probed = func(p api.PairName, way string) telemetry.Probed {
+		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), now)
 	}
 	b.sources = sourcesOf(b.snap, b.datacenter)
 	return b

@@ -10,7 +10,6 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/config"
-	"github.com/crossfade-mesh/crossfade/internal/shift"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
@@ -21,11 +20,14 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		return api.Revertible{State: api.No, Why: "nothing was shifted: no traffic-shift decides for it"}
 	}
 	way := oldWay(e)
-	said := b.said[telemetry.ProbeOf{Pair: shift.Pair{Source: p.Source, Destination: p.Destination}, Way: shift.Way(way)}]
+	var said telemetry.Probed
+	if b.probed != nil {
+		said = b.probed(p, way)
+	}
 	out := b.seen(p, e, said)
 	out.Way = way
 	if said.Fails > 0 && out.State != api.No {
-		out.State, out.Since = api.No, known(said.Since)
+		out.State, out.Since = api.No, said.Since
 		out.Why = fmt.Sprintf("%d of %d callers cannot reach it: %s", said.Fails, said.Fails+said.Works, clipped(said.Why))
 		if way == api.Legacy {
 			out.Why = fmt.Sprintf("legacy address %s: %s", e.Legacy.Address, out.Why)
@@ -39,20 +41,20 @@ func (b *books) seen(p api.PairName, e *config.TrafficShift, said telemetry.Prob
 	out := api.Revertible{State: api.Yes}
 	heard := said.Works > 0 && said.Fails == 0
 	if heard {
-		out.Since = known(said.Since)
+		out.Since = said.Since
 	}
 	if oldWay(e) == api.Direct {
 		c := b.callee(p.Destination)
 		out.Why = fmt.Sprintf("%d of %d instances of %q are healthy", c.Healthy, c.Instances, p.Destination)
 		switch {
 		case c.Instances == 0:
-			out.State, out.Why, out.Since = api.No, fmt.Sprintf("no instance of %q is registered", p.Destination), nil
+			out.State, out.Why, out.Since = api.No, fmt.Sprintf("no instance of %q is registered", p.Destination), time.Time{}
 		case c.Healthy == 0:
-			out.State, out.Why, out.Since = api.No, fmt.Sprintf("none of %d instances of %q is healthy", c.Instances, p.Destination), nil
+			out.State, out.Why, out.Since = api.No, fmt.Sprintf("none of %d instances of %q is healthy", c.Instances, p.Destination), time.Time{}
 		default:
 			switch closed, why := b.closedTo(p); {
 			case closed >= c.Healthy:
-				out.State, out.Why, out.Since = api.No, why, nil
+				out.State, out.Why, out.Since = api.No, why, time.Time{}
 			case closed > 0:
 				out.Why += fmt.Sprintf("; %d take no connections from other hosts", closed)
 			}
@@ -70,7 +72,7 @@ func (b *books) seen(p api.PairName, e *config.TrafficShift, said telemetry.Prob
 	}
 	switch failed := asked && err != nil && !errors.Is(err, errNotProbed); {
 	case failed && (!heard || time.Since(last) < stale): // callers may not know yet
-		out.State, out.Since = api.No, known(since)
+		out.State, out.Since = api.No, since
 		out.Why = fmt.Sprintf("legacy address %s: cannot be connected to from the server: %v", address, err)
 	case heard:
 		out.Why = fmt.Sprintf("legacy address %s answers %d callers", address, said.Works)
@@ -80,14 +82,14 @@ func (b *books) seen(p api.PairName, e *config.TrafficShift, said telemetry.Prob
 	case !asked || err != nil:
 		out.State, out.Why = api.Unknown, fmt.Sprintf("legacy address %s: not probed in time", address)
 	default:
-		out.Why, out.Since = fmt.Sprintf("legacy address %s takes connections", address), known(since)
+		out.Why, out.Since = fmt.Sprintf("legacy address %s takes connections", address), since
 	}
 	return out
 }
 
 // stale is how old the word of callers may be: when an address has answered the server inside
-// it, and does not now, they may not have tried since. Each tries every ten seconds.
-const stale = 20 * time.Second
+// it, and does not now, they may not have tried since. Each tries every five seconds.
+const stale = 15 * time.Second
 
 // watchOldWaysEvery is how often it is looked whether all pairs could go back.
 const watchOldWaysEvery = 5 * time.Second

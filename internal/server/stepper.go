@@ -43,6 +43,8 @@ const (
 type stepper struct {
 	s   *Server
 	log *slog.Logger
+	// runs reports whether all callers run the entries of an index; [mesh.runs].
+	runs func(b *books, source string, index uint64) bool
 
 	mu      sync.Mutex // held during a step
 	state   shift.State
@@ -62,7 +64,7 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, settled: map[shift.Pair]settled{}}
+	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}}
 }
 
 // open reads what was remembered.
@@ -187,7 +189,7 @@ func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observ
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
 			Applied: e.Generation,
 		}
-		if !p.s.mesh.runs(b, name.Source, row.ModifyIndex) {
+		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
 		if i, ok := windows[pair]; ok {

@@ -23,7 +23,7 @@ import (
 
 const (
 	// probeEvery is how often an old way is tried that works, probeSooner one that does not.
-	probeEvery  = 10 * time.Second
+	probeEvery  = 5 * time.Second
 	probeSooner = 2 * time.Second
 	// probeLook is how often it is looked which old ways there are.
 	probeLook = time.Second

@@ -35,6 +35,7 @@ const (
 type Book struct {
 	mu       sync.Mutex // guards the following
 	sidecars map[Key]*reporter
+	services map[string]map[Key]*reporter // the same, by service
 	pairs    map[shift.Pair]*pairBook
 	callees  map[string]map[string]*source // plaintext by service, then address
 }
@@ -74,7 +75,7 @@ type source struct {
 
 // NewBook is an empty one.
 func NewBook() *Book {
-	return &Book{sidecars: map[Key]*reporter{}, pairs: map[shift.Pair]*pairBook{}, callees: map[string]map[string]*source{}}
+	return &Book{sidecars: map[Key]*reporter{}, services: map[string]map[Key]*reporter{}, pairs: map[shift.Pair]*pairBook{}, callees: map[string]map[string]*source{}}
 }
 
 // Put takes a report in. One that was there already counts no second time. Times in it are of
@@ -86,6 +87,10 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	if s == nil {
 		s = &reporter{}
 		b.sidecars[key] = s
+		if b.services[key.Service] == nil {
+			b.services[key.Service] = map[Key]*reporter{}
+		}
+		b.services[key.Service][key] = s
 	}
 	s.at = now
 	if s.session != r.Session || s.probes == nil { // a sidecar that has started, which tells all anew
@@ -201,7 +206,15 @@ func earliest(a, b time.Time) time.Time {
 func (b *Book) Forget(key Key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.forget(key)
+}
+
+func (b *Book) forget(key Key) {
 	delete(b.sidecars, key)
+	delete(b.services[key.Service], key)
+	if len(b.services[key.Service]) == 0 {
+		delete(b.services, key.Service)
+	}
 }
 
 // Keep drops the sidecars that are not registered, the pairs that nobody declares, and
@@ -209,7 +222,11 @@ func (b *Book) Forget(key Key) {
 func (b *Book) Keep(now time.Time, registered func(Key) bool, declared func(shift.Pair) bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	maps.DeleteFunc(b.sidecars, func(k Key, _ *reporter) bool { return !registered(k) })
+	for k := range b.sidecars {
+		if !registered(k) {
+			b.forget(k)
+		}
+	}
 	maps.DeleteFunc(b.pairs, func(p shift.Pair, _ *pairBook) bool { return !declared(p) })
 	for service, from := range b.callees {
 		maps.DeleteFunc(from, func(_ string, s *source) bool { return now.Sub(s.last) > forgetAddress })
@@ -351,41 +368,29 @@ type Probed struct {
 	Since        time.Time // the latest change
 }
 
-// ProbeOf is a way of a pair; the source "*" stands for all callers.
-type ProbeOf struct {
-	Pair shift.Pair
-	Way  shift.Way
-}
-
-// Probes is what fresh callers say of old ways.
-func (b *Book) Probes(now time.Time) map[ProbeOf]Probed {
+// Probes is what fresh callers of a source, or of all with "*", say of a destination's way.
+func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	out := map[ProbeOf]Probed{}
-	for _, k := range slices.SortedFunc(maps.Keys(b.sidecars), compareKeys) {
-		s := b.sidecars[k]
-		if now.Sub(s.at) > fresh {
+	of := b.services[pair.Source]
+	if pair.Source == "*" {
+		of = b.sidecars
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(of), compareKeys) {
+		s := of[k]
+		p, ok := s.probes[pair.Destination]
+		if !ok || p.Way != way || now.Sub(s.at) > fresh {
 			continue
 		}
-		for _, p := range s.probes {
-			for _, source := range []string{k.Service, "*"} {
-				of := ProbeOf{shift.Pair{Source: source, Destination: p.Destination}, p.Way}
-				out[of] = out[of].with(k.Sidecar, p)
-			}
+		if p.Works {
+			out.Works++
+		} else {
+			out.Fails++
+			out.Why = cmp.Or(out.Why, k.Sidecar+": "+p.Why)
 		}
+		out.Since = latest(out.Since, p.Since)
 	}
 	return out
-}
-
-func (p Probed) with(sidecar string, one Probe) Probed {
-	if one.Works {
-		p.Works++
-	} else {
-		p.Fails++
-		p.Why = cmp.Or(p.Why, sidecar+": "+one.Why)
-	}
-	p.Since = latest(p.Since, one.Since)
-	return p
 }
 
 func compareKeys(a, b Key) int {

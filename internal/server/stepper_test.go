@@ -1,0 +1,258 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
+)
+
+// ramp is a pair that a stepper moves, in a time of its own.
+type ramp struct {
+	t     *testing.T
+	s     *Server
+	now   time.Time
+	seq   uint64
+	worse float64 // part of attempts on the new way that fail
+}
+
+func newRamp(t *testing.T) *ramp {
+	st, err := store.Open(store.Options{NodeName: "n", NodeAddress: "127.0.0.1", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	log := slog.New(slog.DiscardHandler)
+	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), probes: newProber()}, now: time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)}
+	r.restart()
+	r.s.mesh.setCatalog(caller(t))
+	r.write(func(w *store.Writer) error {
+		e := &config.TrafficShift{Source: "web", Destination: "catalog", Shares: config.Shares{Direct: 100}, Steps: []float64{10, 50, 100}, Dwell: config.Duration(30 * time.Second)}
+		e.Normalize()
+		return w.PutEntry(e, store.Author{Who: "test", Time: r.now})
+	})
+	return r
+}
+
+// caller is a catalog in which web calls catalog, both with a sidecar.
+func caller(t *testing.T) *catalog.Snapshot {
+	t.Helper()
+	node := &catalog.Node{Name: "n", Address: "127.0.0.1"}
+	sets := map[string]*catalog.Set{}
+	for _, name := range []string{"web", "catalog"} {
+		sets[name] = catalog.NewSet(name, []catalog.Instance{{Node: node, Service: &catalog.Service{ID: name, Name: name, Port: 80}}})
+		proxy := &catalog.Proxy{DestinationServiceName: name, DestinationServiceID: name}
+		if name == "web" {
+			proxy.Upstreams = []catalog.Upstream{{DestinationName: "catalog", LocalBindPort: 7100}}
+		}
+		side := name + "-sidecar-proxy"
+		sets[side] = catalog.NewSet(side, []catalog.Instance{{Node: node, Service: &catalog.Service{Kind: catalog.ConnectProxy, ID: side, Name: side, Port: 21000, Proxy: proxy}}})
+	}
+	return catalog.NewSnapshot("dc1", 1, sets)
+}
+
+// restart is a server that begins anew with what the store has.
+func (r *ramp) restart() {
+	r.t.Helper()
+	r.s.mesh.book = telemetry.NewBook()
+	r.s.steps = newStepper(r.s)
+	r.s.steps.runs = func(*books, string, uint64) bool { return true }
+	if err := r.s.steps.open(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.publish()
+}
+
+func (r *ramp) write(write func(*store.Writer) error) {
+	r.t.Helper()
+	if _, err := r.s.change(write); err != nil {
+		r.t.Fatal(err)
+	}
+	r.publish()
+}
+
+// publish gives the mesh the entries, as the store does.
+func (r *ramp) publish() {
+	r.s.store.Read(context.Background(), 0, func(from *store.Reader) {
+		var list []config.Entry
+		for _, row := range from.Entries("") {
+			list = append(list, row.Entry)
+		}
+		r.s.mesh.setEntries(config.NewSet(list...), from.EntriesIndex())
+	})
+}
+
+// second is one more of traffic by the shares, and of looking.
+func (r *ramp) second() {
+	r.now = r.now.Add(time.Second)
+	e := r.entry()
+	var ways []shift.WayTelemetry
+	for _, w := range shift.Ways() {
+		if n := uint64(e.Shares.Hundredths(string(w))) / 10; n > 0 { // 1,000 a second
+			failed := uint64(0)
+			if w == shift.MTLS {
+				failed = uint64(float64(n) * r.worse)
+			}
+			ways = append(ways, shift.WayTelemetry{Way: w, Telemetry: shift.Telemetry{Attempts: n, Failed: failed}})
+		}
+	}
+	r.seq++
+	r.s.mesh.book.Put(telemetry.Key{Node: "n", Sidecar: "web-sidecar-proxy", Service: "web"}, telemetry.Report{
+		Session: 1, Seq: r.seq, Over: time.Second, Outbound: []telemetry.Outbound{{Destination: "catalog", Ways: ways}},
+	}, r.now)
+	r.s.steps.step(r.now, nil, true)
+	r.publish()
+}
+
+func (r *ramp) entry() *config.TrafficShift {
+	return r.s.mesh.config().TrafficShift("web", "catalog")
+}
+
+func (r *ramp) order(v shift.Verb) error {
+	plan, err := planOf(r.entry(), shift.MTLS)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	pair := shift.Pair{Source: "web", Destination: "catalog"}
+	for _, a := range r.s.steps.step(r.now, []shift.Command{{Verb: v, Pair: pair, Plan: plan, By: "test"}}, false) {
+		if a.Kind == shift.Refused {
+			return fmt.Errorf("%s", a.Reason)
+		}
+	}
+	r.publish()
+	return nil
+}
+
+func (r *ramp) status() shift.Status {
+	at, _ := r.s.steps.find(shift.Pair{Source: "web", Destination: "catalog"})
+	return at.Status
+}
+
+// Shares move by themselves to the end, whatever is killed in between, and never back.
+func TestStepsSurviveRestarts(t *testing.T) {
+	for seed := range uint64(50) {
+		random := rand.New(rand.NewPCG(1, seed))
+		r := newRamp(t)
+		if err := r.order(shift.CommandStart); err != nil {
+			t.Fatal(err)
+		}
+		most := 0.0
+		for range 400 {
+			r.second()
+			if random.IntN(15) == 0 {
+				r.restart()
+			}
+			now := r.entry().Shares.MTLS
+			if now < most {
+				t.Fatalf("seed %d: back from %v to %v", seed, most, now)
+			}
+			most = now
+			if r.status() == shift.Done {
+				break
+			}
+		}
+		if r.status() != shift.Done || most != 100 {
+			t.Errorf("seed %d: %s at %v", seed, r.status(), most)
+		}
+	}
+}
+
+// Aborted at any moment, killed at any moment, all is back in the end, and stays so.
+func TestAbortAlwaysEndsBack(t *testing.T) {
+	for seed := range uint64(50) {
+		random := rand.New(rand.NewPCG(2, seed))
+		r := newRamp(t)
+		if err := r.order(shift.CommandStart); err != nil {
+			t.Fatal(err)
+		}
+		for range random.IntN(120) {
+			r.second()
+			if random.IntN(20) == 0 {
+				r.restart()
+			}
+		}
+		if err := r.order(shift.CommandAbort); err != nil {
+			t.Fatal(err)
+		}
+		for range 40 {
+			if random.IntN(5) == 0 {
+				r.restart()
+			}
+			r.second()
+		}
+		if r.entry().Shares != (config.Shares{Direct: 100}) || r.status() != shift.Aborted {
+			t.Errorf("seed %d: %s at %+v", seed, r.status(), r.entry().Shares)
+		}
+	}
+}
+
+// What turns bad is left within ten seconds; what people set is watched as well; a revert
+// of somebody else's is not overruled.
+func TestGuardOfTheServer(t *testing.T) {
+	r := newRamp(t)
+	r.write(func(w *store.Writer) error {
+		e := next(api.PairName{Source: "web", Destination: "catalog"}, r.entry())
+		e.Shares = config.Shares{Direct: 50, MTLS: 50}
+		return w.PutEntry(e, store.Author{Who: "test", Time: r.now})
+	})
+	for range 30 {
+		r.second()
+	}
+	if r.entry().Shares.MTLS != 50 || r.status() != shift.Running {
+		t.Fatalf("%s at %+v", r.status(), r.entry().Shares)
+	}
+	r.worse = 0.5
+	for range 10 {
+		r.second()
+	}
+	if r.entry().Shares != (config.Shares{Direct: 100}) || r.status() != shift.Reverted {
+		t.Errorf("%s at %+v", r.status(), r.entry().Shares)
+	}
+	r.worse = 0
+	if err := r.order(shift.CommandStart); err != nil {
+		t.Fatal(err)
+	}
+	for r.entry().Shares.MTLS == 0 {
+		r.second()
+	}
+	r.write(func(w *store.Writer) error {
+		e := next(api.PairName{Source: "web", Destination: "catalog"}, r.entry())
+		e.Shares = config.Shares{Direct: 100}
+		return w.PutEntry(e, store.Author{Who: "somebody", Time: r.now, Reverted: true})
+	})
+	for range 100 {
+		r.second()
+	}
+	if r.entry().Shares != (config.Shares{Direct: 100}) || r.status() != shift.Reverted {
+		t.Errorf("after somebody's revert: %s at %+v", r.status(), r.entry().Shares)
+	}
+}
+
+// Small samples wait.
+func TestSmallSamplesWait(t *testing.T) {
+	r := newRamp(t)
+	if err := r.order(shift.CommandStart); err != nil {
+		t.Fatal(err)
+	}
+	for r.entry().Shares.MTLS == 0 {
+		r.second()
+	}
+	for range 600 {
+		r.now = r.now.Add(time.Second)
+		r.s.steps.step(r.now, nil, true)
+		r.publish()
+	}
+	at, _ := r.s.steps.find(shift.Pair{Source: "web", Destination: "catalog"})
+	if at.Wait != shift.WaitGuard || r.entry().Shares.MTLS != 10 {
+		t.Errorf("%+v at %+v", at, r.entry().Shares)
+	}
+}
