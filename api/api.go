@@ -119,6 +119,7 @@ type Pair struct {
 	LastSeen      time.Time    `json:"last_seen,omitzero"`
 	LastPlaintext time.Time    `json:"last_plaintext,omitzero"` // that the callee took from a host of the source
 	Blockers      []string     `json:"blockers,omitempty"`      // what keeps the pair from going on
+	Notes         []string     `json:"notes,omitempty"`         // what its stage does not prove
 	Shift         *ShiftStatus `json:"shift,omitempty"`         // the last one that moves or watches its shares
 }
 

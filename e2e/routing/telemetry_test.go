@@ -5,13 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
@@ -270,4 +275,70 @@ func TestTelemetryCountsStreams(t *testing.T) {
 	_, bb := w.server.Call("GET", "/v1/crossfade/telemetry/web/chat", nil)
 	t.Logf("%s", bb)
 	w.counted("web", "chat", of(chat.legacy, "legacy"), of(chat.mtls, "mtls"))
+}
+
+// What gRPC says counts by what it says of the way, whether it comes in headers or trailers.
+func TestTelemetryJudgesGRPC(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		var in wrapperspb.UInt64Value
+		if err := s.RecvMsg(&in); err != nil {
+			return err
+		}
+		code := codes.Code(in.GetValue() % 100)
+		if in.GetValue() >= 100 { // an answer first, so that the status comes in trailers
+			if err := s.SendMsg(&in); err != nil {
+				return err
+			}
+		}
+		return status.Error(code, "as asked")
+	}))
+	go g.Serve(l)
+	t.Cleanup(g.Stop)
+	web := w.caller("web", "web-1", "chat")
+	w.apply(shiftText("chat", l.Addr().String(), "", [4]float64{100, 0, 0, 0}, unguarded))
+	conn := web.grpc()
+	for n := range uint64(17) {
+		for _, ask := range []uint64{n, 100 + n} {
+			st, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, "/any/thing")
+			if err == nil {
+				err = st.SendMsg(wrapperspb.UInt64(ask))
+			}
+			if err = errors.Join(err, st.CloseSend()); err != nil {
+				t.Fatal(err)
+			}
+			var out wrapperspb.UInt64Value
+			for err == nil {
+				err = st.RecvMsg(&out)
+			}
+			if want := codes.Code(n); status.Code(err) != want && !(n == 0 && errors.Is(err, io.EOF)) {
+				t.Fatalf("%v, want %v", err, want)
+			}
+		}
+	}
+	meshtest.Eventually(t, "statuses are counted", func() error {
+		_, body := w.server.Call(http.MethodGet, "/v1/crossfade/telemetry/web/chat", nil)
+		var got api.Telemetry
+		if err := json.Unmarshal(body, &got); err != nil {
+			return err
+		}
+		kinds := map[string]uint64{}
+		for _, f := range got.Failing {
+			kinds[f.What] = f.Count
+		}
+		for _, n := range []int{2, 4, 13, 14, 15} {
+			if kinds[fmt.Sprintf("200 grpc %d", n)] != 2 {
+				return fmt.Errorf("%s", body)
+			}
+		}
+		if len(kinds) != 5 || len(got.Ways) != 1 || got.Ways[0].Attempts != 34 || got.Ways[0].Failed != 10 {
+			return fmt.Errorf("%s", body)
+		}
+		return nil
+	})
 }

@@ -91,7 +91,7 @@ func (r *reporter) count(ctx context.Context, now time.Time) {
 		r.pending, r.since = r.pending.Late(), now
 	}
 	later := telemetry.Report{Over: max(0, now.Sub(r.since)-r.pending.Over)}
-	if counted, ok := r.ask(ctx); ok {
+	if counted, ok := r.ask(ctx, now); ok {
 		over := now.Sub(r.read)
 		if r.read.IsZero() {
 			over = 0
@@ -117,7 +117,7 @@ func (r *reporter) count(ctx context.Context, now time.Time) {
 
 // ask reads Envoy's counts. What an Envoy counted between the last reading and its end is
 // lost, and that time is not one in which anybody watched.
-func (r *reporter) ask(ctx context.Context) (out telemetry.Report, ok bool) {
+func (r *reporter) ask(ctx context.Context, now time.Time) (out telemetry.Report, ok bool) {
 	pid := r.envoy()
 	if pid == 0 {
 		return out, false
@@ -135,7 +135,7 @@ func (r *reporter) ask(ctx context.Context) (out telemetry.Report, ok bool) {
 		r.log.Debug("Envoy's counts can't be read", "reason", err)
 		return out, false
 	}
-	out, hosts := r.meter.Read(time.Now(), stats)
+	out, hosts := r.meter.Read(now, stats)
 	if !hosts {
 		return out, true
 	}
@@ -187,7 +187,7 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 		r.pending = telemetry.Report{Plaintext: r.memory.Told(), Open: r.meter.Opened(), Probes: r.known.Probes, App: r.known.App}.Merge(r.pending)
 	}
 	if r.unsure != nil {
-		if err := r.send(r.unsure); err != nil {
+		if err := r.send(now, r.unsure); err != nil {
 			return err
 		}
 	}
@@ -198,20 +198,20 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 		next.Local = r.local()
 	}
 	r.pending, r.since, r.unsure = rest, now, &next
-	return r.send(r.unsure)
+	return r.send(now, r.unsure)
 }
 
 // send sends a report and forgets it when it is taken, or never will be.
-func (r *reporter) send(report *telemetry.Report) error {
+func (r *reporter) send(now time.Time, report *telemetry.Report) error {
 	late := time.AfterFunc(reportWithin, r.end)
 	defer late.Stop()
-	report.At, report.Watch = time.Now(), r.memory.Watch
+	report.At, report.Watch = now, r.memory.Watch
 	err := r.client.Send(*report)
 	switch {
 	case err == nil:
-		r.unsure, r.said = nil, report.At
+		r.unsure, r.said = nil, now
 	case status.Code(err) == codes.InvalidArgument: // it would be refused again and again
-		r.unsure, r.lost = nil, true
+		r.unsure, r.known, r.lost = nil, telemetry.Report{}, true
 	}
 	if err != nil {
 		return fmt.Errorf("report %d: %w", report.Seq, err)
