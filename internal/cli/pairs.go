@@ -29,6 +29,7 @@ those registered. Shift is what moves or watches the shares. Revertible says whe
 crossfade revert would work now, and why.`,
 		Example: `  crossfade pairs
   crossfade pairs --destination catalog -o json
+  crossfade pairs --watch
   crossfade pairs show storefront catalog`,
 		Args: exactly(),
 	}
@@ -38,13 +39,14 @@ crossfade revert would work now, and why.`,
 	complete(cmd, "source", t.sources())
 	complete(cmd, "destination", t.destinations())
 	cmd.AddCommand(newPairsShow(s))
+	again := addWatch(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		rows := []api.Pair{}
-		if err := t.call(cmd.Context(), http.MethodGet, only.Path(), nil, &rows); err != nil {
-			return err
-		}
-		return o.print(s.out, rows, func(w io.Writer) {
-			printLedger(w, rows)
+		return again.run(cmd.Context(), s, o, func() error {
+			rows := []api.Pair{}
+			if err := t.call(cmd.Context(), http.MethodGet, only.Path(), nil, &rows); err != nil {
+				return err
+			}
+			return o.print(s.out, rows, func(w io.Writer) { printLedger(w, rows) })
 		})
 	}
 	return cmd
@@ -96,13 +98,16 @@ the newest change first. The old way is probed anew.`,
 		Args:    exactly("SOURCE", "DESTINATION"),
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
+	again := addWatch(cmd)
 	cmd.ValidArgsFunction = t.pairArgs()
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var p api.PairDetail
-		if err := t.call(cmd.Context(), http.MethodGet, api.PairName{Source: args[0], Destination: args[1]}.Path(), nil, &p); err != nil {
-			return err
-		}
-		return o.print(s.out, p, func(w io.Writer) { showPair(w, p) })
+		return again.run(cmd.Context(), s, o, func() error {
+			var p api.PairDetail
+			if err := t.call(cmd.Context(), http.MethodGet, api.PairName{Source: args[0], Destination: args[1]}.Path(), nil, &p); err != nil {
+				return err
+			}
+			return o.print(s.out, p, func(w io.Writer) { showPair(w, p) })
+		})
 	}
 	return cmd
 }
@@ -123,6 +128,9 @@ func showPair(w io.Writer, p api.PairDetail) {
 		entry = fmt.Sprintf("traffic-shift/%s, index %d", p.Entry, p.Index)
 	}
 	fmt.Fprintf(w, "Decided by:\t%s\n", entry)
+	if c := p.Changed; c != nil {
+		fmt.Fprintf(w, "Since:\t%s, %s by %s\n", orDash(c.Time), c.What, orNobody(c.Who))
+	}
 	if l := p.Legacy; l != nil {
 		host := ""
 		if l.Host != "" {

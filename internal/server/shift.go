@@ -152,6 +152,9 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 				return err
 			}
 			done, e, err := one(t, in, from)
+			if no, is := errors.AsType[*refusal](err); is && in.To != "" && len(targets) > 1 && t.index == nil {
+				done.Refused, err = no.text, nil // the others do not wait for it
+			}
 			if err != nil {
 				return err
 			}
