@@ -123,7 +123,7 @@ func (w *world) startApps(ports map[string]int) error {
 	w.stops = append(w.stops, cancel)
 	listen := func(service string) string { return fmt.Sprintf("127.0.0.1:%d", ports[service]) }
 	for _, service := range []string{"catalog", "assignments", "payments"} {
-		app := shop.App{Service: service, Instance: service + "-1", Listen: listen(service), Upstreams: map[string]string{"assignments": listen("assignments")}}
+		app := shop.App{Service: service, Instance: service + "-1", Listen: listen(service), Upstreams: map[string]shop.Road{"assignments": shop.At(listen("assignments"))}}
 		go func() {
 			if err := app.Serve(ctx); err != nil {
 				fmt.Fprintln(os.Stderr, "impact:", err)

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	wire "github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 )
 
@@ -59,6 +60,8 @@ func (a *api) call(ctx context.Context, method, path string, in, out any) error 
 	return nil
 }
 
+func (a *api) operatorFile() string { return filepath.Join(a.server, "operator.token") }
+
 func (a *api) caFile() string { return filepath.Join(a.server, "ca.pem") }
 
 // open takes what the server wrote at its first start.
@@ -70,7 +73,7 @@ func (a *api) open() error {
 	if err != nil {
 		return err
 	}
-	token, err := os.ReadFile(filepath.Join(a.server, "operator.token"))
+	token, err := os.ReadFile(a.operatorFile())
 	if err != nil {
 		return err
 	}
@@ -85,8 +88,16 @@ func (a *api) open() error {
 
 // joinToken puts a token into the file with which an instance of the service joins.
 func (a *api) joinToken(service, file string) error {
+	return a.makeToken(file, map[string]any{"role": "join", "services": []string{service}})
+}
+
+// readerToken puts a token into the file for those who only read.
+func (a *api) readerToken(file string) error {
+	return a.makeToken(file, map[string]any{"role": "reader"})
+}
+
+func (a *api) makeToken(file string, in any) error {
 	var made struct{ Secret string }
-	in := map[string]any{"role": "join", "services": []string{service}}
 	if err := a.call(context.Background(), "PUT", "/v1/crossfade/tokens", in, &made); err != nil {
 		return err
 	}
@@ -121,6 +132,33 @@ func (a *api) leader(ctx context.Context) error {
 // setDefaults writes a service's service-defaults: its protocol.
 func (a *api) setDefaults(ctx context.Context, service, protocol string) error {
 	return a.call(ctx, "PUT", "/v1/config", map[string]any{"Kind": "service-defaults", "Name": service, "Protocol": protocol}, nil)
+}
+
+// register registers a service on the shop's node, as that node's agent.
+func (a *api) register(ctx context.Context, service map[string]any) error {
+	return a.call(ctx, "PUT", "/v1/agent/service/register?node="+nodeName+"&address=127.0.0.1", service, nil)
+}
+
+func (a *api) deregister(ctx context.Context, id string) error {
+	return a.call(ctx, "PUT", "/v1/agent/service/deregister/"+id+"?node="+nodeName+"&address=127.0.0.1", nil, nil)
+}
+
+// put writes a key of KV.
+func (a *api) put(ctx context.Context, key, value string) error {
+	return a.call(ctx, "PUT", "/v1/kv/"+key, json.RawMessage(value), nil)
+}
+
+// ledger is what "crossfade pairs" shows of a pair.
+func (a *api) ledger(ctx context.Context, source, destination string) (wire.Pair, error) {
+	var out []wire.Pair
+	err := a.call(ctx, "GET", wire.Filter{Source: source, Destination: destination}.Path(), nil, &out)
+	if err == nil && len(out) != 1 {
+		err = fmt.Errorf("the ledger has %d rows of %s → %s", len(out), source, destination)
+	}
+	if err != nil {
+		return wire.Pair{}, err
+	}
+	return out[0], nil
 }
 
 // roots are the certificates that leaves chain up to, and the trust domain.

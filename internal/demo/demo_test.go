@@ -210,7 +210,7 @@ func TestAppWantsAnAddress(t *testing.T) {
 
 func TestOptionsAreCheckedBeforeAnythingStarts(t *testing.T) {
 	err := Run(t.Context(), Options{Sabotage: "brakes", Stdout: io.Discard, Stderr: io.Discard})
-	if err == nil || err.Error() != `demo: sabotage "brakes": unknown; want one of spread, drain, rotate, lastgood` {
+	if err == nil || err.Error() != `demo: sabotage "brakes": unknown; want one of share, guard, revert, strict, spread, drain, rotate, lastgood` {
 		t.Errorf("got %v", err)
 	}
 	_, err = Options{Envoy: "/bin/true", Sabotage: "drain"}.withDefaults(t.Context())

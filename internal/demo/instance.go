@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// instance is one instance of a service: an app, its sidecar and that sidecar's Envoy.
+// instance is one instance of a service: an app and, once it has joined, its sidecar and
+// that sidecar's Envoy.
 type instance struct {
 	service, id, protocol string
 	appPort               int
@@ -19,6 +20,8 @@ type instance struct {
 
 	dir   string // <demo>/<id>; outlives the processes
 	child *child // the sidecar; nil before the first start
+	// app ran before there was a sidecar, and is no child of it; nil where the sidecar runs it.
+	app *child
 }
 
 type upstream struct {
@@ -123,11 +126,17 @@ func (m *mesh) startInstance(in *instance) error {
 	if err != nil {
 		return fmt.Errorf("%s: join token: %w", in.id, err)
 	}
-	in.child, err = m.starter.start("sidecar of "+in.id, filepath.Join(in.dir, "log"), m.env, m.o.Executable,
-		"sidecar", "--service", file, "--http-addr", m.api.base, "--ca-file", m.api.caFile(), "--join-token-file", token, "--node", nodeName, "--state-dir", in.stateDir(),
-		"--envoy", m.o.Envoy, "--concurrency", "1", "--drain-time", drainTime.String(), "--",
-		m.o.Executable, "demo-app", in.service, "--instance", in.id, "--listen", fmt.Sprintf("127.0.0.1:%d", in.appPort))
+	args := []string{"sidecar", "--service", file, "--http-addr", m.api.base, "--ca-file", m.api.caFile(), "--join-token-file", token, "--node", nodeName,
+		"--state-dir", in.stateDir(), "--envoy", m.o.Envoy, "--concurrency", "1", "--drain-time", drainTime.String()}
+	if in.app == nil {
+		args = append(append(args, "--", m.o.Executable), in.appArgs()...)
+	}
+	in.child, err = m.starter.start("sidecar of "+in.id, filepath.Join(in.dir, "log"), m.env, m.o.Executable, args...)
 	return err
+}
+
+func (in *instance) appArgs() []string {
+	return []string{"demo-app", in.service, "--instance", in.id, "--listen", fmt.Sprintf("127.0.0.1:%d", in.appPort)}
 }
 
 // status reads the sidecar's status file.
@@ -158,8 +167,27 @@ func (in *instance) ready() error {
 	return nil
 }
 
-// stop tells the sidecar to end and waits until it has.
-func (in *instance) stop(ctx context.Context) error {
+// leave tells the sidecar to end and waits until it has. An app that it has not started
+// stays.
+func (in *instance) leave(ctx context.Context) error {
 	in.child.signal(syscall.SIGTERM)
 	return in.child.waitEnd(ctx, stopLimit)
+}
+
+// stop ends the sidecar, and then the app.
+func (in *instance) stop(ctx context.Context) error {
+	err := in.leave(ctx)
+	if err == nil && in.app != nil {
+		in.app.signal(syscall.SIGTERM)
+		err = in.app.waitEnd(ctx, stopLimit)
+	}
+	return err
+}
+
+// appPID is the app's process.
+func (in *instance) appPID(s status) int {
+	if in.app != nil {
+		return in.app.pid
+	}
+	return s.App.PID
 }

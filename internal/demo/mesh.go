@@ -36,13 +36,14 @@ type mesh struct {
 
 	httpPort, grpcPort int
 	storefrontPort     int // the storefront's own, where visitors come in
+	old                oldMesh
 	server             *child
 	instances          []*instance // that run or ran, in the order they were started
 }
 
 // newMesh lays out directories and ports, and starts nothing.
 func newMesh(o Options) (*mesh, error) {
-	p, err := freePorts(20)
+	p, err := freePorts(24)
 	if err != nil {
 		return nil, err
 	}
@@ -74,6 +75,7 @@ func newMesh(o Options) (*mesh, error) {
 	m.httpPort, m.grpcPort = take(), take()
 	m.api = &api{base: "https://127.0.0.1:" + strconv.Itoa(m.httpPort), server: filepath.Join(dir, "server")}
 	m.storefrontPort = take()
+	m.old = oldMesh{front: take(), peer: take(), tcpFront: take(), tcpPeer: take()}
 	m.add(&instance{service: "storefront", id: "storefront-1", protocol: "http", appPort: m.storefrontPort,
 		upstreams: []upstream{{"catalog", take()}, {"payments", take()}}})
 	for n := 1; n <= 5; n++ {
@@ -134,8 +136,15 @@ func (m *mesh) children() []*child {
 	for _, in := range m.running() {
 		out = append(out, in.child)
 	}
-	if m.server != nil && m.server.alive() {
-		out = append(out, m.server)
+	for _, in := range m.instances {
+		if in.app != nil && in.app.alive() {
+			out = append(out, in.app)
+		}
+	}
+	for _, c := range []*child{m.old.child, m.server} {
+		if c != nil && c.alive() {
+			out = append(out, c)
+		}
 	}
 	return out
 }
@@ -172,16 +181,12 @@ func (m *mesh) left() []int { return processesWith(m.envMark) }
 func (m *mesh) lastWords() map[string][]string {
 	out := map[string][]string{}
 	var all []*child
-	if m.server != nil {
-		all = append(all, m.server)
-	}
+	all = append(all, m.server, m.old.child)
 	for _, in := range m.instances {
-		if in.child != nil {
-			all = append(all, in.child)
-		}
+		all = append(all, in.app, in.child)
 	}
 	for _, c := range all {
-		if !c.alive() && c.err != nil {
+		if c != nil && !c.alive() && c.err != nil {
 			out[c.name] = c.tail(8)
 		}
 	}

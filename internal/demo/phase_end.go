@@ -19,10 +19,8 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 			}
 		}
 	}
-	finish, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
 	t.stop()
-	watchErr := t.watch.Finish(finish)
+	watchErr, _, _ := t.hangUpLong(ctx)
 	t.close()
 	messages, gap := t.watch.Messages()
 	p.check(watchErr == nil, "the gRPC stream stayed open: %s messages in sequence, none lost, at most %s apart%s", count(messages), ms(gap), because(watchErr))

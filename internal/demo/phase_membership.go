@@ -81,7 +81,7 @@ func (d *demo) drain(ctx context.Context, p *Proof) error {
 	begun := time.Now()
 	if d.o.Sabotage == "drain" {
 		d.out.step("sabotage: %s is killed instead of told to stop", in.id)
-		for _, pid := range []int{in.child.pid, st.Envoy.PID, st.App.PID} {
+		for _, pid := range []int{in.child.pid, st.Envoy.PID, in.appPID(st)} {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		<-in.child.done
@@ -104,7 +104,7 @@ func (d *demo) drain(ctx context.Context, p *Proof) error {
 	if err := d.nothingFailed(ctx, p, m); err != nil {
 		return err
 	}
-	if !processGone(st.Envoy.PID) || !processGone(st.App.PID) {
+	if !processGone(st.Envoy.PID) || !processGone(in.appPID(st)) {
 		p.check(false, "%s left processes behind", in.id)
 	}
 	return nil

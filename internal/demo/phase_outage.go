@@ -11,7 +11,7 @@ import (
 )
 
 // outageTime is how long the server is dead at least.
-const outageTime = 10 * time.Second
+const outageTime = 8 * time.Second
 
 // lastGood kills the server, and meanwhile stops a sidecar and starts it again.
 func (d *demo) lastGood(ctx context.Context, p *Proof) error {
@@ -24,7 +24,7 @@ func (d *demo) lastGood(ctx context.Context, p *Proof) error {
 		return err
 	}
 	begun := time.Now()
-	if err := in.stop(ctx); err != nil {
+	if err := in.leave(ctx); err != nil {
 		return err
 	}
 	d.out.step("%s drained and stopped in %s, with no server to tell", in.id, seconds(time.Since(begun)))

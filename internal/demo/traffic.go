@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/client"
 	"github.com/crossfade-mesh/crossfade/internal/demo/load"
 	"github.com/crossfade-mesh/crossfade/internal/demo/shop"
 )
@@ -52,6 +53,7 @@ type traffic struct {
 	begun time.Time
 	ended time.Time
 
+	roads       []*client.Pair // that the clients follow
 	catalog     *shop.HTTP
 	payments    *shop.Payments
 	assignments *shop.Assignments
@@ -59,6 +61,7 @@ type traffic struct {
 
 	watch   *shop.Watch
 	line    *shop.LongLived
+	opened  int                      // how often they were
 	mourned map[*shop.LongLived]bool // whose end was told
 
 	cancel    context.CancelFunc // ends the load
@@ -70,16 +73,24 @@ type traffic struct {
 
 func newTraffic(m *mesh) (*traffic, error) {
 	front, catalog1 := m.instance("storefront-1"), m.instance("catalog-1")
-	t := &traffic{
-		mourned:  map[*shop.LongLived]bool{},
-		catalog:  shop.NewHTTP(front.upstreamAddr("catalog"), newEvery),
-		payments: shop.NewPayments(front.upstreamAddr("payments"), newEvery),
-		visitor:  shop.NewHTTP(fmt.Sprintf("127.0.0.1:%d", m.storefrontPort), newEvery),
+	t := &traffic{mourned: map[*shop.LongLived]bool{}, visitor: shop.NewHTTP(fmt.Sprintf("127.0.0.1:%d", m.storefrontPort), newEvery)}
+	// The clients are moved as the apps are whose place they take.
+	by := func(from *instance, to string) (shop.Road, error) {
+		env := m.appEnv(from)
+		p, err := openPair(from.service, to, func(name string) string { return env[name] })
+		if err != nil {
+			return nil, err
+		}
+		t.roads = append(t.roads, p)
+		return road(p, to), nil
 	}
-	var err error
-	if t.assignments, err = shop.NewAssignments(catalog1.upstreamAddr("assignments"), newEvery); err != nil {
+	toCatalog, err1 := by(front, "catalog")
+	toPayments, err2 := by(front, "payments")
+	toAssignments, err3 := by(catalog1, "assignments")
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, err
 	}
+	t.catalog, t.payments, t.assignments = shop.NewHTTPBy(toCatalog, newEvery), shop.NewPaymentsBy(toPayments, newEvery), shop.NewAssignmentsBy(toAssignments, newEvery)
 	t.pairs = []*pair{
 		{from: front, to: catalog1, call: t.catalog.Item},
 		{from: catalog1, to: m.instance("assignments-1"), call: t.assignments.AssignNumbered},
@@ -104,17 +115,41 @@ func (t *traffic) probe(n uint64) error {
 	return nil
 }
 
-// start opens the stream and the connection that stay open, and begins the load.
-func (t *traffic) start() error {
+// openLong opens the stream and the connection that stay open.
+func (t *traffic) openLong() error {
 	var err error
-	if t.watch, err = t.assignments.OpenWatch("demo"); err != nil {
+	t.opened++
+	name := fmt.Sprintf("demo-%d", t.opened)
+	if t.watch, err = t.assignments.OpenWatch(name); err != nil {
 		return fmt.Errorf("opening the gRPC stream: %w", err)
 	}
-	var lineCtx, ctx context.Context
-	lineCtx, t.hangUp = context.WithCancel(context.Background())
-	if t.line, err = t.payments.HoldConnection(lineCtx, "demo"); err != nil {
+	var ctx context.Context
+	ctx, t.hangUp = context.WithCancel(context.Background())
+	if t.line, err = t.payments.HoldConnection(ctx, name); err != nil {
 		return fmt.Errorf("opening the TCP connection: %w", err)
 	}
+	return nil
+}
+
+// hangUpLong closes them, and says what was lost of the stream, and how much came on both.
+func (t *traffic) hangUpLong(ctx context.Context) (err error, watched, paid uint64) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	err = t.watch.Finish(ctx)
+	t.watch.Close()
+	t.hangUp()
+	<-t.line.Done()
+	watched, _ = t.watch.Messages()
+	paid, _ = t.line.Messages()
+	return err, watched, paid
+}
+
+// start opens what stays open, and begins the load.
+func (t *traffic) start() error {
+	if err := t.openLong(); err != nil {
+		return err
+	}
+	var ctx context.Context
 	ctx, t.cancel = context.WithCancel(context.Background())
 	t.begun = time.Now()
 	for _, p := range t.all() {
@@ -164,6 +199,9 @@ func (t *traffic) close() {
 		t.payments.Close()
 		t.visitor.Close()
 		t.assignments.Close()
+		for _, p := range t.roads {
+			p.Close()
+		}
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 // Answer is what a Call learned from a right answer.
 type Answer struct {
 	From          string // the instance that answered; "" when the answer does not say
+	Way           string // by which way the request came there; "" when the answer does not say
 	NewConnection bool   // the request opened its own connection
 }
 

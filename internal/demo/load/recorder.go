@@ -24,6 +24,7 @@ type Totals struct {
 	Failed         uint64
 	NewConnections uint64 // right answers on a connection of their own
 	From           map[string]uint64
+	Ways           map[string]uint64 // answers that say by which way their request came
 }
 
 // Since is what was counted after earlier.
@@ -32,14 +33,20 @@ func (t Totals) Since(earlier Totals) Totals {
 		Requests:       t.Requests - earlier.Requests,
 		Failed:         t.Failed - earlier.Failed,
 		NewConnections: t.NewConnections - earlier.NewConnections,
-		From:           map[string]uint64{},
-	}
-	for who, n := range t.From {
-		if n > earlier.From[who] {
-			d.From[who] = n - earlier.From[who]
-		}
+		From:           less(t.From, earlier.From),
+		Ways:           less(t.Ways, earlier.Ways),
 	}
 	return d
+}
+
+func less(now, earlier map[string]uint64) map[string]uint64 {
+	out := map[string]uint64{}
+	for key, n := range now {
+		if n > earlier[key] {
+			out[key] = n - earlier[key]
+		}
+	}
+	return out
 }
 
 // Recorder counts the requests of one or more generators.
@@ -47,15 +54,16 @@ type Recorder struct {
 	mu       sync.Mutex // guards all below
 	next     uint64
 	open     map[uint64]time.Time // unanswered requests and when they were sent
-	totals   Totals               // From is replaced by a copy when read
+	totals   Totals               // its maps are copied when read
 	failures []Failure
 	latency  Histogram
 	late     time.Duration
+	lastSent map[string]time.Time // by way, of answers that say it
 }
 
 // NewRecorder is an empty recorder.
 func NewRecorder() *Recorder {
-	return &Recorder{open: map[uint64]time.Time{}, totals: Totals{From: map[string]uint64{}}}
+	return &Recorder{open: map[uint64]time.Time{}, totals: Totals{From: map[string]uint64{}, Ways: map[string]uint64{}}, lastSent: map[string]time.Time{}}
 }
 
 func (r *Recorder) begin(now time.Time) uint64 {
@@ -88,6 +96,19 @@ func (r *Recorder) end(id uint64, due time.Time, a Answer, err error) {
 	if a.From != "" {
 		r.totals.From[a.From]++
 	}
+	if a.Way != "" {
+		r.totals.Ways[a.Way]++
+		if sent.After(r.lastSent[a.Way]) {
+			r.lastSent[a.Way] = sent
+		}
+	}
+}
+
+// LastSent is when the newest request was sent that is answered and went by a way.
+func (r *Recorder) LastSent(way string) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lastSent[way]
 }
 
 // Totals is what was counted so far.
@@ -95,7 +116,7 @@ func (r *Recorder) Totals() Totals {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t := r.totals
-	t.From = maps.Clone(t.From)
+	t.From, t.Ways = maps.Clone(t.From), maps.Clone(t.Ways)
 	return t
 }
 

@@ -5,12 +5,27 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
 // callerHeader is where Envoy writes the identity of the caller that it has
 // authenticated.
 const callerHeader = "X-Forwarded-Client-Cert"
+
+// cameHeader of an answer says by which way its request came, as far as the app can tell:
+// "legacy" by an old mesh's proxy, "mtls" from a sidecar that has shown who it is, else "plaintext".
+const cameHeader = "X-Came-By"
+
+func cameBy(h http.Header) string {
+	switch {
+	case strings.Contains(h.Get("Via"), "node-proxy"):
+		return "legacy"
+	case h.Get(callerHeader) != "":
+		return "mtls"
+	}
+	return "plaintext"
+}
 
 // maxHold bounds how long a request may ask to be held.
 const maxHold = 30 * time.Second
@@ -23,15 +38,13 @@ const maxHold = 30 * time.Second
 //	GET /caller                        the caller's identity as Envoy wrote it
 //	GET /healthz                       ok
 func (a App) serveCatalog(ctx context.Context, ln net.Listener) error {
-	assignments, err := NewAssignments(a.Upstreams["assignments"], 0)
-	if err != nil {
-		return err
-	}
+	assignments := NewAssignmentsBy(a.Upstreams["assignments"], 0)
 	defer assignments.Close()
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /items/{sku}", func(w http.ResponseWriter, r *http.Request) {
 		sku := r.PathValue("sku")
+		w.Header().Set(cameHeader, cameBy(r.Header))
 		fmt.Fprintf(w, "%s %s %s %d\n", a.Instance, r.URL.Query().Get("token"), sku, Price(sku))
 	})
 	mux.HandleFunc("GET /items/{sku}/assigned", func(w http.ResponseWriter, r *http.Request) {

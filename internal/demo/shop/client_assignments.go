@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,29 +19,59 @@ import (
 
 // Assignments is a client of assignments over gRPC. It is safe for concurrent use.
 type Assignments struct {
-	addr     string
+	road     Road
 	newEvery uint64
-	kept     *grpc.ClientConn
 	repeats  repeats
+
+	mu   sync.Mutex // guards kept
+	kept map[string]*grpc.ClientConn
 }
 
 // NewAssignments calls addr, a host:port. newEvery is as in [NewHTTP].
 func NewAssignments(addr string, newEvery uint64) (*Assignments, error) {
-	a := &Assignments{addr: addr, newEvery: newEvery}
-	var err error
-	a.kept, err = a.dial()
-	return a, err
+	return NewAssignmentsBy(At(addr), newEvery), nil
 }
 
-// Close closes the kept connection.
-func (a *Assignments) Close() error { return a.kept.Close() }
+// NewAssignmentsBy calls where a road leads.
+func NewAssignmentsBy(road Road, newEvery uint64) *Assignments {
+	return &Assignments{road: road, newEvery: newEvery, kept: map[string]*grpc.ClientConn{}}
+}
+
+// Close closes the kept connections.
+func (a *Assignments) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var err error
+	for _, cc := range a.kept {
+		err = errors.Join(err, cc.Close())
+	}
+	a.kept = map[string]*grpc.ClientConn{}
+	return err
+}
+
+// conn is the kept connection to where the road leads now.
+func (a *Assignments) conn() (*grpc.ClientConn, error) {
+	addr, host := a.road()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if cc := a.kept[addr]; cc != nil {
+		return cc, nil
+	}
+	cc, err := a.dialTo(addr, host)
+	if err == nil {
+		a.kept[addr] = cc
+	}
+	return cc, err
+}
 
 // Repeats is how many calls grpc sent a second time by itself, which it does for
 // a call that the server cannot have seen.
 func (a *Assignments) Repeats() uint64 { return a.repeats.n.Load() }
 
-func (a *Assignments) dial() (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+a.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+func (a *Assignments) dial() (*grpc.ClientConn, error) { return a.dialTo(a.road()) }
+
+func (a *Assignments) dialTo(addr, host string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(host),
 		grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(), grpc.WithStatsHandler(&a.repeats))
 }
 
@@ -48,14 +79,16 @@ func (a *Assignments) dial() (*grpc.ClientConn, error) {
 func (a *Assignments) AssignNumbered(n uint64, deadline time.Time) (load.Answer, error) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
-	cc, isNew := a.kept, a.newEvery > 0 && n%a.newEvery == 0
+	isNew, dial := a.newEvery > 0 && n%a.newEvery == 0, a.conn
 	if isNew {
-		own, err := a.dial()
-		if err != nil {
-			return load.Answer{}, err
-		}
-		defer own.Close()
-		cc = own
+		dial = a.dial
+	}
+	cc, err := dial()
+	if err != nil {
+		return load.Answer{}, err
+	}
+	if isNew {
+		defer cc.Close()
 	}
 	_, from, err := assign(ctx, cc, token("a", n))
 	return load.Answer{From: from, NewConnection: isNew}, err
@@ -65,7 +98,11 @@ func (a *Assignments) AssignNumbered(n uint64, deadline time.Time) (load.Answer,
 func (a *Assignments) Assign(ctx context.Context, visitor string) (variant, from string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return assign(ctx, a.kept, visitor)
+	cc, err := a.conn()
+	if err != nil {
+		return "", "", err
+	}
+	return assign(ctx, cc, visitor)
 }
 
 func assign(ctx context.Context, cc *grpc.ClientConn, visitor string) (variant, from string, err error) {
@@ -83,7 +120,10 @@ func assign(ctx context.Context, cc *grpc.ClientConn, visitor string) (variant, 
 // Caller is the identity of this client as the server's Envoy authenticated it.
 func (a *Assignments) Caller(ctx context.Context) (string, error) {
 	out := new(wrapperspb.StringValue)
-	err := a.kept.Invoke(ctx, methodCaller, wrapperspb.String(""), out)
+	cc, err := a.conn()
+	if err == nil {
+		err = cc.Invoke(ctx, methodCaller, wrapperspb.String(""), out)
+	}
 	return out.GetValue(), err
 }
 
@@ -140,7 +180,11 @@ func (a *Assignments) OpenWatch(name string) (*Watch, error) {
 // was lost: nil when nothing was.
 func (w *Watch) Finish(ctx context.Context) error {
 	sent := new(wrapperspb.UInt64Value)
-	if err := w.client.kept.Invoke(ctx, methodSent, wrapperspb.String(w.name), sent); err != nil {
+	cc, err := w.client.conn()
+	if err == nil {
+		err = cc.Invoke(ctx, methodSent, wrapperspb.String(w.name), sent)
+	}
+	if err != nil {
 		return fmt.Errorf("asking how many messages were sent: %w", err)
 	}
 	tick := time.NewTicker(watchInterval / 10)

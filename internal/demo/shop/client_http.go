@@ -22,19 +22,22 @@ type HTTP struct{ conns }
 
 // NewHTTP calls addr, a host:port. Every newEvery-th request goes over a
 // connection of its own, the others over kept-alive ones; 0 keeps all alive.
-func NewHTTP(addr string, newEvery uint64) *HTTP {
-	return &HTTP{conns{addr: addr, newEvery: newEvery}}
+func NewHTTP(addr string, newEvery uint64) *HTTP { return NewHTTPBy(At(addr), newEvery) }
+
+// NewHTTPBy calls where a road leads.
+func NewHTTPBy(road Road, newEvery uint64) *HTTP {
+	return &HTTP{conns{road: road, newEvery: newEvery}}
 }
 
 // Item asks catalog for an item. It is a [load.Call].
 func (h *HTTP) Item(n uint64, deadline time.Time) (load.Answer, error) {
 	sku, token := sku(n), token("i", n)
-	body, isNew, err := h.get("/items/"+sku+"?token="+token, h.own(n), deadline)
+	body, head, isNew, err := h.ask("/items/"+sku+"?token="+token, h.own(n), deadline)
 	if err != nil {
 		return load.Answer{}, err
 	}
 	from, err := answered(body, token+" "+sku+" "+strconv.Itoa(int(Price(sku))))
-	return load.Answer{From: from, NewConnection: isNew}, err
+	return load.Answer{From: from, Way: head.Get(cameHeader), NewConnection: isNew}, err
 }
 
 // AssignedItem asks catalog for an item in the variant that assignments has for
@@ -70,9 +73,15 @@ func (h *HTTP) Caller(deadline time.Time) (string, error) {
 
 // get makes one request and returns the body of its answer, which has to be 200.
 func (h *HTTP) get(path string, own bool, deadline time.Time) (body string, isNew bool, err error) {
+	body, _, isNew, err = h.ask(path, own, deadline)
+	return body, isNew, err
+}
+
+// ask is get with the answer's header.
+func (h *HTTP) ask(path string, own bool, deadline time.Time) (body string, head http.Header, isNew bool, err error) {
 	c, resp, isNew, err := h.send(path, own, deadline)
 	if err != nil {
-		return "", isNew, err
+		return "", nil, isNew, err
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err == nil && resp.StatusCode != http.StatusOK {
@@ -83,7 +92,7 @@ func (h *HTTP) get(path string, own bool, deadline time.Time) (body string, isNe
 	} else {
 		h.put(c)
 	}
-	return string(b), isNew, err
+	return string(b), resp.Header, isNew, err
 }
 
 // send writes one request and reads the head of its answer. The connection is
@@ -93,7 +102,7 @@ func (h *HTTP) send(path string, own bool, deadline time.Time) (*conn, *http.Res
 	if err != nil {
 		return nil, nil, false, err
 	}
-	head := "GET " + path + " HTTP/1.1\r\nHost: " + h.addr + "\r\n"
+	head := "GET " + path + " HTTP/1.1\r\nHost: " + c.host + "\r\n"
 	if own {
 		head += "Connection: close\r\n"
 	}

@@ -13,9 +13,19 @@ import (
 type Payments struct{ conns }
 
 // NewPayments calls addr, a host:port. newEvery is as in [NewHTTP].
-func NewPayments(addr string, newEvery uint64) *Payments {
-	return &Payments{conns{addr: addr, newEvery: newEvery}}
+func NewPayments(addr string, newEvery uint64) *Payments { return NewPaymentsBy(At(addr), newEvery) }
+
+// NewPaymentsBy calls where a road leads.
+func NewPaymentsBy(road Road, newEvery uint64) *Payments {
+	return &Payments{conns{road: road, newEvery: newEvery, maxAge: maxAge}}
 }
+
+// maxAge is for how long a connection is used for one payment after the other, as pools of
+// connections to databases have it: what has a way of its own is renewed in time.
+const maxAge = 3 * time.Second
+
+// Prune closes kept connections that would not be used again.
+func (p *Payments) Prune() { p.prune() }
 
 // PayNumbered makes payment n. It is a [load.Call].
 func (p *Payments) PayNumbered(n uint64, deadline time.Time) (load.Answer, error) {

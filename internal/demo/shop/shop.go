@@ -28,8 +28,8 @@ type App struct {
 	Service  string // storefront, catalog, assignments or payments
 	Instance string // the name it answers under
 	Listen   string // host:port
-	// Upstreams are the addresses of the services it calls, by name.
-	Upstreams map[string]string
+	// Upstreams are the roads to the services it calls, by name.
+	Upstreams map[string]Road
 }
 
 // stopTimeout bounds how long an app that was told to stop waits for requests
@@ -43,7 +43,7 @@ func (a App) Serve(ctx context.Context) error {
 		return fmt.Errorf("app %q: unknown service; want storefront, catalog, assignments or payments", a.Service)
 	}
 	for _, name := range needs {
-		if a.Upstreams[name] == "" {
+		if a.Upstreams[name] == nil {
 			return fmt.Errorf("app %q: upstream %q has no address", a.Service, name)
 		}
 	}

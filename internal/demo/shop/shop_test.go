@@ -45,8 +45,8 @@ func startShop(t *testing.T) addrs {
 	var a addrs
 	a.assignments = start(t, App{Service: "assignments", Instance: "assignments-1"})
 	a.payments = start(t, App{Service: "payments", Instance: "payments-1"})
-	a.catalog = start(t, App{Service: "catalog", Instance: "catalog-1", Upstreams: map[string]string{"assignments": a.assignments}})
-	a.storefront = start(t, App{Service: "storefront", Instance: "storefront-1", Upstreams: map[string]string{"catalog": a.catalog, "payments": a.payments}})
+	a.catalog = start(t, App{Service: "catalog", Instance: "catalog-1", Upstreams: map[string]Road{"assignments": At(a.assignments)}})
+	a.storefront = start(t, App{Service: "storefront", Instance: "storefront-1", Upstreams: map[string]Road{"catalog": At(a.catalog), "payments": At(a.payments)}})
 	return a
 }
 

@@ -18,10 +18,22 @@ const callTimeout = 5 * time.Second
 //
 // A page asks catalog, which asks assignments, and then payments.
 func (a App) serveStorefront(ctx context.Context, ln net.Listener) error {
-	catalog := NewHTTP(a.Upstreams["catalog"], 0)
+	catalog := NewHTTPBy(a.Upstreams["catalog"], 0)
 	defer catalog.Close()
-	payments := NewPayments(a.Upstreams["payments"], 0)
+	payments := NewPaymentsBy(a.Upstreams["payments"], 0)
 	defer payments.Close()
+	go func() {
+		tick := time.NewTicker(maxAge)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				payments.Prune()
+			}
+		}
+	}()
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /page/{sku}", func(w http.ResponseWriter, r *http.Request) {
