@@ -82,7 +82,7 @@ Whether a way works is not tried before: a warning says what the registry knows.
 	f.BoolVar(&abort, "abort", false, "end a shift that is under way, and take its shares back")
 	f.StringVar(&stage, "stage", "", "client, plain, permissive or, with --service, strict")
 	f.StringVar(&window, "window-of-silence", "", "with --stage strict: for how long no plaintext must have come, in watched time (default 24h)")
-	f.BoolVar(&force, "force", false, "set shares though a shift is under way; set a stage in spite of what speaks against it")
+	f.BoolVar(&force, "force", false, "set shares though a shift is under way; take a legacy address that does not answer; set a stage in spite of what speaks against it")
 	f.BoolVar(&dryRun, "dry-run", false, "write nothing: print the shares, and what config plan says of the entries")
 	complete(cmd, "via", waysGiven())
 	complete(cmd, "stage", cobra.FixedCompletions([]string{"client", "plain", "permissive", "strict"}, cobra.ShellCompDirectiveNoFileComp))
