@@ -14,11 +14,14 @@ func newDemo(s streams) *cobra.Command {
 	var o demo.Options
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run a small shop on this machine and prove under load what the mesh promises",
-		Long: `Run a server and a small shop on loopback, each service with its own sidecar and
-real Envoy, under open-loop load, and prove aloud: an instance added and one drained,
-even spread, certificates rotated, the server dead and back, a sidecar started from
-its last good configuration, an Envoy killed. Exit code 0 only if all of it held.`,
+		Short: "Move a small shop on this machine from an old mesh into this one, under load, and prove what is promised",
+		Long: `Run a small shop on loopback, under open-loop load, and tell aloud how it moves: from an
+old mesh (a node proxy) to sidecars that join one by one, pair by pair and step by step to
+mutual TLS, taken back by the shift guard when the new way is made slow or failing, and by one
+command, until nothing else is taken and the old mesh is off. Then in the mesh: an instance
+added and one drained, even spread, certificates rotated, the server dead and back, a sidecar
+started from its last good configuration, an Envoy killed. The clients count: no request may
+be lost. Exit code 0 only if all of it held.`,
 		Example: `  crossfade demo
   crossfade demo --json > demo.json`,
 		Args: exactly(),

@@ -77,6 +77,13 @@ func (d *demo) entries(ctx context.Context) error {
 	if err := d.mesh.write(ctx, "mesh.hcl", "Kind = \"mesh\"\nAllowEnablingPermissiveMutualTLS = true\n"); err != nil {
 		return err
 	}
+	return d.legacyEntries(ctx, "0")
+}
+
+// legacyEntries keeps all of every pair on the old mesh. Sidecars follow mesh_percent as apps
+// do, and of that key and an entry the one written later counts: the entry says which percent
+// it was written after.
+func (d *demo) legacyEntries(ctx context.Context, percent string) error {
 	for _, pr := range [][2]string{{"storefront", "catalog"}, {"catalog", "assignments"}, {"storefront", "payments"}} {
 		legacy := fmt.Sprintf("Address = %q, Host = %q", d.mesh.old.addr(pr[1]), pr[1]+"."+oldDomain)
 		if pr[1] == "payments" {
@@ -86,8 +93,8 @@ func (d *demo) entries(ctx context.Context) error {
 		if d.o.Sabotage == "guard" {
 			guard = "Off = true"
 		}
-		entry := fmt.Sprintf("Kind = \"traffic-shift\"\nSource = %q\nDestination = %q\nLegacy { %s }\nShares { legacy = 100 }\nStage = \"client\"\nGuard { %s }\n",
-			pr[0], pr[1], oneALine(legacy), oneALine(guard))
+		entry := fmt.Sprintf("Kind = \"traffic-shift\"\nSource = %q\nDestination = %q\nLegacy { %s }\nShares { legacy = 100 }\nStage = \"client\"\nGuard { %s }\nMeta { mesh_percent = %q }\n",
+			pr[0], pr[1], oneALine(legacy), oneALine(guard), percent)
 		if err := d.mesh.write(ctx, pr[0]+"-"+pr[1]+".hcl", entry); err != nil {
 			return err
 		}
@@ -126,6 +133,9 @@ func (d *demo) join(ctx context.Context, p *Proof) error {
 			if err := m.api.put(ctx, key, percent); err != nil {
 				return err
 			}
+		}
+		if err := d.legacyEntries(ctx, percent); err != nil {
+			return err
 		}
 		d.out.step("kv put crossfade/<source>/<destination>/mesh_percent %s: so much of what the apps call goes to their sidecars", percent)
 		if err := d.awaitPercent(ctx, percent); err != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 // pastSidecar says how the app of a sidecar can be reached past it from another host; empty
@@ -56,4 +58,49 @@ func (b *books) closedTo(p api.PairName) (n int, why string) {
 		}
 	}
 	return n, why
+}
+
+const (
+	// hearAllWithin bounds how long sidecars are waited for that are to say what they saw.
+	hearAllWithin = 15 * time.Second
+	// lookForReports is how often is looked whether they have.
+	lookForReports = 50 * time.Millisecond
+)
+
+// hearAll waits until all sidecars of a service that report have done so twice since a moment:
+// the first report may have been under way, the second one tells what came before it.
+func (s *Server) hearAll(ctx context.Context, b *books, service string, since time.Time) {
+	end := time.NewTimer(hearAllWithin)
+	defer end.Stop()
+	tick := time.NewTicker(lookForReports)
+	defer tick.Stop()
+	first := map[telemetry.Key]time.Time{}
+	for {
+		open := false
+		for _, in := range b.snap.Connect(service) {
+			if in.Service.Kind != catalog.ConnectProxy {
+				continue
+			}
+			key := keyOf(in)
+			r := s.mesh.book.Reporting(key, time.Now())
+			if !r.Fresh {
+				continue
+			}
+			was, ok := first[key]
+			if !ok && r.At.After(since) {
+				first[key] = r.At
+			}
+			open = open || !ok || !r.At.After(was)
+		}
+		if !open {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-end.C:
+			return
+		case <-tick.C:
+		}
+	}
 }

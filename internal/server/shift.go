@@ -131,7 +131,7 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 	}
 	by := store.Author{Who: s.door.author(r), Time: time.Now()}
 	if in.Stage != "" {
-		out, err := s.stage(b, in, by)
+		out, err := s.stage(r.Context(), b, in, by)
 		if err != nil {
 			s.fail(w, "shift", err)
 			return

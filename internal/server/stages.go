@@ -50,9 +50,9 @@ func windowOf(in api.ShiftRequest) (time.Duration, error) {
 // stage sets stages of pairs, and what their callees take, in one write. A callee that takes
 // plaintext is one that has said so: what callers send by it follows as its sidecars have it
 // in force.
-func (s *Server) stage(b *books, in api.ShiftRequest, by store.Author) (*api.Changed, error) {
+func (s *Server) stage(ctx context.Context, b *books, in api.ShiftRequest, by store.Author) (*api.Changed, error) {
 	if in.Stage == string(shift.StrictStage) {
-		return s.strict(b, in, by)
+		return s.strict(ctx, b, in, by)
 	}
 	out := &api.Changed{}
 	if !in.Force {
@@ -212,12 +212,16 @@ func putMode(service, mode string, w *store.Writer, by store.Author) error {
 }
 
 // strict makes a callee refuse plaintext, if nothing speaks against it or it is forced.
-func (s *Server) strict(b *books, in api.ShiftRequest, by store.Author) (*api.Changed, error) {
+func (s *Server) strict(ctx context.Context, b *books, in api.ShiftRequest, by store.Author) (*api.Changed, error) {
 	window, err := windowOf(in)
 	if err != nil {
 		return nil, err
 	}
 	against := s.againstStrict(b, in.Service, window, by.Time)
+	if len(against) == 0 && !in.DryRun {
+		s.hearAll(ctx, b, in.Service, by.Time) // plaintext of the last seconds
+		against = s.againstStrict(s.books(ctx), in.Service, window, time.Now())
+	}
 	if len(against) > 0 && !in.Force {
 		return nil, refuse(http.StatusConflict, "shift: service %q cannot be strict: %s", clipped(in.Service), strings.Join(against, "; "))
 	}

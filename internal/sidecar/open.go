@@ -215,6 +215,7 @@ func (s *sidecar) openEnvoy(path string) {
 		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, envoy: s.envoyServes.Load,
 		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
+	s.reporter.permissive = func() bool { return s.health.plaintextPort() != 0 }
 	ports := &portWatch{}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort

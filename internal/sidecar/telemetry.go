@@ -21,6 +21,8 @@ const (
 	// sayEvery is how often a sidecar reports that has nothing to say: a server takes one
 	// that is silent for longer as one that does not watch.
 	sayEvery = 5 * time.Second
+	// sayPlaintextEvery is the same of one that takes plaintext: who wants it to be strict waits.
+	sayPlaintextEvery = time.Second
 	// reportWithin bounds one report.
 	reportWithin = 3 * time.Second
 	// keepCounts is for how long counts are kept that no server takes. What is older
@@ -40,6 +42,8 @@ type reporter struct {
 	log           *slog.Logger
 	// envoy is the process ID of the Envoy that serves, or 0.
 	envoy func() int64
+	// permissive reports whether Envoy takes plaintext. May be nil.
+	permissive func() bool
 	// more adds what others know. May be nil.
 	more func(*telemetry.Report)
 	// keep writes the memory of plaintext down.
@@ -172,7 +176,11 @@ func (r *reporter) remember(now time.Time, due bool) {
 // tell sends what is pending. What was not acknowledged goes first, as it was: the server
 // may have counted it.
 func (r *reporter) tell(ctx context.Context, now time.Time) error {
-	if r.unsure == nil && r.pending.Empty() && now.Sub(r.said) < sayEvery {
+	every := sayEvery
+	if r.permissive != nil && r.permissive() {
+		every = sayPlaintextEvery
+	}
+	if r.unsure == nil && r.pending.Empty() && now.Sub(r.said) < every {
 		return nil
 	}
 	if r.client == nil {
