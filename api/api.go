@@ -119,6 +119,7 @@ type Pair struct {
 	LastSeen      time.Time    `json:"last_seen,omitzero"`
 	LastPlaintext time.Time    `json:"last_plaintext,omitzero"` // that the callee took from a host of the source
 	Blockers      []string     `json:"blockers,omitempty"`      // what keeps the pair from going on
+	Notes         []string     `json:"notes,omitempty"`         // what its stage does not prove
 	Shift         *ShiftStatus `json:"shift,omitempty"`         // the last one that moves or watches its shares
 }
 
@@ -264,8 +265,8 @@ type ShiftRequest struct {
 	// no plaintext to become strict; empty: "24h".
 	Stage  string `json:"stage,omitempty"`
 	Window string `json:"window,omitempty"`
-	// Force sets shares though a shift is under way, or makes a callee strict in spite of what
-	// speaks against it.
+	// Force sets shares though a shift is under way, takes a legacy address that does not
+	// answer, or makes a callee strict in spite of what speaks against it.
 	Force bool `json:"force,omitempty"`
 	// Legacy, if set, replaces the pair's.
 	Legacy *LegacyWay `json:"legacy,omitempty"`

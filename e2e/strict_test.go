@@ -94,6 +94,25 @@ func TestStrictFromAnotherHost(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 
+	// Rules that go away afterwards are missed.
+	if out := s.run("crossfade", "pairs", "show", "web", "catalog"); strings.Contains(out, "Note:") {
+		t.Errorf("%s", out)
+	}
+	s.run("crossfade", "protect", "--remove", "8081")
+	meshtest.Eventually(t, "the rules are missed", func() error {
+		if out := s.run("crossfade", "pairs", "show", "web", "catalog"); !strings.Contains(out, "strict, but of 1 instances it is not sure") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	s.run("crossfade", "protect", "8081")
+	meshtest.Eventually(t, "the rules are seen", func() error {
+		if out := s.run("crossfade", "pairs", "show", "web", "catalog"); strings.Contains(out, "Note:") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+
 	// The way back is the app's port.
 	if out, err := s.try("crossfade", "shift", "web", "catalog", "--stage", "client"); err == nil || !strings.Contains(out, "crossfade protect --remove 8081") {
 		t.Errorf("back to a port that is closed: %v: %s", err, out)

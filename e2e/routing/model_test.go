@@ -383,7 +383,8 @@ func (m *model) answered(s *config.Set) bool {
 }
 
 // between reports whether the routes that are in force find somebody in subsets as they
-// will be: who is in one changes before routes do.
+// will be: who is in one changes before routes do. One that nobody will be in any more is
+// as it was until then.
 func (m *model) between(next *config.Set) bool {
 	m.filters = next
 	defer func() { m.filters = nil }()
@@ -391,12 +392,19 @@ func (m *model) between(next *config.Set) bool {
 }
 
 func (m *model) of(t routing.Target) state {
-	p, text := m.parts[t.Service], t.Filter
+	p := m.parts[t.Service]
 	if e := m.filters.Resolver(t.Service); e != nil && t.Subset != "" {
 		if s, ok := e.Subsets[t.Subset]; ok {
-			text = s.Filter
+			if next := p.in(s.Filter); next != empty {
+				return next
+			}
 		}
 	}
+	return p.in(t.Filter)
+}
+
+// in is how those are that a filter finds.
+func (p part) in(text string) state {
 	if text == "" {
 		return p.all()
 	}

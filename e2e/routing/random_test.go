@@ -21,11 +21,17 @@ import (
 // stats are those of a sidecar's Envoy.
 func (p process) stats(t *testing.T) string {
 	t.Helper()
+	return p.admin(t, "/stats")
+}
+
+// admin asks a sidecar's Envoy.
+func (p process) admin(t *testing.T, path string) string {
+	t.Helper()
 	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(p.run, "admin.sock"))
 	}}
 	defer tr.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://admin/stats", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://admin"+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,9 +41,13 @@ type world struct {
 	roots  *x509.CertPool
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, edit ...func(*server.Options)) *world {
 	ports := meshtest.FreePorts(t, 2)
-	w := &world{t: t, server: servertest.Start(t, server.Options{NodeName: "host", HTTPPort: ports[0], GRPCPort: ports[1], DefaultAllow: true}), roots: x509.NewCertPool()}
+	o := server.Options{NodeName: "host", HTTPPort: ports[0], GRPCPort: ports[1], DefaultAllow: true}
+	for _, e := range edit {
+		e(&o)
+	}
+	w := &world{t: t, server: servertest.Start(t, o), roots: x509.NewCertPool()}
 	_, body := w.server.Call(http.MethodGet, "/v1/connect/ca/roots?pem=true", nil)
 	if !w.roots.AppendCertsFromPEM(body) {
 		t.Fatalf("no roots: %s", body)

@@ -113,6 +113,9 @@ func (c chaining) offline(s streams) (view routing.View, err error) {
 // printChain says the chain in words, and then in figures.
 func printChain(w io.Writer, v routing.View) {
 	fmt.Fprint(w, v.Words)
+	if v.LastGood {
+		fmt.Fprintf(w, "\nThis is the chain of the last entries that made one, and it is in force. Those that are there now make none: %s\n", v.Broken)
+	}
 	fmt.Fprintln(w, "\nRoute\tTarget\tWanted\tEffective\tHealthy")
 	for _, r := range v.Routes {
 		for _, l := range r.Legs {

@@ -63,6 +63,9 @@ func graphOf(v routing.View) *graph {
 	if v.Broken != "" {
 		lines = append(lines, "broken: "+v.Broken)
 	}
+	if v.LastGood {
+		lines = append(lines, "in force: the chain of before")
+	}
 	start, _ := add(0, "service", "", lines...)
 	for i, r := range v.Routes {
 		at := start

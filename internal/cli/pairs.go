@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +30,7 @@ those registered. Shift is what moves or watches the shares. Revertible says whe
 crossfade revert would work now, and why.`,
 		Example: `  crossfade pairs
   crossfade pairs --destination catalog -o json
+  crossfade pairs --watch
   crossfade pairs show storefront catalog`,
 		Args: exactly(),
 	}
@@ -38,13 +40,14 @@ crossfade revert would work now, and why.`,
 	complete(cmd, "source", t.sources())
 	complete(cmd, "destination", t.destinations())
 	cmd.AddCommand(newPairsShow(s))
+	again := addWatch(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		rows := []api.Pair{}
-		if err := t.call(cmd.Context(), http.MethodGet, only.Path(), nil, &rows); err != nil {
-			return err
-		}
-		return o.print(s.out, rows, func(w io.Writer) {
-			printLedger(w, rows)
+		return again.run(cmd.Context(), s, o, func() error {
+			rows := []api.Pair{}
+			if err := t.call(cmd.Context(), http.MethodGet, only.Path(), nil, &rows); err != nil {
+				return err
+			}
+			return o.print(s.out, rows, func(w io.Writer) { printLedger(w, rows) })
 		})
 	}
 	return cmd
@@ -55,8 +58,20 @@ func printLedger(w io.Writer, rows []api.Pair) {
 	for _, p := range rows {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d/%d\t%d/%d/%d\t%s\t%s: %s\n", p.Source, p.Destination, cmp.Or(p.Stage, "-"), p.Shares, measured(p),
 			p.Callee.Sidecars, p.Callee.Instances, p.Sidecars.Acknowledged, p.Sidecars.Connected, p.Sidecars.Registered,
-			shiftInShort(p.Shift), p.Revertible.State, p.Revertible.Why)
+			shiftInShort(p.Shift), revertible(p.Revertible), p.Revertible.Why)
 	}
+}
+
+// revertible is "yes", or "no since 15:04:05".
+func revertible(r api.Revertible) string {
+	if r.Since.IsZero() {
+		return r.State
+	}
+	format := time.TimeOnly
+	if time.Since(r.Since) > 20*time.Hour {
+		format = time.DateTime
+	}
+	return r.State + " since " + r.Since.Local().Format(format)
 }
 
 // measured is "legacy 50.2% ok 100% p99 3.1ms, mtls …".
@@ -96,13 +111,16 @@ the newest change first. The old way is probed anew.`,
 		Args:    exactly("SOURCE", "DESTINATION"),
 	}
 	t, o := addTarget(cmd, s), addOutput(cmd)
+	again := addWatch(cmd)
 	cmd.ValidArgsFunction = t.pairArgs()
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var p api.PairDetail
-		if err := t.call(cmd.Context(), http.MethodGet, api.PairName{Source: args[0], Destination: args[1]}.Path(), nil, &p); err != nil {
-			return err
-		}
-		return o.print(s.out, p, func(w io.Writer) { showPair(w, p) })
+		return again.run(cmd.Context(), s, o, func() error {
+			var p api.PairDetail
+			if err := t.call(cmd.Context(), http.MethodGet, api.PairName{Source: args[0], Destination: args[1]}.Path(), nil, &p); err != nil {
+				return err
+			}
+			return o.print(s.out, p, func(w io.Writer) { showPair(w, p) })
+		})
 	}
 	return cmd
 }
@@ -123,6 +141,9 @@ func showPair(w io.Writer, p api.PairDetail) {
 		entry = fmt.Sprintf("traffic-shift/%s, index %d", p.Entry, p.Index)
 	}
 	fmt.Fprintf(w, "Decided by:\t%s\n", entry)
+	if c := p.Changed; c != nil {
+		fmt.Fprintf(w, "Since:\t%s, %s by %s\n", orDash(c.Time), c.What, orNobody(c.Who))
+	}
 	if l := p.Legacy; l != nil {
 		host := ""
 		if l.Host != "" {
@@ -132,7 +153,7 @@ func showPair(w io.Writer, p api.PairDetail) {
 	}
 	fmt.Fprintf(w, "Sidecars of %s:\t%d registered, %d connected, %d have acknowledged all\n", p.Source, p.Sidecars.Registered, p.Sidecars.Connected, p.Sidecars.Acknowledged)
 	fmt.Fprintf(w, "Instances of %s:\t%d, %d healthy, %d with a sidecar\n", p.Destination, p.Callee.Instances, p.Callee.Healthy, p.Callee.Sidecars)
-	fmt.Fprintf(w, "Revertible:\t%s: %s\n", p.Revertible.State, p.Revertible.Why)
+	fmt.Fprintf(w, "Revertible:\t%s: %s\n", revertible(p.Revertible), p.Revertible.Why)
 	if !p.LastPlaintext.IsZero() {
 		fmt.Fprintf(w, "Last plaintext:\t%s, from a host of %s\n", orDash(p.LastPlaintext), p.Source)
 	}
@@ -141,6 +162,9 @@ func showPair(w io.Writer, p api.PairDetail) {
 	}
 	for _, why := range p.Blockers {
 		fmt.Fprintf(w, "Blocks:\t%s\n", clip(why, maxSaid))
+	}
+	for _, text := range p.Notes {
+		fmt.Fprintf(w, "Note:\t%s\n", clip(text, maxSaid))
 	}
 	if at := p.Shift; at != nil {
 		what := fmt.Sprintf("from %s to %s, %s", at.From, at.To, at.Status)

@@ -109,10 +109,10 @@ func unconnected() *accesslogv3.AccessLogFilter {
 	}}}}
 }
 
-// at selects the events of a kind.
-func at(when accessdatav3.AccessLogType) *accesslogv3.AccessLogFilter {
+// at selects the events of some kinds.
+func at(when ...accessdatav3.AccessLogType) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_LogTypeFilter{
-		LogTypeFilter: &accesslogv3.LogTypeFilter{Types: []accessdatav3.AccessLogType{when}},
+		LogTypeFilter: &accesslogv3.LogTypeFilter{Types: when},
 	}}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
@@ -19,6 +20,7 @@ import (
 	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
@@ -29,14 +31,18 @@ const (
 	PlaintextAdmissionExtension  = "plaintext_admission"
 )
 
+// stillOpenEvery is how often plaintext that is still open counts again: a connection of weeks
+// is no silence.
+const stillOpenEvery = time.Minute
+
 // plaintextHTTP takes requests without TLS. It knows callers by their address alone, and
 // what they say of their certificate is dropped.
 func (b *builder) plaintextHTTP(in *proxy.Inbound) *listenerv3.FilterChain {
 	m := b.inboundCommon(proxy.PlaintextListener, in)
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE
 	acceptHTTP10(m, b.proxy.Identity.Service) // callers are anything, not sidecars alone
-	m.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(at(accessdatav3.AccessLogType_DownstreamStart))}
-	m.AccessLogOptions = &hcmv3.HttpConnectionManager_HcmAccessLogOptions{FlushAccessLogOnNewRequest: true}
+	m.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(at(accessdatav3.AccessLogType_DownstreamStart, accessdatav3.AccessLogType_DownstreamPeriodic))}
+	m.AccessLogOptions = &hcmv3.HttpConnectionManager_HcmAccessLogOptions{FlushAccessLogOnNewRequest: true, AccessLogFlushInterval: durationpb.New(stillOpenEvery)}
 	return &listenerv3.FilterChain{
 		Name: "plaintext", FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer"},
 		Filters: []*listenerv3.Filter{b.networkFilter(httpConnectionManager, m)},
@@ -46,12 +52,12 @@ func (b *builder) plaintextHTTP(in *proxy.Inbound) *listenerv3.FilterChain {
 // plaintextTCP takes all connections that are not the mesh's TLS.
 func (b *builder) plaintextTCP(in *proxy.Inbound) *listenerv3.FilterChain {
 	tcp := b.tcpProxy(proxy.PlaintextListener, LocalApp, duration(in.App.IdleTimeout))
-	// Once each, and at once where it gets as far as the app.
+	// At once where it gets as far as the app, and else in the end.
 	once := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{
-		Filters: []*accesslogv3.AccessLogFilter{at(accessdatav3.AccessLogType_TcpUpstreamConnected), unconnected()},
+		Filters: []*accesslogv3.AccessLogFilter{at(accessdatav3.AccessLogType_TcpUpstreamConnected, accessdatav3.AccessLogType_TcpPeriodic), unconnected()},
 	}}}
 	tcp.AccessLog = []*accesslogv3.AccessLog{b.plaintextCounter(once)}
-	tcp.AccessLogOptions = &tcpv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true}
+	tcp.AccessLogOptions = &tcpv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true, AccessLogFlushInterval: durationpb.New(stillOpenEvery)}
 	var filters []*listenerv3.Filter
 	if in.Plaintext.Admission != nil {
 		filters = append(filters, discovered(PlaintextAdmissionExtension, &setfilterstatev3.Config{}))

@@ -22,6 +22,12 @@ type Exposed struct {
 	App          ExposedApp
 }
 
+// What names of listeners and clusters of exposed paths begin with.
+const (
+	ExposedListener = "exposed_path_"
+	ExposedCluster  = "exposed_cluster_"
+)
+
 // ExposedApp is where the app serves exposed paths. Several paths may share one.
 type ExposedApp struct {
 	Cluster  string
@@ -55,16 +61,16 @@ func (b *builder) exposed(in *Inbound, paths []catalog.ExposePath) []Exposed {
 		if p.LocalPathPort != 0 {
 			app.SocketPath, app.Port = "", p.LocalPathPort
 		}
-		app.Cluster = fmt.Sprintf("exposed_cluster_%d", app.Port)
+		app.Cluster = fmt.Sprintf(ExposedCluster+"%d", app.Port)
 		if app.SocketPath != "" {
-			app.Cluster = "exposed_cluster_socket"
+			app.Cluster = ExposedCluster + "socket"
 		}
 		if app.Protocol == config.HTTP2 {
 			app.Cluster += "_http2"
 		}
 		plain := alphanumeric(p.Path)
 		out = append(out, Exposed{
-			ListenerName: fmt.Sprintf("exposed_path_%s:%s:%d", plain, addr, p.ListenerPort),
+			ListenerName: fmt.Sprintf(ExposedListener+"%s:%s:%d", plain, addr, p.ListenerPort),
 			StatPrefix:   fmt.Sprintf("exposed_path_filter_%s_%d", plain, p.ListenerPort),
 			Address:      addr.String(), Port: p.ListenerPort, Path: p.Path, App: app,
 		})

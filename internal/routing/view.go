@@ -9,13 +9,15 @@ import (
 // View is a chain as people look at it: in words, with what each leg was meant to get
 // and what it gets now.
 type View struct {
-	Service    string      `json:"service"`
-	Datacenter string      `json:"datacenter"`
-	Protocol   string      `json:"protocol"`
-	Broken     string      `json:"broken,omitempty"` // why the entries make no chain
-	Routed     bool        `json:"routed"`           // by a service-router
-	Words      string      `json:"words"`            // [Chain.Describe]
-	Routes     []RouteView `json:"routes"`           // in the order in which they are tried
+	Service    string `json:"service"`
+	Datacenter string `json:"datacenter"`
+	Protocol   string `json:"protocol"`
+	Broken     string `json:"broken,omitempty"` // why the entries make no chain
+	// LastGood says that what follows is of the last entries that made one, which are in force.
+	LastGood bool        `json:"last_good,omitempty"`
+	Routed   bool        `json:"routed"` // by a service-router
+	Words    string      `json:"words"`  // [Chain.Describe]
+	Routes   []RouteView `json:"routes"` // in the order in which they are tried
 	// Pair, when asked for, is by which ways one caller's requests travel.
 	Pair *PairView `json:"pair,omitempty"`
 }

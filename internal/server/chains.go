@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -14,6 +15,7 @@ import (
 type chains struct {
 	made map[chainKey]compiled
 	good map[chainKey]routing.Chain
+	old  map[chainKey]routing.Chain // of made, those in force though entries make none; replaced, not changed
 }
 
 // chainKey is a [routing.Request] without its entries.
@@ -33,6 +35,7 @@ func (c *chains) forget(changed []config.Key) {
 	for key, m := range c.made {
 		if slices.ContainsFunc(changed, m.chain.Read) {
 			delete(c.made, key)
+			c.remember(key, nil)
 		}
 	}
 }
@@ -51,10 +54,27 @@ func (c *chains) compile(req routing.Request) (routing.Chain, []proxy.Problem) {
 		slices.SortFunc(reads, config.Key.Compare)
 		good.Reads = slices.Compact(reads)
 		chain = good
+		c.remember(key, &good)
 		for i := range problems {
 			problems[i].Reason += "; the last entries that worked stay in force"
 		}
 	}
 	c.made[key] = compiled{chain, problems}
 	return chain, problems
+}
+
+// remember notes that a chain is in force though entries make none, or, with nil, is not.
+func (c *chains) remember(key chainKey, chain *routing.Chain) {
+	if _, is := c.old[key]; !is && chain == nil {
+		return
+	}
+	c.old = maps.Clone(c.old)
+	if c.old == nil {
+		c.old = map[chainKey]routing.Chain{}
+	}
+	if chain == nil {
+		delete(c.old, key)
+	} else {
+		c.old[key] = *chain
+	}
 }

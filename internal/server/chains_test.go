@@ -1,9 +1,12 @@
 package server
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
@@ -52,5 +55,33 @@ func TestChainsKeepWhatWorked(t *testing.T) {
 	// Without anything that worked there is the service itself.
 	if chain, _ := newChains().compile(routing.Request{Config: broken, Service: "web", Datacenter: "dc1"}); chain.Broken == "" || !strings.Contains(chain.Describe(), "100.00% web.dc1") {
 		t.Errorf("%s", chain.Describe())
+	}
+}
+
+// People are shown the chain that callers have, and why it is not that of the entries.
+func TestTheChainInForceIsShown(t *testing.T) {
+	m := newMesh("dc1", "test.consul", true, nil, slog.New(slog.DiscardHandler))
+	http := &config.ProxyDefaults{Kind: config.KindProxyDefaults, Name: config.Global, Config: map[string]any{"protocol": "http"}}
+	split := &config.ServiceSplitter{Kind: config.KindServiceSplitter, Name: "web", Splits: []config.ServiceSplit{{Weight: 90, Service: "web"}, {Weight: 10, Service: "other"}}}
+	tcp := &config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "other", Protocol: "tcp"}
+	side := &catalog.Service{ID: "shop-1", Name: "shop-proxy", Kind: catalog.ConnectProxy, Port: 21000, Proxy: &catalog.Proxy{
+		DestinationServiceName: "shop", LocalServiceAddress: "127.0.0.1", LocalServicePort: 80, Upstreams: []catalog.Upstream{{DestinationName: "web", LocalBindPort: 7100}}}}
+	m.setCatalog(catalog.NewSnapshot("dc1", 1, map[string]*catalog.Set{side.Name: catalog.NewSet(side.Name, []catalog.Instance{{Node: &catalog.Node{Name: "n", Address: "10.0.0.1"}, Service: side}})}))
+	m.connected["n/shop-1"] = node{id: "shop-1", name: "n", relayed: true, streams: 1}
+	for i, tt := range []struct {
+		entries  []config.Entry
+		lastGood bool
+		words    string
+	}{
+		{[]config.Entry{http, split}, false, "10.00% other.dc1"},
+		{[]config.Entry{http, split, tcp}, true, "10.00% other.dc1"},
+		{[]config.Entry{http}, false, "100.00% web.dc1"},
+	} {
+		m.setEntries(config.NewSet(tt.entries...), uint64(i+1))
+		m.step(time.Now())
+		v, err := m.view(routing.Request{Service: "web", Datacenter: "dc1"}, "")
+		if err != nil || v.LastGood != tt.lastGood || (v.Broken != "") != tt.lastGood || !strings.Contains(v.Words, tt.words) {
+			t.Errorf("step %d: %+v, %v", i, v, err)
+		}
 	}
 }

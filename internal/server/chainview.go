@@ -30,13 +30,18 @@ func (s *Server) chain(w http.ResponseWriter, r *http.Request) {
 
 func (m *mesh) view(req routing.Request, source string) (routing.View, error) {
 	m.mu.Lock()
-	snap, entries := m.catalog, m.entries
+	snap, entries, inForce := m.catalog, m.entries, m.inForce
 	m.mu.Unlock()
 	if snap == nil || entries == nil {
 		return routing.View{}, errNoCatalog
 	}
 	req.Config = entries
 	chain, _ := routing.Compile(req)
+	broken := chain.Broken
+	good, old := lastChain(inForce, req)
+	if old = old && broken != ""; old {
+		chain = good
+	}
 	filters := &proxy.Filters{}
 	count := func(p proxy.Part) int {
 		n := 0
@@ -52,6 +57,9 @@ func (m *mesh) view(req routing.Request, source string) (routing.View, error) {
 		return count(proxy.Part{Target: t})
 	}
 	view := chain.View(healthy)
+	if old {
+		view.LastGood, view.Broken = true, broken
+	}
 	if source == "" {
 		return view, nil
 	}
@@ -75,4 +83,15 @@ func (m *mesh) view(req routing.Request, source string) (routing.View, error) {
 		return n
 	})
 	return view, nil
+}
+
+// lastChain is the chain that callers of a service have while its entries make none: of
+// those who see its protocol as asked, or else of anybody.
+func lastChain(inForce map[chainKey]routing.Chain, req routing.Request) (routing.Chain, bool) {
+	for _, protocol := range []string{req.Protocol, "", config.HTTP, config.HTTP2, config.GRPC, config.TCP} {
+		if chain, ok := inForce[chainKey{req.Service, req.Datacenter, protocol}]; ok {
+			return chain, true
+		}
+	}
+	return routing.Chain{}, false
 }

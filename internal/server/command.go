@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"slices"
@@ -44,7 +45,7 @@ func (s *Server) taken(t target, in api.ShiftRequest) error {
 		return nil
 	}
 	at, ok := s.steps.find(shift.Pair{Source: t.Source, Destination: t.Destination})
-	if ok && !at.Plan.Hold && (at.Status == shift.Running || at.Status == shift.Queued || at.Status == shift.Reverting) {
+	if ok && underWay(at) && at.Status != shift.Paused {
 		return refuse(http.StatusConflict, "%s: a shift to %s is %s: pause or abort it first, or force", t.what("shift"), at.Plan.To, at.Status)
 	}
 	return nil
@@ -56,22 +57,26 @@ func (s *Server) command(b *books, in api.ShiftRequest, who string) *api.Changed
 	if in.Service != "" {
 		targets = nil
 		for _, at := range s.steps.shifts() {
-			if at.Pair.Destination == in.Service {
+			if at.Pair.Destination == in.Service && underWay(at) {
 				targets = append(targets, target{PairName: api.PairName{Source: at.Pair.Source, Destination: at.Pair.Destination}})
 			}
 		}
 	}
 	out := &api.Changed{Pairs: []api.PairChanged{}}
+	var list []shift.Command
+	for _, t := range targets {
+		list = append(list, shift.Command{Verb: commands[in.Do], Pair: shift.Pair{Source: t.Source, Destination: t.Destination}, By: who})
+	}
+	refused := map[shift.Pair]string{}
+	if !in.DryRun {
+		refused = s.steps.order(list)
+	}
 	for _, t := range targets {
 		e, _ := b.deciding(t.PairName)
 		done := api.PairChanged{PairName: t.PairName, Before: api.Shares(sharesBefore(e))}
 		done.After = done.Before
 		pair := shift.Pair{Source: t.Source, Destination: t.Destination}
-		if !in.DryRun {
-			if err := s.steps.order(shift.Command{Verb: commands[in.Do], Pair: pair, By: who}); err != nil {
-				done.Refused = err.Error()
-			}
-		}
+		done.Refused = refused[pair]
 		if at, ok := s.steps.find(pair); ok {
 			done.Status = string(at.Status)
 		} else if done.Refused == "" {
@@ -93,6 +98,9 @@ func (s *Server) start(t target, in api.ShiftRequest, from *store.Reader) (api.P
 	if t.Source == config.Wildcard || t.Destination == config.Wildcard {
 		return done, nil, refuse(http.StatusBadRequest, "%s: shares move by themselves for one pair by name", t.what("shift"))
 	}
+	if at, ok := s.steps.find(shift.Pair{Source: t.Source, Destination: t.Destination}); ok && underWay(at) {
+		return done, nil, refuse(http.StatusConflict, "%s: a shift to %s is %s: abort it, or wait until it is done", t.what("shift"), at.Plan.To, at.Status)
+	}
 	e := next(t.PairName, old)
 	if in.Legacy != nil {
 		e.Legacy = &config.LegacyWay{Address: in.Legacy.Address, Host: in.Legacy.Host}
@@ -108,7 +116,7 @@ func (s *Server) start(t target, in api.ShiftRequest, from *store.Reader) (api.P
 	if err := checked(e); err != nil {
 		return done, nil, refuse(http.StatusBadRequest, "%s: %v", t.what("shift"), err)
 	}
-	plan, err := planOf(e, shift.Way(in.To))
+	plan, err := planOf(s.mesh.config(), e, shift.Way(in.To))
 	if err == nil {
 		err = plan.Validate(shift.Pair{Source: t.Source, Destination: t.Destination})
 	}
@@ -146,12 +154,12 @@ func planned(e *config.TrafficShift, p api.Plan) error {
 
 // begin starts what start has written.
 func (s *Server) begin(out *api.Changed, in api.ShiftRequest, who string) {
+	var list []shift.Command
 	for i := range out.Pairs {
 		done := &out.Pairs[i]
 		if done.Refused != "" {
 			continue
 		}
-		pair := shift.Pair{Source: done.Source, Destination: done.Destination}
 		var e *config.TrafficShift
 		if entry, err := config.DecodeEntryJSON(done.Entry); err == nil {
 			e, _ = entry.(*config.TrafficShift)
@@ -160,13 +168,18 @@ func (s *Server) begin(out *api.Changed, in api.ShiftRequest, who string) {
 			done.Refused = "its traffic-shift can't be read"
 			continue
 		}
-		plan, err := planOf(e, shift.Way(in.To))
-		if err == nil {
-			err = s.steps.order(shift.Command{Verb: shift.CommandStart, Pair: pair, Plan: plan, By: who})
-		}
+		plan, err := planOf(s.mesh.config(), e, shift.Way(in.To))
 		if err != nil {
 			done.Refused = err.Error()
+			continue
 		}
+		list = append(list, shift.Command{Verb: shift.CommandStart, Pair: shift.Pair{Source: done.Source, Destination: done.Destination}, Plan: plan, By: who})
+	}
+	refused := s.steps.order(list)
+	for i := range out.Pairs {
+		done := &out.Pairs[i]
+		pair := shift.Pair{Source: done.Source, Destination: done.Destination}
+		done.Refused = cmp.Or(done.Refused, refused[pair])
 		if at, ok := s.steps.find(pair); ok {
 			done.Status = string(at.Status)
 		}

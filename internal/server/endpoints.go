@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -15,18 +16,31 @@ type endpoints struct {
 	ref      proxy.EndpointsRef
 	users    int
 	resource *xds.Resource
+	// next, when set, is what it is made of from until on: see [mesh.rearrange].
+	next  *proxy.EndpointsRef
+	until time.Time // zero: not decided
+	moved bool      // the write that made next changed more than endpoints
+}
+
+// wanted is what entries say that the resource is made of.
+func (e *endpoints) wanted() proxy.EndpointsRef {
+	if e.next != nil {
+		return *e.next
+	}
+	return e.ref
 }
 
 // endpointSets are the endpoint resources that are served. Only run touches them.
 type endpointSets struct {
 	byName    map[string]*endpoints
 	byService map[string]map[string]*endpoints // by service that they are made of, then by name
+	held      map[string]struct{}              // names of those that have a next
 	renamed   bool                             // since names was last asked
 	last      map[string][]string
 }
 
 func newEndpointSets() endpointSets {
-	return endpointSets{byName: map[string]*endpoints{}, byService: map[string]map[string]*endpoints{}}
+	return endpointSets{held: map[string]struct{}{}, byName: map[string]*endpoints{}, byService: map[string]map[string]*endpoints{}}
 }
 
 // of lists the resources that are made of any of the services, by name.
@@ -75,8 +89,9 @@ func (s *endpointSets) unindex(e *endpoints) {
 	s.renamed = true
 }
 
-// use makes sure that the endpoints are served, as they are asked for now.
-func (m *mesh) use(refs []proxy.EndpointsRef, snap *catalog.Snapshot, update xds.Update) {
+// use makes sure that the endpoints are served. What entries have made of those that are
+// there becomes so by [mesh.rearrange]; moved says that more than endpoints changed.
+func (m *mesh) use(refs []proxy.EndpointsRef, moved bool, snap *catalog.Snapshot, update xds.Update) {
 	for _, ref := range refs {
 		e := m.endpoints.byName[ref.ClusterName]
 		switch {
@@ -85,13 +100,52 @@ func (m *mesh) use(refs []proxy.EndpointsRef, snap *catalog.Snapshot, update xds
 			m.endpoints.byName[ref.ClusterName] = e
 			m.endpoints.index(e)
 			m.refresh(e, snap, update)
-		case !e.ref.Equal(ref): // entries changed what it is made of
-			m.endpoints.unindex(e)
-			e.ref = ref
-			m.endpoints.index(e)
-			m.refresh(e, snap, update)
+		case e.wanted().Equal(ref):
+			e.moved = e.moved || moved
+		case e.ref.Equal(ref): // as it was before, after all
+			e.next = nil
+		default: // entries changed what it is made of
+			e.next, e.until, e.moved = &ref, time.Time{}, moved
+			m.endpoints.held[ref.ClusterName] = struct{}{}
 		}
 		e.users++
+	}
+}
+
+func (m *mesh) remake(e *endpoints, ref proxy.EndpointsRef, snap *catalog.Snapshot, update xds.Update) {
+	m.endpoints.unindex(e)
+	e.ref, e.next = ref, nil
+	m.endpoints.index(e)
+	m.refresh(e, snap, update)
+}
+
+// populated reports whether anybody is among endpoints.
+func (m *mesh) populated(ref proxy.EndpointsRef, snap *catalog.Snapshot) (some bool) {
+	err := isolated(func() error {
+		some = slices.ContainsFunc(proxy.BuildEndpoints(snap, ref, &m.filters).Groups, func(g proxy.EndpointGroup) bool { return len(g.Endpoints) > 0 })
+		return nil
+	})
+	return err == nil && some
+}
+
+// rearrange makes endpoints of what entries say now. Those that a write leaves without
+// anybody stay for a while as they were if it changed more: routes that it leads elsewhere
+// come after endpoints. What the catalog says of them holds at once.
+func (m *mesh) rearrange(snap *catalog.Snapshot, now time.Time, update xds.Update) {
+	for _, name := range slices.Sorted(maps.Keys(m.endpoints.held)) {
+		e := m.endpoints.byName[name]
+		if e == nil || e.next == nil {
+			delete(m.endpoints.held, name)
+			continue
+		}
+		if e.until.IsZero() && e.moved && m.populated(e.ref, snap) && !m.populated(*e.next, snap) {
+			e.until = now.Add(linger)
+			time.AfterFunc(linger, m.poke)
+		}
+		if !e.until.After(now) {
+			delete(m.endpoints.held, name)
+			m.remake(e, *e.next, snap, update)
+		}
 	}
 }
 

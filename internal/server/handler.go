@@ -64,6 +64,7 @@ func (s *Server) own() http.Handler {
 	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)
 	mux.HandleFunc("GET /v1/crossfade/telemetry/{source}/{destination}", s.telemetry)
 	mux.HandleFunc("POST /v1/crossfade/shift", s.shift)
+	mux.HandleFunc("GET /v1/crossfade/shift/log", s.shiftLog)
 	mux.HandleFunc("POST /v1/crossfade/revert", s.revert)
 	return mux
 }

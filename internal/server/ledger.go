@@ -69,8 +69,9 @@ func (s *Server) measure(b *books, rows []api.Pair, now time.Time) {
 			fill(row, r)
 		}
 	}
-	wrong := s.steps.wrongKV()
+	wrong, known := s.steps.wrongKV(), map[string][]string{}
 	for i := range rows {
+		rows[i].Notes = s.notes(b, &rows[i], entries, known, now)
 		if why := wrong[shift.Pair{Source: rows[i].Source, Destination: rows[i].Destination}]; why != "" {
 			rows[i].Blockers = append(rows[i].Blockers, why)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -58,6 +59,9 @@ type mesh struct {
 	// it, by another map: this one never changes.
 	known map[string]struct{}
 
+	reconsider map[string]struct{}        // services of which sidecars refuse something else than before
+	inForce    map[chainKey]routing.Chain // of entries that make none any more
+
 	plans planner
 	open  openConnections
 
@@ -68,6 +72,7 @@ type mesh struct {
 	endpoints   endpointSets
 	chains      *chains
 	filters     proxy.Filters
+	lastGood    lastGood
 }
 
 // node is who is at the other end of a stream.
@@ -92,6 +97,7 @@ type sidecar struct {
 	unknown map[string]struct{} // services it calls that nobody knew when it was made
 	sources []string            // services whose addresses it lets in
 	leaving []leaving
+	refuses bool // sidecars of its service refuse some of what is in own
 }
 
 // leaving is endpoints that a sidecar no longer needs, and until when it may ask for
@@ -106,9 +112,10 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
 		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
-		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
+		lastGood: lastGood{refs: map[string]map[string]proxy.EndpointsRef{}, seen: map[string]time.Time{}},
+		known:    map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
-	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Linger: linger, Log: log})
+	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Alike: alike, Refusing: out.refusing, Linger: linger, Log: log})
 	return out
 }
 
@@ -255,6 +262,7 @@ func (m *mesh) run(ctx context.Context) {
 		case <-m.wake:
 		case <-tick.C:
 			m.keepBook(time.Now())
+			m.forgetGood(time.Now())
 		}
 		m.step(time.Now())
 	}
@@ -264,10 +272,13 @@ func (m *mesh) run(ctx context.Context) {
 func (m *mesh) step(now time.Time) {
 	m.mu.Lock()
 	snap, entries, index, connected := m.catalog, m.entries, m.index, maps.Clone(m.connected)
-	m.mu.Unlock()
 	if snap == nil || entries == nil {
+		m.mu.Unlock()
 		return
 	}
+	reconsider := m.reconsider
+	m.reconsider = nil
+	m.mu.Unlock()
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
 	record := change{index: index, sidecars: map[string]concern{}}
 	changedEntries := config.Changed(m.doneEntries, entries)
@@ -281,15 +292,25 @@ func (m *mesh) step(now time.Time) {
 			m.forget(key, update)
 		}
 	}
+	rebuilt := map[string]*sidecar{}
 	for key, n := range connected {
 		if in, ok := snap.Proxy(n.id, n.name); ok && n.mayBe(in) != nil {
 			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
 			continue
 		}
-		if old := m.sidecars[key]; m.stale(old, n, snap, changedEntries, appeared, moved, now) {
-			m.build(key, n, snap, entries, now, update)
-			record.note(key, n, old, m.sidecars[key], changedEntries, update.Shared)
+		old := m.sidecars[key]
+		refusal := false
+		if old != nil {
+			_, refusal = reconsider[old.of()]
 		}
+		if refusal || m.stale(old, n, snap, changedEntries, appeared, moved, now) {
+			m.build(key, n, snap, entries, now, update)
+			rebuilt[key] = old
+		}
+	}
+	m.rearrange(snap, now, update)
+	for key, old := range rebuilt {
+		record.note(key, connected[key], old, m.sidecars[key], changedEntries, update.Shared)
 	}
 	for _, s := range m.sidecars {
 		if len(s.leaving) > 0 && !s.leaving[0].until.After(now) {
@@ -305,6 +326,7 @@ func (m *mesh) step(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.named = m.endpoints.names()
+	m.inForce = m.chains.old
 	if snap.Index > m.applied || index > m.changes.done {
 		m.applied = max(m.applied, snap.Index)
 		m.changes.add(record)
@@ -412,7 +434,8 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		}
 	}
 	old := m.sidecars[key]
-	m.use(next.calls, snap, update)
+	m.standBy(next)
+	m.use(next.calls, toldMore(m.sidecars[key], next), snap, update)
 	shared := maps.Clone(next.shared)
 	if old != nil {
 		next.leaving = m.left(old.leaving, now, update)
@@ -429,11 +452,19 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	}
 	m.sidecars[key] = next
 	view := &xds.View{Own: next.own, Shared: shared}
+	if !n.observer {
+		view.Group = next.of()
+	}
 	if next.secrets != nil {
 		view.Own = maps.Clone(next.own)
 		view.Own[xds.SecretType] = next.secrets
 	}
 	update.Views[key] = view
+}
+
+// toldMore reports whether a sidecar is told of more than other endpoints.
+func toldMore(old, next *sidecar) bool {
+	return old != nil && len(xds.Changes(&xds.View{Own: old.own}, &xds.View{Own: next.own})) > 0
 }
 
 // left are those whose time has not come; the others are given up.

@@ -43,6 +43,7 @@ func (s *Server) revert(w http.ResponseWriter, r *http.Request) {
 			s.fail(w, "revert", err)
 			return
 		case !overtaken:
+			s.steps.reverted(out.Pairs, by.Who)
 			b.conclude(out)
 			s.answer(w, out)
 			return

@@ -328,7 +328,7 @@ func (p *stepper) watch(now time.Time, b *books) {
 		if senders := p.s.mesh.book.Plaintext(service); len(senders) > 0 {
 			last = senders[0]
 		}
-		keep[service] = p.watches[service].Step(now, watched && sidecars >= b.callee(service).Instances, last.Last, last.Address)
+		keep[service] = p.watches[service].Step(now, watched && b.callee(service).Sidecars >= b.callee(service).Instances, last.Last, last.Address)
 	}
 	p.watches = keep
 }

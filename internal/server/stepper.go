@@ -31,11 +31,6 @@ const (
 	settleFor = 2 * time.Second
 	// stateName is under which the store remembers the shifts.
 	stateName = "shifts"
-	// maxStepLog is how many steps are kept to be looked at.
-	maxStepLog = 600
-	// attemptsOnAWay is the most that one request makes on a way: the first and the retries
-	// that every request has.
-	attemptsOnAWay = 3
 )
 
 // stepper moves shares by time and evidence: it observes, asks [shift.Step] what is to be
@@ -52,7 +47,11 @@ type stepper struct {
 	savedAt time.Time // when all of it was
 	settled map[shift.Pair]settled
 	steps   []shift.LogEntry // the newest
-	callees map[string]map[shift.Way]float64
+	heavy   int              // pairs in them
+	start   shift.State      // before the first of them
+	rates   rates
+	over    []shift.Command // that nobody waits for, under overMu
+	overMu  sync.Mutex
 	watches map[string]shift.Watch // of permissive callees
 	kvWrong map[shift.Pair]string  // keys that can't be followed
 }
@@ -64,7 +63,7 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}}
+	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, rates: rates{}}
 }
 
 // open reads what was remembered.
@@ -99,15 +98,49 @@ func (p *stepper) run(ctx context.Context) {
 	}
 }
 
-// order gives a command, and says why it is not obeyed.
-func (p *stepper) order(c shift.Command) error {
-	actions := p.step(time.Now(), []shift.Command{c}, false)
-	for _, a := range actions {
-		if a.Kind == shift.Refused && a.Pair == c.Pair {
-			return errors.New(a.Reason)
+// order gives commands, one of a pair at most, and says by pair why one is not obeyed.
+func (p *stepper) order(list []shift.Command) map[shift.Pair]string {
+	refused := map[shift.Pair]string{}
+	if len(list) == 0 {
+		return refused
+	}
+	for _, a := range p.step(time.Now(), list, false) {
+		if a.Kind == shift.Refused {
+			refused[a.Pair] = a.Reason
 		}
 	}
-	return nil
+	return refused
+}
+
+// reverted tells of pairs that people have put back. It never waits: what has moved
+// anything yields by itself to the entry of a higher generation, and what has not, as it waits
+// for its window, ends in the next step.
+func (p *stepper) reverted(pairs []api.PairChanged, who string) {
+	p.overMu.Lock()
+	defer p.overMu.Unlock()
+	for _, done := range pairs {
+		if done.Refused == "" && len(p.over) < api.MaxPairs {
+			p.over = append(p.over, shift.Command{Verb: shift.CommandRevert, Pair: shift.Pair{Source: done.Source, Destination: done.Destination}, By: who})
+		}
+	}
+}
+
+// overruled takes what [stepper.reverted] was told, of shifts that would go on. The caller
+// holds mu.
+func (p *stepper) overruled() []shift.Command {
+	p.overMu.Lock()
+	list := p.over
+	p.over = nil
+	p.overMu.Unlock()
+	return slices.DeleteFunc(list, func(c shift.Command) bool {
+		at, ok := p.state.Find(c.Pair)
+		return !ok || !underWay(at) || !at.Fresh && at.Status != shift.Queued
+	})
+}
+
+// underWay says whether a shift moves shares by itself, or may go on to.
+func underWay(at shift.Shift) bool {
+	return !at.Plan.Hold && (at.Status == shift.Queued || at.Status == shift.Running || at.Status == shift.Paused || at.Status == shift.Reverting)
 }
 
 // find is the shift of a pair.
@@ -129,6 +162,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := p.s.books(context.Background())
+	commands = append(p.overruled(), commands...)
 	if count {
 		p.watch(now, b)
 		p.s.saveUnsaved()
@@ -141,6 +175,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	observed := p.observe(now, b, count)
 	observed.Commands = append(observed.Commands, commands...)
 	if len(observed.Pairs) == 0 && len(p.state.Shifts) == 0 && len(commands) == 0 {
+		p.save(now)
 		return nil
 	}
 	p.remember(shift.LogEntry{Now: now.Round(0), Observed: observed})
@@ -153,13 +188,6 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	return actions
 }
 
-func (p *stepper) remember(e shift.LogEntry) {
-	p.steps = append(p.steps, e)
-	if len(p.steps) > maxStepLog {
-		p.steps = slices.Delete(p.steps, 0, len(p.steps)-maxStepLog)
-	}
-}
-
 // observe is what is known now of pairs whose requests are divided, or that have a shift.
 func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observed) {
 	entries := p.s.mesh.config()
@@ -168,10 +196,11 @@ func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observ
 	if count {
 		for _, w := range p.s.mesh.book.Drain() {
 			windows[w.Pair] = len(counted)
-			counted = append(counted, window{w.Ways, examples(now, w.Failing), max(w.Over, stepEvery)})
+			counted = append(counted, window{w.Ways, examples(now, w.Failing)})
 		}
-		p.callees = ratesOf(windows, counted)
+		p.rates.take(now, windows, counted)
 	}
+	byCallee := p.rates.byCallee()
 	callees := map[string]bool{}
 	for _, name := range b.names(func(api.PairName) bool { return true }) {
 		pair := shift.Pair{Source: name.Source, Destination: name.Destination}
@@ -187,27 +216,21 @@ func (p *stepper) observe(now time.Time, b *books, count bool) (out shift.Observ
 		}
 		o := shift.PairObserved{
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
-			Applied: e.Generation,
+			Applied: e.Generation, Rate: p.rates.of(pair),
 		}
 		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
-		if i, ok := windows[pair]; ok {
-			o.Rate = rateOf(counted[i])
-			if p.quiet(pair, o, now) {
-				o.Ways, o.Failing = counted[i].ways, counted[i].failing
-			}
-		} else {
-			p.quiet(pair, o, now)
+		if i, ok := windows[pair]; p.quiet(pair, o, now) && ok && !p.unguarded(pair, e) {
+			o.Ways, o.Failing = counted[i].ways, counted[i].failing
 		}
 		out.Pairs = append(out.Pairs, o)
 		if !callees[name.Destination] {
 			callees[name.Destination] = true
-			out.Callees = append(out.Callees, p.reach(b, name.Destination))
+			out.Callees = append(out.Callees, p.reach(b, name.Destination, byCallee[name.Destination]))
 		}
-		if divided && p.wantsHold(pair, e) {
-			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard",
-				Plan: shift.Plan{From: from, To: to, Hold: true, OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOnAWay)}})
+		if hold := (shift.Plan{From: from, To: to, Hold: true, OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, name.Destination))}); divided && p.wantsHold(pair, e, hold) {
+			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard", Plan: hold})
 		}
 	}
 	return out
@@ -227,17 +250,29 @@ func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time) bo
 	return now.Sub(s.since) >= settleFor
 }
 
-// wantsHold reports whether shares that people have set are to be watched from now on.
-func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift) bool {
+// wantsHold reports whether shares that people have set are to be watched from now on, or
+// otherwise than they are.
+func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, hold shift.Plan) bool {
 	if e.Guard != nil && e.Guard.Off {
 		return false
 	}
 	s, ok := p.state.Find(pair)
-	if !ok {
+	switch {
+	case !ok:
 		return true
+	case s.Status == shift.Done || s.Status == shift.Reverted || s.Status == shift.Aborted:
+		return e.Generation > s.Generation || s.Status == shift.Done && !s.Plan.Hold && sharesOfEntry(e.Shares) == s.Shares
+	case s.Plan.Hold && s.Status != shift.Reverting:
+		was := s.Plan
+		return was.From != hold.From || was.To != hold.To || was.OnBreach != hold.OnBreach || was.Limits != hold.Limits
 	}
-	ended := s.Status == shift.Done || s.Status == shift.Reverted || s.Status == shift.Aborted
-	return ended && e.Generation > s.Generation || ended && s.Status == shift.Done && !s.Plan.Hold && sharesOfEntry(e.Shares) == s.Shares
+	return false
+}
+
+// unguarded reports whether people have turned the guard of shares off that they have set.
+func (p *stepper) unguarded(pair shift.Pair, e *config.TrafficShift) bool {
+	at, ok := p.state.Find(pair)
+	return ok && at.Plan.Hold && e.Guard != nil && e.Guard.Off
 }
 
 func policyOf(e *config.TrafficShift) shift.Policy {
@@ -248,9 +283,8 @@ func policyOf(e *config.TrafficShift) shift.Policy {
 }
 
 // reach is how much of a callee each way reaches.
-func (p *stepper) reach(b *books, service string) shift.Callee {
+func (p *stepper) reach(b *books, service string, rate map[shift.Way]float64) shift.Callee {
 	c := b.callee(service)
-	rate := p.callees[service]
 	way := func(w shift.Way, ready int) shift.Reach {
 		return shift.Reach{Way: w, Ready: ready, Total: max(c.Healthy, ready), Rate: rate[w]}
 	}
@@ -343,42 +377,13 @@ func (p *stepper) save(now time.Time) {
 	p.saved, p.savedAt = head, now
 }
 
-// window is what a pair did since the last look.
-type window struct {
-	ways    []shift.WayTelemetry
-	failing []shift.FailedRequest
-	over    time.Duration
-}
-
-func rateOf(w window) float64 {
-	n := uint64(0)
-	for _, t := range w.ways {
-		n += t.Attempts
-	}
-	return math.Round(float64(n)/w.over.Seconds()*10) / 10
-}
-
-// ratesOf are requests a second, by callee and way.
-func ratesOf(windows map[shift.Pair]int, counted []window) map[string]map[shift.Way]float64 {
-	out := map[string]map[shift.Way]float64{}
-	for pair, i := range windows {
-		if out[pair.Destination] == nil {
-			out[pair.Destination] = map[shift.Way]float64{}
-		}
-		for _, t := range counted[i].ways {
-			out[pair.Destination][t.Way] += float64(t.Attempts) / counted[i].over.Seconds()
-		}
-	}
-	return out
-}
-
 // share is a percent in hundredths, duration one of the standard library's.
 func share(percent float64) shift.Share        { return shift.Share(math.Round(percent * 100)) }
 func duration(d config.Duration) time.Duration { return time.Duration(d) }
 
 // planOf is the plan that an entry holds, towards a way.
-func planOf(e *config.TrafficShift, to shift.Way) (shift.Plan, error) {
-	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOnAWay)}
+func planOf(entries *config.Set, e *config.TrafficShift, to shift.Way) (shift.Plan, error) {
+	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, e.Destination))}
 	for _, s := range e.Steps {
 		out.Steps = append(out.Steps, share(s))
 	}

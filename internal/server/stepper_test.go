@@ -118,7 +118,7 @@ func (r *ramp) entry() *config.TrafficShift {
 }
 
 func (r *ramp) order(v shift.Verb) error {
-	plan, err := planOf(r.entry(), shift.MTLS)
+	plan, err := planOf(r.s.mesh.config(), r.entry(), shift.MTLS)
 	if err != nil {
 		r.t.Fatal(err)
 	}

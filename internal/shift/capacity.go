@@ -17,6 +17,16 @@ type Reach struct {
 	Rate  float64 `json:"rate,omitempty"`  // requests a second on this way now, of all callers
 }
 
+// quiet says whether no request to the callee is known of.
+func (c Callee) quiet() bool {
+	for _, r := range c.Ways {
+		if r.Rate > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // reach is what is known of a way.
 func (c Callee) reach(w Way) (Reach, bool) {
 	for _, r := range c.Ways {
@@ -33,7 +43,8 @@ func (c Callee) reach(w Way) (Reach, bool) {
 // Where it is known what an instance bears, that decides. Else an instance that
 // takes the new way must not get more than headroom times the mean: from each
 // way it gets that way's part of all requests times total/ready, so with a
-// quarter of all requests over 3 of 12 instances, 0.25·4 + 0.75 of the mean.
+// quarter of all requests over 3 of 12 instances, 0.25·4 + 0.75 of the mean. Where no
+// request is known of, the pair's shares stand for all.
 func (c Callee) Room(p Plan, rate float64, now, to Share) error {
 	r, ok := c.reach(p.To)
 	if !ok {
@@ -49,20 +60,25 @@ func (c Callee) Room(p Plan, rate float64, now, to Share) error {
 		}
 		return nil
 	}
+	if c.quiet() {
+		rate, more = 1, float64(to)/float64(Whole)
+	}
 	load, all := 0.0, 0.0
 	for _, w := range c.Ways {
-		rate := w.Rate
-		switch w.Way {
-		case p.To:
-			rate += more
-		case p.From:
-			rate = max(0, rate-more)
+		at := w.Rate
+		switch {
+		case w.Way == p.To:
+			at += more
+		case w.Way == p.From && c.quiet():
+			at = rate - more
+		case w.Way == p.From:
+			at = max(0, at-more)
 		}
-		all += rate
-		load += rate * float64(max(w.Total, 1)) / float64(min(max(w.Ready, 1), max(w.Total, 1)))
+		all += at
+		load += at * float64(max(w.Total, 1)) / float64(min(max(w.Ready, 1), max(w.Total, 1)))
 	}
 	if all <= 0 {
-		return nil // a quiet callee
+		return nil
 	}
 	load /= all
 	if most := float64(p.Headroom) / float64(Whole); load > most {

@@ -268,5 +268,8 @@ func (r *Resource) Renamed(name string) (*Resource, error) {
 // place of those named after it when it goes back to old ways by itself.
 const SparePrefix = "revert~"
 
+// Endpoints is the name of the endpoint resource that a cluster has, or "".
+func (r *Resource) Endpoints() string { return r.endpoints }
+
 // Size is the number of bytes the resource takes in a response.
 func (r *Resource) Size() int { return len(r.wire) }

@@ -36,6 +36,11 @@ type Options struct {
 	Subscribed func(key string, t Type, added, dropped []string)
 	// Settled is told what became of a response. May be nil; same rules.
 	Settled func(key string, t Type, o Outcome)
+	// Alike reports of which resources the nodes of a group are told the same. Of these the
+	// last good version is remembered. nil: of none.
+	Alike func(Key) bool
+	// Refusing is told that what a group refuses has changed. May be nil; must not block.
+	Refusing func(group string)
 	// Linger is how long clusters stay that nothing refers to any more: a request which
 	// is tried again is sent to the cluster that was chosen for it at first.
 	Linger time.Duration
@@ -52,6 +57,8 @@ type Outcome struct {
 // Server serves delta ADS from the views it is given. Safe for concurrent use.
 type Server struct {
 	opts Options
+
+	memory memory
 
 	updates sync.Mutex // held by Update; taken before stream.mu
 
@@ -137,6 +144,7 @@ func (s *Server) Update(u Update) {
 		cares := false
 		if _, ok := renewed[st]; ok {
 			st.session.markAll(st)
+			st.learnHeld()
 			cares = true
 		}
 		cares = st.mark(touched[st]) || cares || view != nil && view.Growing

@@ -16,6 +16,9 @@ type source interface {
 	// absent reports whether a resource that is not there is known not to exist, so
 	// that the client is to be told, rather than not known yet.
 	absent(t Type, name string) bool
+	// instead is what a client that has nothing of a resource is given first; nil: the
+	// resource. Beside it stands how others refused that.
+	instead(res *Resource) (*Resource, Refusal)
 }
 
 // session is the state of one delta stream: what the client wants, what it was
@@ -50,12 +53,15 @@ type flight struct {
 	nonce    string
 	versions map[string]string
 	removed  []string
+	members  []*Resource
+	instead  map[string]Refusal // of members that stand for what others refused
 }
 
 // Refusal is a NACK: Envoy's words for one version of one resource.
 type Refusal struct {
 	Version string `json:"version"`
 	Message string `json:"message"`
+	Runs    string `json:"runs,omitempty"` // the version that it has in place of it; in a [StreamStatus]
 }
 
 // outcome is what a request from the client said about an earlier response.
@@ -63,6 +69,7 @@ type outcome struct {
 	acked   map[string]string // name -> version
 	removed []string
 	refused map[string]Refusal // final: refused when sent alone
+	taken   []*Resource        // those of acked
 	retry   bool               // a response with several members was refused; they follow one by one
 	message string             // Envoy's words, if any
 }
@@ -176,13 +183,13 @@ func (sub *subscription) land(r request) *outcome {
 	if !r.nack {
 		for name, v := range f.versions {
 			sub.acked[name] = v
-			delete(sub.refused, name)
+			sub.taken(name, f)
 		}
 		for _, name := range f.removed {
 			delete(sub.acked, name)
 			delete(sub.refused, name)
 		}
-		return &outcome{acked: f.versions, removed: f.removed}
+		return &outcome{acked: f.versions, taken: f.members, removed: f.removed}
 	}
 	if len(f.versions)+len(f.removed) > 1 {
 		// Envoy doesn't name the culprit, and may have dropped good members with it.
@@ -204,6 +211,35 @@ func (sub *subscription) land(r request) *outcome {
 		out.refused[name] = sub.refused[name]
 	}
 	return out
+}
+
+// taken notes that a member of a response was acknowledged. Where it stood for one that
+// others refused, that follows by itself, unless it ends Envoys, or was tried here before.
+func (sub *subscription) taken(name string, f *flight) {
+	r, instead := f.instead[name]
+	switch {
+	case !instead:
+		delete(sub.refused, name)
+	case sub.refused[name].Version == r.Version:
+		sub.told[name] = r.Version
+	case r.fatal():
+		sub.refused[name] = r
+		sub.told[name] = r.Version
+	default:
+		delete(sub.refused, name)
+		sub.dirty[name] = struct{}{}
+		sub.solo = append(sub.solo, name)
+	}
+}
+
+// retreat makes due again what was refused, if the client has nothing of it: it is given
+// what stands instead.
+func (s *session) retreat(t Type, name string) {
+	sub := s.subs[t]
+	if _, holds := sub.acked[name]; !holds {
+		delete(sub.told, name)
+		sub.dirty[name] = struct{}{}
+	}
 }
 
 // mark notes that a resource may have changed. It reports whether the session cares.
@@ -287,7 +323,7 @@ func (s *session) collect(t Type, sub *subscription, src source, names []string,
 	if len(r.resources) == 0 && len(r.removed) == 0 && (!sub.empty || src.all(t) == nil) {
 		return nil
 	}
-	s.take(sub, r)
+	s.take(sub, r, src)
 	return r
 }
 
@@ -317,17 +353,17 @@ func (s *session) wakeup(now time.Time) (at time.Time) {
 // want says what the client lacks of a name: the resource to send, or that it
 // must be told of its absence.
 func (sub *subscription) want(t Type, name string, src source) (res *Resource, gone bool) {
-	if sub.wildcard {
-		res = src.all(t)[name]
-	}
+	res = sub.present(t, name, src)
 	_, named := sub.names[name]
-	if res == nil && named {
-		res = src.get(t, name)
-	}
 	told, was := sub.told[name]
 	_, forced := sub.force[name]
 	if res == nil {
 		return nil, (was || named) && told != absentVersion && src.absent(t, name)
+	}
+	if _, holds := sub.acked[name]; !holds {
+		if good, _ := src.instead(res); good != nil {
+			res = good
+		}
 	}
 	if told == res.Version && !forced {
 		return nil, false
@@ -335,20 +371,38 @@ func (sub *subscription) want(t Type, name string, src source) (res *Resource, g
 	return res, false
 }
 
+// present is the resource as it is now, or nil.
+func (sub *subscription) present(t Type, name string, src source) (res *Resource) {
+	if sub.wildcard {
+		res = src.all(t)[name]
+	}
+	if _, named := sub.names[name]; res == nil && named {
+		res = src.get(t, name)
+	}
+	return res
+}
+
 // absentVersion is what a client was "told" of a name that doesn't exist.
 const absentVersion = "absent"
 
 // take notes that r is being sent.
-func (s *session) take(sub *subscription, r *response) {
+func (s *session) take(sub *subscription, r *response, src source) {
 	s.nonce++
 	r.nonce = strconv.FormatUint(s.nonce, 16)
-	f := &flight{nonce: r.nonce, versions: make(map[string]string, len(r.resources)), removed: r.removed}
+	f := &flight{nonce: r.nonce, versions: make(map[string]string, len(r.resources)), removed: r.removed, members: r.resources}
 	sub.empty = false
 	for _, res := range r.resources {
 		if r.typ == ClusterType {
 			s.resendEndpoints(res.endpoints)
 		}
 		f.versions[res.Name] = res.Version
+		if now := sub.present(r.typ, res.Name, src); now != nil && now.Version != res.Version {
+			_, refusal := src.instead(now)
+			if f.instead == nil {
+				f.instead = map[string]Refusal{}
+			}
+			f.instead[res.Name] = refusal
+		}
 		sub.told[res.Name] = res.Version
 		delete(sub.dirty, res.Name)
 		delete(sub.force, res.Name)

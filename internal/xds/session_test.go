@@ -19,6 +19,9 @@ type fixed map[Type]map[string]*Resource
 func (f fixed) all(t Type) map[string]*Resource { return f[t] }
 func (f fixed) get(t Type, n string) *Resource  { return f[t][n] }
 func (f fixed) absent(Type, string) bool        { return true }
+func (f fixed) instead(*Resource) (*Resource, Refusal) {
+	return nil, Refusal{}
+}
 
 func (f fixed) put(t Type, name, content string) { f.message(t, name, wrapperspb.String(content)) }
 

@@ -53,6 +53,10 @@ func (st *stream) status() StreamStatus {
 		}
 		if len(sub.refused) > 0 {
 			ts.Refused = maps.Clone(sub.refused)
+			for name, r := range ts.Refused {
+				r.Runs = sub.acked[name]
+				ts.Refused[name] = r
+			}
 		}
 		out.Types[t.Short()] = ts
 	}

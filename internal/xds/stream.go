@@ -198,6 +198,13 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 		return errEnded
 	}
 	added, dropped, out := st.session.handle(r, st)
+	refusing := ""
+	switch {
+	case out != nil && st.learn(t, out):
+		refusing = st.view.Group
+	case len(r.initial) > 0:
+		st.learnHeld()
+	}
 	names := len(st.session.subs[t].names)
 	if len(added)+len(r.subscribe) > 0 {
 		st.urgent = true
@@ -217,6 +224,9 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	st.mu.Unlock()
 	if names > maxNames {
 		return status.Errorf(codes.ResourceExhausted, "%s: %d names asked for on one stream, at most %d are allowed", t.Short(), names, maxNames)
+	}
+	if refusing != "" && s.opts.Refusing != nil {
+		s.opts.Refusing(refusing)
 	}
 	if s.opts.Subscribed != nil && len(added)+len(dropped) > 0 {
 		s.opts.Subscribed(st.node, t, added, dropped)

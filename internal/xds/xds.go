@@ -40,6 +40,9 @@ type View struct {
 	Own map[Type]map[string]*Resource
 	// Shared names the endpoints, of all that are shared, that the node may subscribe to.
 	Shared map[string]struct{}
+	// Group, when set, is shared by nodes that are told the same under the same names: what
+	// one of them refuses, another that starts anew is not given first. See [Options.Alike].
+	Group string
 	// Growing says that a resource asked for by name and not in the view may still
 	// come, so that its absence is not reported to the client.
 	Growing bool

@@ -123,7 +123,7 @@ func (r *Relay) Crashed(how string, at time.Time) []string {
 	if r.quarantine == nil {
 		r.quarantine = &Quarantine{Since: at.UTC()}
 	}
-	r.quarantine.Reason = fmt.Sprintf("quarantined: Envoy crashed %d times within %s of taking it (%s), the version before runs",
+	r.quarantine.Reason = fmt.Sprintf(xds.QuarantinePrefix+"Envoy crashed %d times within %s of taking it (%s), the version before runs",
 		fatalStrikes, r.opts.Probation, how)
 	for _, k := range guilty {
 		t := r.trials[k]

@@ -1,0 +1,134 @@
+package server
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// memoryKept is how long it is remembered what sidecars of a service acknowledged while
+// none of them is connected.
+const memoryKept = time.Hour
+
+// lastGood is what new sidecars of a service need beside what [xds.Server] remembers. Only
+// run touches it.
+type lastGood struct {
+	refs map[string]map[string]proxy.EndpointsRef // by service, then name: of what its sidecars were given
+	seen map[string]time.Time                     // by service: when a sidecar of it was last connected
+}
+
+// alike reports of which resources all sidecars of a service are told the same. What is
+// made of an instance's own addresses is not among them.
+func alike(k xds.Key) bool {
+	switch k.Type {
+	case xds.ClusterType:
+		return k.Name != envoy.LocalApp && !strings.HasPrefix(k.Name, proxy.ExposedCluster)
+	case xds.ListenerType:
+		return !slices.ContainsFunc([]string{proxy.PublicListener, proxy.ExposedListener}, func(prefix string) bool {
+			return strings.HasPrefix(k.Name, prefix)
+		})
+	case xds.RouteType, xds.ExtensionType:
+		return !strings.HasPrefix(k.Name, xds.SparePrefix)
+	}
+	return false
+}
+
+// refusing notes that what sidecars of a service refuse has changed.
+func (m *mesh) refusing(service string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.reconsider == nil {
+		m.reconsider = map[string]struct{}{}
+	}
+	m.reconsider[service] = struct{}{}
+	m.poke()
+}
+
+// of is the service that a sidecar stands for.
+func (s *sidecar) of() string { return s.service.Proxy.DestinationServiceName }
+
+// standBy adds to what is made for a sidecar whatever a refused version's last good one
+// leads to: clusters that sidecars of its service acknowledged, and their endpoints. As long
+// as somebody refuses what replaced them, routes to them may be in force.
+func (m *mesh) standBy(next *sidecar) {
+	service := next.of()
+	known := m.lastGood.refs[service]
+	if known == nil {
+		known = map[string]proxy.EndpointsRef{}
+		m.lastGood.refs[service] = known
+	}
+	for _, ref := range next.calls {
+		known[ref.ClusterName] = ref
+	}
+	next.refuses = len(m.xds.Refusals(service, next.own)) > 0
+	if !next.refuses {
+		return
+	}
+	own, clusters := maps.Clone(next.own), maps.Clone(next.own[xds.ClusterType])
+	good := m.xds.Good(service, xds.ClusterType)
+	for _, name := range slices.Sorted(maps.Keys(good)) {
+		if clusters[name] == nil {
+			clusters[name] = good[name]
+		}
+		endpoints := good[name].Endpoints()
+		ref, ok := known[endpoints]
+		if _, has := next.shared[endpoints]; has || !ok {
+			continue
+		}
+		if e := m.endpoints.byName[endpoints]; e != nil {
+			ref = e.wanted()
+		}
+		next.calls = append(next.calls, ref)
+		next.shared[endpoints] = struct{}{}
+	}
+	own[xds.ClusterType] = clusters
+	next.own = own
+}
+
+// forgetGood drops what is remembered of resources that no sidecar is given any more, unless
+// versions that replaced them are refused.
+func (m *mesh) forgetGood(now time.Time) {
+	given := map[string]map[xds.Key]struct{}{}
+	needed := map[string]map[string]struct{}{}
+	refused := map[string]bool{}
+	for _, s := range m.sidecars {
+		service := s.of()
+		m.lastGood.seen[service] = now
+		refused[service] = refused[service] || s.refuses
+		if given[service] == nil {
+			given[service], needed[service] = map[xds.Key]struct{}{}, map[string]struct{}{}
+		}
+		for t, byName := range s.own {
+			for name := range byName {
+				given[service][xds.Key{Type: t, Name: name}] = struct{}{}
+			}
+		}
+		for name := range s.shared {
+			needed[service][name] = struct{}{}
+		}
+	}
+	maps.DeleteFunc(m.lastGood.seen, func(_ string, at time.Time) bool { return now.Sub(at) > memoryKept })
+	// whole reports whether all of a service is to be kept.
+	whole := func(service string) bool {
+		_, lately := m.lastGood.seen[service]
+		return refused[service] || lately && given[service] == nil
+	}
+	m.xds.Forget(func(service string, k xds.Key) bool {
+		_, ok := given[service][k]
+		return ok || whole(service)
+	})
+	for service, refs := range m.lastGood.refs {
+		if whole(service) {
+			continue
+		}
+		maps.DeleteFunc(refs, func(name string, _ proxy.EndpointsRef) bool { _, ok := needed[service][name]; return !ok })
+		if len(refs) == 0 {
+			delete(m.lastGood.refs, service)
+		}
+	}
+}

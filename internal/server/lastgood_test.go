@@ -1,0 +1,129 @@
+package server_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/server"
+	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// picky is an Envoy that refuses routes which lead to somebody.
+type picky struct {
+	*peer
+	refused chan string
+}
+
+// pick subscribes as Envoy does, and refuses routes that contain a word.
+func pick(t *testing.T, s *servertest.Server, id, word string, names ...xds.Key) *picky {
+	t.Helper()
+	p := &picky{&peer{t: t, c: s.Stream(id, true), held: map[xds.Key]*xds.Resource{}, seen: make(chan xds.Response, 1000)}, make(chan string, 100)}
+	p.ask(xds.Request{Type: xds.ClusterType})
+	p.ask(xds.Request{Type: xds.ListenerType})
+	for _, k := range names {
+		p.ask(xds.Request{Type: k.Type, Subscribe: []string{k.Name}})
+	}
+	go func() {
+		defer close(p.seen)
+		for {
+			r, err := p.c.Recv()
+			if err != nil {
+				return
+			}
+			bad := ""
+			for _, res := range r.Resources {
+				if b, err := res.Body(); err == nil && r.Type == xds.RouteType && strings.Contains(string(b), word) {
+					bad = "route to " + word
+				}
+			}
+			p.c.Send(xds.Request{Type: r.Type, Nonce: r.Nonce, Error: bad})
+			if bad != "" {
+				p.refused <- bad
+				continue
+			}
+			p.seen <- r
+		}
+	}()
+	return p
+}
+
+// The last good routes need the clusters of before, and these their endpoints: for those
+// that run them, and for who is new.
+func TestTheLastGoodRoutesLeadSomewhere(t *testing.T) {
+	s := servertest.Start(t, server.Options{DefaultAllow: true})
+	for i := 1; i <= 3; i++ {
+		s.Register("web.yaml", fmt.Sprintf("service: web\nid: web-%d\nport: %d\nprotocol: http\nupstreams: [catalog:7100]\n", i, 8080+i))
+	}
+	s.Register("catalog.yaml", catalog)
+	s.Register("orders.yaml", "service: orders\nport: 8082\nprotocol: http\n")
+	s.Register("parts.yaml", "service: parts\nport: 8083\nprotocol: http\n")
+	lead := func(to string) string {
+		return write(t, s, `{"Kind":"service-resolver","Name":"catalog","Redirect":{"Service":"`+to+`"}}`)
+	}
+	for _, name := range []string{"catalog", "orders", "parts"} {
+		write(t, s, `{"Kind":"service-defaults","Name":"`+name+`","Protocol":"http"}`)
+	}
+	lead("orders")
+	cluster := func(service string) xds.Key { return xds.Key{Type: xds.ClusterType, Name: endpoints(s, service).Name} }
+	ask := []xds.Key{endpoints(s, "orders"), endpoints(s, "parts"), route("catalog"), route("public_listener")}
+	complete := func(p *picky) func() bool {
+		return func() bool {
+			return p.held[cluster("orders")] != nil && strings.Contains(p.body(endpoints(s, "orders")), `"port_value"`) && strings.Contains(p.body(route("catalog")), "orders.default")
+		}
+	}
+	first := pick(t, s, "web-1-sidecar-proxy", "parts.default", ask...)
+	first.until("the first is in sync", complete(first))
+
+	index := lead("parts")
+	<-first.refused
+	if got := whatBecameOf(t, s, index, "20s").states(); got != "web-1-sidecar-proxy refused" {
+		t.Errorf("applied: %s", got)
+	}
+	first.until("it has what is new, too", func() bool { return first.held[cluster("parts")] != nil })
+	next := pick(t, s, "web-2-sidecar-proxy", "parts.default", ask...)
+	next.until("a new one has what leads somewhere", complete(next))
+	<-next.refused
+	var status []struct {
+		Node  string
+		Types map[string]struct {
+			Refused map[string]struct{ Version, Message, Runs string }
+		}
+	}
+	good := next.held[route("catalog")].Version
+	meshtest.Eventually(t, "the server says what it runs, and why", func() error {
+		_, b := s.Call(http.MethodGet, "/v1/crossfade/sidecars", nil)
+		if err := json.Unmarshal(b, &status); err != nil {
+			return err
+		}
+		n := 0
+		for _, row := range status {
+			if r := row.Types["RouteConfiguration"].Refused["catalog"]; r.Message == "route to parts.default" && r.Runs == good {
+				n++
+			}
+		}
+		if n != 2 {
+			return fmt.Errorf("%s", b)
+		}
+		return nil
+	})
+	if first.held[cluster("orders")] == nil {
+		t.Error("the first has lost the cluster that its routes lead to")
+	}
+
+	// It is mended: everybody gets the new.
+	write(t, s, `{"Kind":"service-resolver","Name":"catalog","ConnectTimeout":"3s"}`)
+	for _, p := range []*picky{first, next} {
+		p.ask(xds.Request{Type: xds.EndpointType, Subscribe: []string{endpoints(s, "catalog").Name}})
+		p.until("the mended routes", func() bool { return strings.Contains(p.body(route("catalog")), "catalog.default") })
+	}
+	third := pick(t, s, "web-3-sidecar-proxy", "parts.default", append(ask, endpoints(s, "catalog"))...)
+	third.until("the mended routes alone", func() bool { return strings.Contains(third.body(route("catalog")), "catalog.default") })
+	if third.held[cluster("orders")] != nil {
+		t.Errorf("somebody new has %v", third.names())
+	}
+}
