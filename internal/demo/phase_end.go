@@ -20,7 +20,7 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 		}
 	}
 	t.stop()
-	watchErr, _, _ := t.hangUpLong(ctx)
+	_, _, watchErr := t.hangUpLong(ctx)
 	t.close()
 	messages, gap := t.watch.Messages()
 	p.check(watchErr == nil, "the gRPC stream stayed open: %s messages in sequence, none lost, at most %s apart%s", count(messages), ms(gap), because(watchErr))

@@ -30,7 +30,7 @@ func (d *demo) guard(ctx context.Context, p *Proof) error {
 		d.out.step("sabotage: the pair's guard is off")
 	}
 	slow := func() (func() error, error) { return d.slowDown(), nil }
-	if err := d.breach(ctx, p, "slow", "the sidecars of 3 of catalog's 4 instances stand still two thirds of the time", slow); err != nil {
+	if err := d.breach(ctx, p, "slow", "the sidecars of 3 of catalog's 4 instances stand still two thirds of the time", slow); err != nil || !p.Held {
 		return err
 	}
 	fail := func() (func() error, error) { return d.goneSidecars(ctx) }

@@ -113,7 +113,7 @@ func (d *demo) complete(ctx context.Context, pr *pair) error {
 // endOld ends what was open on the old mesh all the time, and the old mesh.
 func (d *demo) endOld(ctx context.Context, p *Proof) error {
 	t := d.traffic
-	watchErr, watched, paid := t.hangUpLong(ctx)
+	watched, paid, watchErr := t.hangUpLong(ctx)
 	p.check(watchErr == nil, "a gRPC stream opened on the old mesh stayed open there all the time: %s messages in sequence, none lost%s", count(watched), because(watchErr))
 	p.check(t.line.Err() == nil, "so did a TCP connection: %s payments on it%s", count(paid), because(t.line.Err()))
 	if err := t.openLong(); err != nil {

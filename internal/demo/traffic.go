@@ -131,8 +131,8 @@ func (t *traffic) openLong() error {
 	return nil
 }
 
-// hangUpLong closes them, and says what was lost of the stream, and how much came on both.
-func (t *traffic) hangUpLong(ctx context.Context) (err error, watched, paid uint64) {
+// hangUpLong closes them, and says how much came on both, and what was lost of the stream.
+func (t *traffic) hangUpLong(ctx context.Context) (watched, paid uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	err = t.watch.Finish(ctx)
@@ -141,7 +141,7 @@ func (t *traffic) hangUpLong(ctx context.Context) (err error, watched, paid uint
 	<-t.line.Done()
 	watched, _ = t.watch.Messages()
 	paid, _ = t.line.Messages()
-	return err, watched, paid
+	return watched, paid, err
 }
 
 // start opens what stays open, and begins the load.
