@@ -53,6 +53,9 @@ func (w *world) enlist(service string, a *app) {
 func (w *world) plainHTTP(id string, h http.Handler) *app {
 	out := &app{id: id}
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.UserAgent() == "crossfade-probe" { // a sidecar trying an old way
+			return
+		}
 		out.served.Add(1)
 		h.ServeHTTP(rw, r)
 	}))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -57,8 +58,20 @@ func printLedger(w io.Writer, rows []api.Pair) {
 	for _, p := range rows {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d/%d\t%d/%d/%d\t%s\t%s: %s\n", p.Source, p.Destination, cmp.Or(p.Stage, "-"), p.Shares, measured(p),
 			p.Callee.Sidecars, p.Callee.Instances, p.Sidecars.Acknowledged, p.Sidecars.Connected, p.Sidecars.Registered,
-			shiftInShort(p.Shift), p.Revertible.State, p.Revertible.Why)
+			shiftInShort(p.Shift), revertible(p.Revertible), p.Revertible.Why)
 	}
+}
+
+// revertible is "yes", or "no since 15:04:05".
+func revertible(r api.Revertible) string {
+	if r.Since.IsZero() {
+		return r.State
+	}
+	format := time.TimeOnly
+	if time.Since(r.Since) > 20*time.Hour {
+		format = time.DateTime
+	}
+	return r.State + " since " + r.Since.Local().Format(format)
 }
 
 // measured is "legacy 50.2% ok 100% p99 3.1ms, mtls …".
@@ -140,7 +153,7 @@ func showPair(w io.Writer, p api.PairDetail) {
 	}
 	fmt.Fprintf(w, "Sidecars of %s:\t%d registered, %d connected, %d have acknowledged all\n", p.Source, p.Sidecars.Registered, p.Sidecars.Connected, p.Sidecars.Acknowledged)
 	fmt.Fprintf(w, "Instances of %s:\t%d, %d healthy, %d with a sidecar\n", p.Destination, p.Callee.Instances, p.Callee.Healthy, p.Callee.Sidecars)
-	fmt.Fprintf(w, "Revertible:\t%s: %s\n", p.Revertible.State, p.Revertible.Why)
+	fmt.Fprintf(w, "Revertible:\t%s: %s\n", revertible(p.Revertible), p.Revertible.Why)
 	if !p.LastPlaintext.IsZero() {
 		fmt.Fprintf(w, "Last plaintext:\t%s, from a host of %s\n", orDash(p.LastPlaintext), p.Source)
 	}

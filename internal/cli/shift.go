@@ -52,8 +52,8 @@ with --via as well. Two shifts of one destination do not run at once: the later 
 
 A stage says which ways are open: "client" legacy and direct, "plain" also plain, "permissive"
 all; with --service "strict" makes a destination refuse plaintext. Shares on ways that a stage
-closes go to the old way, so that going back is always possible; a share on a closed way is
-refused. plain and permissive set the destination's MutualTLSMode to "permissive", which the
+closes go to the old way, so that going back is always possible, unless that takes no requests; a
+share on a closed way is refused. plain and permissive set the destination's MutualTLSMode to "permissive", which the
 mesh entry has to allow. Strict is refused while a caller sends anything but mtls, while
 plaintext came inside the --window-of-silence, while an instance is not watched, and while an app's own port
 can be reached from another host; --force does it in spite of all that, and the history says so.
@@ -82,7 +82,7 @@ Whether a way works is not tried before: a warning says what the registry knows.
 	f.BoolVar(&abort, "abort", false, "end a shift that is under way, and take its shares back")
 	f.StringVar(&stage, "stage", "", "client, plain, permissive or, with --service, strict")
 	f.StringVar(&window, "window-of-silence", "", "with --stage strict: for how long no plaintext must have come, in watched time (default 24h)")
-	f.BoolVar(&force, "force", false, "set shares though a shift is under way; make a destination strict in spite of what speaks against it")
+	f.BoolVar(&force, "force", false, "set shares though a shift is under way; take a legacy address that does not answer; set a stage in spite of what speaks against it")
 	f.BoolVar(&dryRun, "dry-run", false, "write nothing: print the shares, and what config plan says of the entries")
 	complete(cmd, "via", waysGiven())
 	complete(cmd, "stage", cobra.FixedCompletions([]string{"client", "plain", "permissive", "strict"}, cobra.ShellCompDirectiveNoFileComp))

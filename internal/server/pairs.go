@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -32,6 +31,7 @@ type books struct {
 	newest     map[string]*store.Version
 	streams    map[*catalog.Service]stream // of registered sidecars with an open one
 	legacy     map[string]error            // what probing addresses has found
+	history    func(address string) (since, last time.Time)
 	book       *telemetry.Book
 
 	sources map[string]*source
@@ -55,7 +55,7 @@ type source struct {
 // books reads what there is now, but for probes.
 func (s *Server) books(ctx context.Context) *books {
 	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
-		unsaved: map[string]string{}, book: s.mesh.book}
+		unsaved: map[string]string{}, book: s.mesh.book, history: s.probes.history}
 	b.streams = s.mesh.standing(b.snap)
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
@@ -265,64 +265,6 @@ func legacyOf(e *config.TrafficShift) *api.LegacyWay {
 		return nil
 	}
 	return &api.LegacyWay{Address: e.Legacy.Address, Host: e.Legacy.Host}
-}
-
-// revertible says whether the old way of an entry takes the pair's requests.
-func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertible {
-	if e == nil {
-		return api.Revertible{State: api.No, Why: "nothing was shifted: no traffic-shift decides for it"}
-	}
-	out := api.Revertible{State: api.Yes, Way: oldWay(e)}
-	c := b.callee(p.Destination)
-	closed, how := 0, ""
-	if out.Way == api.Direct {
-		if closed, how = b.closedTo(p); closed > 0 && closed >= c.Healthy {
-			out.State, out.Why = api.No, how
-			return out
-		}
-	}
-	if b.probed != nil {
-		if seen := b.probed(p, out.Way); seen.Works+seen.Fails > 0 {
-			return asCallersSay(out, seen)
-		}
-	}
-	if out.Way == api.Direct {
-		out.Why = fmt.Sprintf("%d of %d instances of %q are healthy", c.Healthy, c.Instances, p.Destination)
-		switch {
-		case c.Instances == 0:
-			out.State, out.Why = api.No, fmt.Sprintf("no instance of %q is registered", p.Destination)
-		case c.Healthy == 0:
-			out.State, out.Why = api.No, fmt.Sprintf("none of %d instances of %q is healthy", c.Instances, p.Destination)
-		case closed > 0:
-			out.Why += fmt.Sprintf("; %d take no connections from other hosts", closed)
-		}
-		return out
-	}
-	address := e.Legacy.Address
-	switch err, known := b.legacy[address]; {
-	case !known || errors.Is(err, errNotProbed):
-		out.State, out.Why = api.Unknown, fmt.Sprintf("legacy address %s: not probed in time", address)
-	case err != nil:
-		out.State, out.Why = api.No, fmt.Sprintf("legacy address %s: cannot be connected to from the server: %v", address, err)
-	default:
-		out.Why = fmt.Sprintf("legacy address %s takes connections", address)
-	}
-	return out
-}
-
-// asCallersSay is what those know who would have to go back: their sidecars try the old way
-// again and again.
-func asCallersSay(out api.Revertible, seen telemetry.Probed) api.Revertible {
-	out.Since = seen.Since
-	switch {
-	case seen.Fails == 0:
-		out.Why = fmt.Sprintf("way %s takes connections of %d of %d callers", out.Way, seen.Works, seen.Works)
-	case seen.Works == 0:
-		out.State, out.Why = api.No, fmt.Sprintf("way %s takes no connection of any of %d callers: %s", out.Way, seen.Fails, seen.Why)
-	default:
-		out.Why = fmt.Sprintf("way %s takes connections of %d of %d callers: %s", out.Way, seen.Works, seen.Works+seen.Fails, seen.Why)
-	}
-	return out
 }
 
 // addresses are the legacy addresses of the entries that decide for the pairs.

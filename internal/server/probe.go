@@ -36,8 +36,10 @@ type prober struct {
 
 // probed is the result of one probe.
 type probed struct {
-	at  time.Time
-	err error // nil: something listens there
+	at    time.Time
+	err   error     // nil: something listens there
+	since time.Time // when that became so
+	last  time.Time // when something last listened there
 }
 
 func newProber() *prober {
@@ -109,5 +111,20 @@ func (p *prober) keep(address string, err error) {
 	if len(p.last) >= maxProbed {
 		clear(p.last)
 	}
-	p.last[address] = probed{time.Now(), err}
+	now, was := time.Now(), p.last[address]
+	next := probed{at: now, err: err, since: was.since, last: was.last}
+	if was.at.IsZero() || (err == nil) != (was.err == nil) {
+		next.since = now
+	}
+	if err == nil {
+		next.last = now
+	}
+	p.last[address] = next
+}
+
+// history is since when an address is as it is, and when something last listened there.
+func (p *prober) history(address string) (since, last time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last[address].since, p.last[address].last
 }

@@ -280,6 +280,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("shifts", func() error { s.steps.run(ctx); return nil })
+	part("old ways", func() error { s.watchOldWays(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -124,6 +125,10 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, s.command(b, in, s.door.author(r)))
 		return
 	}
+	if err := s.answering(r.Context(), b, in); err != nil {
+		s.fail(w, "shift", err)
+		return
+	}
 	by := store.Author{Who: s.door.author(r), Time: time.Now()}
 	if in.Stage != "" {
 		out, err := s.stage(b, in, by)
@@ -181,6 +186,27 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 	}
 	b.conclude(out)
 	s.answer(w, out)
+}
+
+// answering refuses a legacy address that is new to a pair and takes no connections.
+func (s *Server) answering(ctx context.Context, b *books, in api.ShiftRequest) error {
+	if in.Legacy == nil || in.Force {
+		return nil
+	}
+	e := next(api.PairName{Source: config.Wildcard, Destination: config.Wildcard}, nil)
+	e.Legacy = &config.LegacyWay{Address: in.Legacy.Address, Host: in.Legacy.Host}
+	known := len(in.Pairs) > 0 && !slices.ContainsFunc(in.Pairs, func(p api.PairIndex) bool {
+		e, _ := b.deciding(p.PairName)
+		return e == nil || e.Legacy == nil || e.Legacy.Address != in.Legacy.Address
+	})
+	if known || checked(e) != nil { // what is wrong with it is said in other words
+		return nil
+	}
+	err := s.probes.all(ctx, []string{in.Legacy.Address}, 0, 1)[in.Legacy.Address]
+	if err != nil && ctx.Err() == nil {
+		return refuse(http.StatusConflict, "shift: legacy address %s: cannot be connected to from the server: %v; --force takes it all the same", clipped(in.Legacy.Address), err)
+	}
+	return ctx.Err()
 }
 
 // change makes one atomic change of entries, and returns its index, or 0 when everything

@@ -97,6 +97,10 @@ func TestShiftAndRevertOverHTTP(t *testing.T) {
 
 	// A dry run says what the shift then does, and changes nothing.
 	first := api.ShiftRequest{Pairs: pair, Via: map[string]float64{"mtls": 10}, Legacy: &api.LegacyWay{Address: "127.0.0.1:1", Host: "catalog.old"}}
+	if _, err := c.Shift(ctx, first); err == nil || !strings.Contains(err.Error(), "shift: legacy address 127.0.0.1:1: cannot be connected to from the server: connect: connection refused; --force") {
+		t.Errorf("an address that nothing listens at is taken: %v", err)
+	}
+	first.Force = true
 	dry := first
 	dry.DryRun = true
 	const line = "web -> catalog: mtls 100% -> legacy 90%, mtls 10%"
@@ -366,7 +370,7 @@ func TestAHundredPairsGoBackQuickly(t *testing.T) {
 	}
 	alive.Via, dead.Via = map[string]float64{"mtls": 100}, map[string]float64{"mtls": 100}
 	alive.Legacy = &api.LegacyWay{Address: l.Addr().String()}
-	dead.Legacy = &api.LegacyWay{Address: "192.0.2.1:80"} // nobody's
+	dead.Legacy, dead.Force = &api.LegacyWay{Address: "192.0.2.1:80"}, true // nobody's
 	for _, in := range []api.ShiftRequest{alive, dead} {
 		if _, err := c.Shift(ctx, in); err != nil {
 			t.Fatal(err)

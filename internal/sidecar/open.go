@@ -228,7 +228,7 @@ func (s *sidecar) openEnvoy(path string) {
 	s.oldWays = newOldWays(s.relay.OldWays)
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
-		s.oldWays.add(r, time.Now())
+		s.oldWays.add(r)
 	}
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),

@@ -368,11 +368,14 @@ type Probed struct {
 	Since        time.Time // the latest change
 }
 
-// Probes is what fresh callers of a source say of a destination's way.
+// Probes is what fresh callers of a source, or of all with "*", say of a destination's way.
 func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	of := b.services[pair.Source]
+	if pair.Source == "*" {
+		of = b.sidecars
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(of), compareKeys) {
 		s := of[k]
 		p, ok := s.probes[pair.Destination]

@@ -1,94 +1,144 @@
 package relay
 
 import (
+	"cmp"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
-// OldWay is where a destination's requests go when they go back.
-type OldWay struct {
+// WayTo is how Envoy reaches a destination on one way.
+type WayTo struct {
 	Destination string
-	Way         string
-	Addresses   []string // host:port, sorted
+	Way         shift.Way
+	Protocol    string   // http for HTTP/1.1, http2 or tcp
+	Host        string   // that requests are given; empty: as the app sends it
+	Addresses   []string // host:port, sorted; of several any will do
 }
 
-// The names of clusters and endpoints of old ways, which package proxy makes.
-const (
-	legacyWay = "legacy"
-	directWay = "direct"
-)
-
-// OldWays are those of the pairs that may go back, sorted by destination, from what is kept
-// on disk.
-func (r *Relay) OldWays() []OldWay {
+// Ways are the ways of the destinations that have a traffic-shift, as Envoy is told of them,
+// sorted by destination, then legacy, direct, plain, mtls. One may stand there twice, by
+// different clusters; what nobody is on has no addresses.
+func (r *Relay) Ways() (out []WayTo) {
+	shifted := r.shifts()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	found := map[string]OldWay{}
-	add := func(destination, way string, at []string) {
-		if old, there := found[destination]; there && old.Way == legacyWay || destination == "" {
-			return
-		}
-		slices.Sort(at)
-		found[destination] = OldWay{destination, way, slices.Compact(at)}
-	}
-	for name, res := range r.good[xds.EndpointType] {
-		if sni, ok := strings.CutPrefix(name, directWay+"~"); ok {
-			add(serviceOf(sni), directWay, addresses(decoded(res, &endpointv3.ClusterLoadAssignment{}), ""))
-		}
-		if rest, ok := strings.CutPrefix(name, xds.SparePrefix); ok {
-			e := decoded(res, &endpointv3.ClusterLoadAssignment{})
-			for _, way := range []string{directWay, legacyWay} {
-				if at := addresses(e, way); len(at) > 0 {
-					add(destinationOf(xds.Key{Type: xds.EndpointType, Name: rest}), way, at)
-				}
-			}
-		}
-	}
-	for name, res := range r.good[xds.ClusterType] {
-		if sni, ok := strings.CutPrefix(name, legacyWay+"~"); ok {
-			add(serviceOf(sni), legacyWay, addresses(decoded(res, &clusterv3.Cluster{}).GetLoadAssignment(), ""))
-		}
-	}
-	out := make([]OldWay, 0, len(found))
-	for _, w := range found {
-		out = append(out, w)
-	}
-	slices.SortFunc(out, func(a, b OldWay) int { return strings.Compare(a.Destination, b.Destination) })
-	return out
-}
-
-func serviceOf(sni string) string {
-	service, _, _ := strings.Cut(sni, ".default.")
-	return service
-}
-
-// decoded reads a resource; what cannot be read is empty.
-func decoded[M proto.Message](res *xds.Resource, into M) M {
-	if body, err := res.Body(); err == nil {
-		_ = proto.Unmarshal(body, into) // nothing is known of it then
-	}
-	return into
-}
-
-// addresses are those of the endpoints in a locality, or of all.
-func addresses(e *endpointv3.ClusterLoadAssignment, zone string) (out []string) {
-	for _, l := range e.GetEndpoints() {
-		if zone != "" && l.GetLocality().GetSubZone() != zone {
+	for name, res := range r.held[xds.ClusterType] {
+		way, sni, _ := strings.Cut(name, "~")
+		destination, _, _ := strings.Cut(sni, ".default.")
+		if _, ok := shifted[destination]; !ok || !slices.Contains(allWays, shift.Way(way)) {
 			continue
 		}
-		for _, ep := range l.GetLbEndpoints() {
-			if a := ep.GetEndpoint().GetAddress().GetSocketAddress(); a != nil {
-				out = append(out, net.JoinHostPort(a.GetAddress(), strconv.Itoa(int(a.GetPortValue()))))
+		var c clusterv3.Cluster
+		if !read(res, &c) {
+			continue
+		}
+		to := WayTo{Destination: destination, Way: shift.Way(way), Protocol: protocolOf(&c)}
+		load := c.GetLoadAssignment()
+		if load == nil {
+			load = r.endpointsLocked(name)
+		}
+		to.add(load, func(*endpointv3.LbEndpoint) bool { return true })
+		out = append(out, to)
+	}
+	for name := range r.held[xds.EndpointType] {
+		if of, _, found := strings.Cut(name, ".default."); found && !strings.Contains(of, "~") {
+			of = of[strings.LastIndexByte(of, '.')+1:] // a subset may stand before it
+			if _, ok := shifted[of]; ok {
+				to := WayTo{Destination: of, Way: shift.MTLS}
+				to.add(r.endpointsLocked(name), func(*endpointv3.LbEndpoint) bool { return true })
+				out = append(out, to)
+			}
+			continue
+		}
+		destination := destinationOf(xds.Key{Type: xds.EndpointType, Name: name})
+		if _, ok := shifted[destination]; !ok || !strings.HasPrefix(name, sharedWays) {
+			continue
+		}
+		for _, way := range allWays {
+			to := WayTo{Destination: destination, Way: way, Protocol: config.TCP}
+			for _, from := range []string{name, xds.SparePrefix + name} {
+				to.add(r.endpointsLocked(from), func(ep *endpointv3.LbEndpoint) bool {
+					return cmp.Or(metadataWay(ep.GetMetadata()), shift.MTLS) == way
+				})
+			}
+			if len(to.Addresses) > 0 {
+				out = append(out, to)
 			}
 		}
 	}
+	slices.SortFunc(out, func(a, b WayTo) int {
+		return cmp.Or(cmp.Compare(a.Destination, b.Destination), cmp.Compare(slices.Index(allWays, a.Way), slices.Index(allWays, b.Way)))
+	})
 	return out
+}
+
+var allWays = []shift.Way{shift.Legacy, shift.Direct, shift.Plain, shift.MTLS}
+
+// OldWays are those that a revert goes back to, one of each destination: legacy if it has one.
+func (r *Relay) OldWays() []WayTo {
+	out := slices.DeleteFunc(r.Ways(), func(w WayTo) bool { return w.Way != shift.Legacy && w.Way != shift.Direct })
+	return slices.CompactFunc(out, func(a, b WayTo) bool { return a.Destination == b.Destination })
+}
+
+func (w *WayTo) add(load *endpointv3.ClusterLoadAssignment, of func(*endpointv3.LbEndpoint) bool) {
+	for _, group := range load.GetEndpoints() {
+		for _, ep := range group.GetLbEndpoints() {
+			at := ep.GetEndpoint().GetAddress().GetSocketAddress()
+			if at == nil || !of(ep) {
+				continue
+			}
+			w.Addresses = append(w.Addresses, net.JoinHostPort(at.GetAddress(), strconv.Itoa(int(at.GetPortValue()))))
+			w.Host = cmp.Or(w.Host, ep.GetEndpoint().GetHostname())
+		}
+	}
+	slices.Sort(w.Addresses)
+	w.Addresses = slices.Compact(w.Addresses)
+}
+
+func (r *Relay) endpointsLocked(name string) *endpointv3.ClusterLoadAssignment {
+	var out endpointv3.ClusterLoadAssignment
+	if !read(r.held[xds.EndpointType][name], &out) {
+		return nil
+	}
+	return &out
+}
+
+// read decodes a resource, if there is one.
+func read(res *xds.Resource, into proto.Message) bool {
+	if res == nil {
+		return false
+	}
+	body, err := res.Body()
+	return err == nil && proto.Unmarshal(body, into) == nil
+}
+
+// metadataWay is what an endpoint says of its way; one of mtls says nothing.
+func metadataWay(m *corev3.Metadata) shift.Way {
+	return shift.Way(m.GetFilterMetadata()["crossfade"].GetFields()["way"].GetStringValue())
+}
+
+func protocolOf(c *clusterv3.Cluster) string {
+	for _, any := range c.GetTypedExtensionProtocolOptions() {
+		var o httpv3.HttpProtocolOptions
+		if any.UnmarshalTo(&o) != nil {
+			continue
+		}
+		if o.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil {
+			return config.HTTP2
+		}
+		return config.HTTP
+	}
+	return config.TCP
 }

@@ -1,0 +1,146 @@
+package server_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/server"
+	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
+)
+
+// staged is a server with one pair, web -> catalog, on direct.
+func staged(t *testing.T) (*servertest.Server, *api.Client) {
+	t.Helper()
+	s := servertest.Start(t, server.Options{DefaultAllow: true})
+	s.Register("catalog.yaml", "service: catalog\nport: 8081\nprotocol: http\n")
+	s.Register("web.yaml", "service: web\nport: 8080\nprotocol: http\nupstreams: [\"catalog:7100\"]\n")
+	s.SetChecks("catalog", "pass")
+	c := apiOf(t, s, "")
+	declared(t, c, 1)
+	if _, err := c.Shift(t.Context(), api.ShiftRequest{Pairs: only(pairOf("web", "catalog")), Via: map[string]float64{"direct": 100}}); err != nil {
+		t.Fatal(err)
+	}
+	return s, c
+}
+
+// modeOf is the MutualTLSMode that the catalog's own entry has.
+func modeOf(t *testing.T, s *servertest.Server) string {
+	t.Helper()
+	_, b := s.Call(http.MethodGet, "/v1/config/service-defaults/catalog", nil)
+	var e struct{ MutualTLSMode string }
+	if err := json.Unmarshal(b, &e); err != nil {
+		t.Fatal(err)
+	}
+	return e.MutualTLSMode
+}
+
+func stageTo(t *testing.T, c *api.Client, stage string, edit ...func(*api.ShiftRequest)) (string, error) {
+	t.Helper()
+	r := api.ShiftRequest{Stage: stage}
+	if stage == "strict" {
+		r.Service = "catalog"
+	} else {
+		r.Pairs = only(pairOf("web", "catalog"))
+	}
+	for _, e := range edit {
+		e(&r)
+	}
+	out, err := c.Shift(t.Context(), r)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s: %s", out.Pairs[0].Stage, out.Pairs[0].After), nil
+}
+
+func forced(r *api.ShiftRequest) { r.Force = true }
+
+// Each step says what the catalog takes then, or why it is refused. What speaks against strict
+// has names; going back to client asks for nothing.
+func TestStagesOverHTTP(t *testing.T) {
+	s, c := staged(t)
+	window := func(d string) func(*api.ShiftRequest) { return func(r *api.ShiftRequest) { r.Window = d } }
+	for i, tc := range []struct {
+		stage   string
+		edit    []func(*api.ShiftRequest)
+		want    string // stage and shares
+		mode    string
+		refused string
+	}{
+		{stage: "plain", refused: "AllowEnablingPermissiveMutualTLS = true first"},
+		{stage: "client", want: "client: direct 100%"},
+		{stage: "outside", refused: `stage "outside": want one of client, plain, permissive, strict`},
+		{stage: "strict", edit: []func(*api.ShiftRequest){window("0s")}, refused: `window "0s": want a duration above 0`},
+		{stage: "strict", refused: `web -> catalog goes by direct 100%; instance "catalog": its sidecar does not say how the app's own port can be reached`},
+		{stage: "strict", edit: []func(*api.ShiftRequest){forced}, refused: "Shares.direct"},
+		{stage: "mtls"},
+		{stage: "strict", edit: []func(*api.ShiftRequest){forced}, want: "strict: mtls 100%", mode: "strict"},
+		{stage: "plain", refused: "AllowEnablingPermissiveMutualTLS = true first", mode: "strict"},
+		{stage: "client", want: "client: direct 100%"},
+		{stage: "allow"},
+		{stage: "permissive", want: "permissive: direct 100%", mode: "permissive"},
+		{stage: "mtls", mode: "permissive"},
+		{stage: "strict", refused: "no plaintext was seen so far, in 0s of time in which all its instances were watched: it takes 24h0m0s", mode: "permissive"},
+		{stage: "client", want: "client: direct 100%", mode: "permissive"},
+		{stage: "defaults strict", mode: ""},
+		{stage: "client", want: "client: direct 100%", mode: "permissive"},
+	} {
+		var got string
+		var err error
+		switch tc.stage {
+		case "mtls":
+			entry := map[string]any{"Kind": "traffic-shift", "Source": "web", "Destination": "catalog", "Shares": map[string]int{"mtls": 100}}
+			b, _ := json.Marshal(entry)
+			s.Call(http.MethodPut, "/v1/config", b)
+		case "allow":
+			s.Write(&config.Mesh{Kind: config.KindMesh, AllowEnablingPermissiveMutualTLS: true})
+		case "defaults strict":
+			s.Call(http.MethodDelete, "/v1/config/traffic-shift/web~catalog", nil)
+			s.Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "catalog", Protocol: "http"})
+			s.Write(&config.ProxyDefaults{Kind: config.KindProxyDefaults, Name: config.Global, MutualTLSMode: "strict"})
+		default:
+			meshtest.Eventually(t, "settled", func() error { // what the server knows of entries follows their writes
+				if got, err = stageTo(t, c, tc.stage, tc.edit...); (err == nil) != (tc.refused == "") || tc.refused != "" && !strings.Contains(err.Error(), tc.refused) {
+					return fmt.Errorf("step %d, %s: %q, %v", i, tc.stage, got, err)
+				}
+				return nil
+			})
+		}
+		if got != tc.want {
+			t.Errorf("step %d, %s: %q, want %q", i, tc.stage, got, tc.want)
+		}
+		if mode := modeOf(t, s); mode != tc.mode {
+			t.Errorf("step %d, %s: the catalog is %q, want %q", i, tc.stage, mode, tc.mode)
+		}
+	}
+	_, b := s.Call(http.MethodGet, "/v1/crossfade/config/history/service-defaults/catalog", nil)
+	if !strings.Contains(string(b), "forced strict in spite of: instance \\\"catalog\\\": its sidecar does not say") {
+		t.Errorf("%s", b)
+	}
+}
+
+// A stage whose old way takes nothing is not gone back to unless forced; one that moves no
+// share is.
+func TestStageBackToADeadWay(t *testing.T) {
+	s, c := staged(t)
+	s.Write(&config.Mesh{Kind: config.KindMesh, AllowEnablingPermissiveMutualTLS: true})
+	b, _ := json.Marshal(map[string]any{"Kind": "traffic-shift", "Source": "web", "Destination": "catalog", "Legacy": map[string]string{"Address": "127.0.0.1:1"}, "Shares": map[string]int{"mtls": 100}})
+	s.Call(http.MethodPut, "/v1/config", b)
+	if got, err := stageTo(t, c, "permissive"); err != nil || got != "permissive: mtls 100%" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if got, err := stageTo(t, c, "client"); status(err) != http.StatusConflict || !strings.Contains(err.Error(), "legacy address 127.0.0.1:1: cannot be connected to from the server") {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := stageTo(t, c, "client", forced); err != nil || got != "client: legacy 100%" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := stageTo(t, c, "client"); err != nil || got != "client: legacy 100%" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
