@@ -82,7 +82,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	}
 
 	const pair = `"pairs":[{"source":"web","destination":"catalog"}]`
-	c.call("POST /v1/crossfade/shift", "", `{`+pair+`,"via":{"direct":100},"legacy":{"address":"127.0.0.1:1","host":"old"},"dry_run":true}`)
+	c.call("POST /v1/crossfade/shift", "", `{`+pair+`,"via":{"direct":100},"legacy":{"address":"127.0.0.1:1","host":"old"},"force":true,"dry_run":true}`)
 	c.call("POST /v1/crossfade/shift", "", `{`+pair+`,"to":"mtls","plan":{"steps":[5,100],"dwell":"1m","windows":["Mon-Sun 00:00-24:00"],"on_breach":"pause"}}`)
 	c.call("POST /v1/crossfade/shift", "", `{`+pair+`,"do":"pause"}`)
 	meshtest.Eventually(t, "the log has a step", func() error {
