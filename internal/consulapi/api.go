@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -191,12 +192,25 @@ func routes() []route {
 		{path: "/v1/crossfade/pairs/", get: askServer},
 		{path: "/v1/crossfade/telemetry/", get: askServer},
 		{path: "/v1/crossfade/shift", post: askServer},
+		{path: "/v1/crossfade/shift/log", get: askServer},
 		{path: "/v1/crossfade/revert", post: askServer},
 		{path: "/v1/crossfade/config/history/", get: entryHistory},
 		{path: "/v1/crossfade/config/rollback/", put: rollBackEntry},
 
 		{path: "/v1/acl/", get: aclDisabled, put: aclDisabled, del: aclDisabled},
 	}
+}
+
+// Patterns lists what is served, as "METHOD path"; a path that ends in a slash stands for
+// all below it.
+func Patterns() (out []string) {
+	for _, rt := range routes() {
+		for method := range rt.methods() {
+			out = append(out, method+" "+rt.path)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // notServedPaths are Consul's that have no meaning here.

@@ -55,8 +55,9 @@ func needs() map[string]need {
 		"GET /v1/crossfade/config/history/":  readEntry,
 		"PUT /v1/crossfade/config/rollback/": func(c *call) access.Need { return entryNeed(c.key()) },
 
-		"POST /v1/crossfade/shift":  shiftNeed,
-		"POST /v1/crossfade/revert": revertNeed,
+		"POST /v1/crossfade/shift":    shiftNeed,
+		"GET /v1/crossfade/shift/log": func(*call) access.Need { return access.Need{Kind: access.Operate} },
+		"POST /v1/crossfade/revert":   revertNeed,
 
 		"PUT /v1/connect/intentions/exact":    destination,
 		"DELETE /v1/connect/intentions/exact": destination,

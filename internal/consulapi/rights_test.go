@@ -87,8 +87,9 @@ func TestRightsAtEveryEndpoint(t *testing.T) {
 		"GET /v1/crossfade/config/history/":  {path: "service-defaults/web", may: own},
 		"PUT /v1/crossfade/config/rollback/": {path: "service-defaults/web", may: "operator owner"},
 
-		"POST /v1/crossfade/shift":  {body: `{"pairs":[{"source":"web","destination":"catalog"}],"via":{"mtls":10}}`, may: "operator owner"},
-		"POST /v1/crossfade/revert": {body: `{"pairs":[{"source":"web","destination":"catalog"}]}`, may: "operator owner"},
+		"POST /v1/crossfade/shift":    {body: `{"pairs":[{"source":"web","destination":"catalog"}],"via":{"mtls":10}}`, may: "operator owner"},
+		"GET /v1/crossfade/shift/log": {may: "operator"},
+		"POST /v1/crossfade/revert":   {body: `{"pairs":[{"source":"web","destination":"catalog"}]}`, may: "operator owner"},
 
 		"POST /v1/connect/intentions":         {body: `{"SourceName":"x","DestinationName":"web","Action":"allow"}`, may: "operator owner"},
 		"PUT /v1/connect/intentions/exact":    {path: "?source=catalog&destination=web", body: `{"Action":"deny"}`, may: "operator owner"},

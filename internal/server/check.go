@@ -82,6 +82,10 @@ func (s *Server) check(w http.ResponseWriter, r *http.Request) {
 		subject, reason, _ := strings.Cut(p, ": ")
 		found.add(proxy.Problem{Subject: subject, Reason: reason}, "")
 	}
+	for pair, why := range s.steps.wrongKV() {
+		subject, reason, _ := strings.Cut(why, ": ")
+		found.add(proxy.Problem{Service: pair.Destination, Subject: subject, Reason: reason}, "")
+	}
 	answer.Problems = found.sorted()
 	s.answer(w, answer)
 }

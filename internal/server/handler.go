@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/docs"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
@@ -38,13 +39,9 @@ func (s *Server) handler() http.Handler {
 			mux.HandleFunc(below, s.askConsul)
 		}
 	}
-	mux.HandleFunc("GET /v1/crossfade/sidecars", s.readable(s.sidecars))
-	mux.HandleFunc("GET /v1/crossfade/proxies", s.readable(s.proxies))
-	mux.HandleFunc("PUT /v1/crossfade/tokens", s.createToken)
-	mux.HandleFunc("GET /v1/crossfade/tokens", s.listTokens)
-	mux.HandleFunc("DELETE /v1/crossfade/tokens/{accessor}", s.revokeToken)
-	mux.HandleFunc("GET /v1/crossfade/audit", s.audit)
-	mux.HandleFunc("GET /v1/crossfade/shift/log", s.shiftLog)
+	for pattern, h := range s.direct() {
+		mux.HandleFunc(pattern, h)
+	}
 	// A page in somebody's browser must not write to a server on the same machine.
 	same := http.NewCrossOriginProtection().Handler(s.door.entrance(mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -53,20 +50,48 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
+// direct are the endpoints that see to rights themselves.
+func (s *Server) direct() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"GET /v1/crossfade/openapi.yaml":         s.readable(openAPI),
+		"GET /v1/crossfade/sidecars":             s.readable(s.sidecars),
+		"GET /v1/crossfade/proxies":              s.readable(s.proxies),
+		"PUT /v1/crossfade/tokens":               s.createToken,
+		"GET /v1/crossfade/tokens":               s.listTokens,
+		"DELETE /v1/crossfade/tokens/{accessor}": s.revokeToken,
+		"GET /v1/crossfade/audit":                s.audit,
+	}
+}
+
+// openAPI describes all of them, and the others of crossfade's own.
+func openAPI(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/yaml")
+	w.Write(docs.OpenAPI)
+}
+
 // own answers what takes the mesh to know. [consulapi] decides who may ask.
 func (s *Server) own() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/crossfade/applied", s.applied)
-	mux.HandleFunc("POST /v1/crossfade/config/plan", s.plan)
-	mux.HandleFunc("GET /v1/crossfade/config/check", s.check)
-	mux.HandleFunc("GET /v1/crossfade/chain/{service}", s.chain)
-	mux.HandleFunc("PUT /v1/crossfade/sidecars/{id}/connections", s.connections)
-	mux.HandleFunc("GET /v1/crossfade/pairs", s.pairs)
-	mux.HandleFunc("GET /v1/crossfade/pairs/{source}/{destination}", s.pair)
-	mux.HandleFunc("GET /v1/crossfade/telemetry/{source}/{destination}", s.telemetry)
-	mux.HandleFunc("POST /v1/crossfade/shift", s.shift)
-	mux.HandleFunc("POST /v1/crossfade/revert", s.revert)
+	for pattern, h := range s.asked() {
+		mux.HandleFunc(pattern, h)
+	}
 	return mux
+}
+
+func (s *Server) asked() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"GET /v1/crossfade/applied":                          s.applied,
+		"POST /v1/crossfade/config/plan":                     s.plan,
+		"GET /v1/crossfade/config/check":                     s.check,
+		"GET /v1/crossfade/chain/{service}":                  s.chain,
+		"PUT /v1/crossfade/sidecars/{id}/connections":        s.connections,
+		"GET /v1/crossfade/pairs":                            s.pairs,
+		"GET /v1/crossfade/pairs/{source}/{destination}":     s.pair,
+		"GET /v1/crossfade/telemetry/{source}/{destination}": s.telemetry,
+		"POST /v1/crossfade/shift":                           s.shift,
+		"GET /v1/crossfade/shift/log":                        s.shiftLog,
+		"POST /v1/crossfade/revert":                          s.revert,
+	}
 }
 
 // askConsul answers for what a real Consul holds: writing it here would be lost on

@@ -40,6 +40,9 @@ func TestSharesFollowKV(t *testing.T) {
 	for _, bad := range []string{"a lot", "101", "-1", "1e1", ""} {
 		put("catalog", bad)
 		eventually(fmt.Sprintf("%q changes nothing", bad), api.Shares{Direct: 75, MTLS: 25}, "want a percentage")
+		if _, b := s.Call(http.MethodGet, "/v1/crossfade/config/check", nil); !strings.Contains(string(b), `"subject":"key crossfade/web/catalog/mesh_percent"`) {
+			t.Errorf("config check says nothing of %q: %s", bad, b)
+		}
 	}
 	put("catalog", "0")
 	eventually("back", api.Shares{Direct: 100}, "")

@@ -50,7 +50,7 @@ func TestAwaitSaysWhatBecameOfAChange(t *testing.T) {
 		return last
 	}
 	settled := `a: connected true, waiting []`
-	await(func(now string) bool { return !strings.Contains(now, `a: connected true, waiting [Listener "l"`) })
+	await(func(now string) bool { return strings.Contains(now, settled) })
 
 	srv.Update(xds.Update{Views: both(second)})
 	ended, cancel := context.WithCancel(t.Context())
