@@ -234,3 +234,16 @@ func NewSet(name string, instances []Instance) *Set {
 	slices.SortFunc(instances, CompareInstances)
 	return &Set{Name: name, Instances: instances}
 }
+
+// proxies are the connect-proxies among the instances. The set may be nil.
+func (s *Set) proxies() (out []Instance) {
+	if s == nil {
+		return nil
+	}
+	for _, in := range s.Instances {
+		if in.Service.Kind == ConnectProxy && in.Service.Proxy != nil {
+			out = append(out, in)
+		}
+	}
+	return out
+}
