@@ -13,14 +13,14 @@ func half(ctx context.Context, w *world, m *meter, l *line) error {
 	before := w.fleet.Endpoints()
 	var gone, back [][]op
 	w.all(func(in instance) {
-		if in.number >= w.connected(in.service) && in.number%2 == 1 {
+		if in.number >= w.connected(in.service) && in.number%2 == w.each()%2 { // not the last, which flip changes
 			gone, back = append(gone, []op{w.drop(in)}), append(back, w.set(in))
 		}
 	})
 	if err := w.transact(ctx, gone); err != nil {
 		return err
 	}
-	if err := w.agree(ctx); err != nil {
+	if err := w.told(ctx); err != nil {
 		return fmt.Errorf("half of all gone: %w", err)
 	}
 	for name, versions := range w.fleet.Endpoints() {
@@ -43,9 +43,20 @@ func half(ctx context.Context, w *world, m *meter, l *line) error {
 	return nil
 }
 
+// told waits until sidecars have what was written so far, and wants that they agree: a change that
+// all see, there and back, comes after it.
+func (w *world) told(ctx context.Context) error {
+	for _, critical := range []bool{true, false} {
+		if _, err := w.change(ctx, 0, critical); err != nil {
+			return err
+		}
+	}
+	return w.agree(ctx)
+}
+
 // same wants that sidecars hold given versions, but for those that have refused one.
 func (w *world) same(ctx context.Context, want map[string]map[uint64]int) error {
-	if err := w.agree(ctx); err != nil {
+	if err := w.told(ctx); err != nil {
 		return err
 	}
 	refused := int(w.fleet.Totals().Nacks)
@@ -83,7 +94,6 @@ func deploy(ctx context.Context, w *world, m *meter, l *line) error {
 			}
 		}
 	}
-	// A third of the duration: the rest is for what is watched meanwhile.
 	each := max(1, len(steps)/100)
 	tick := time.NewTicker(w.Duration / 100)
 	defer tick.Stop()
@@ -124,7 +134,6 @@ func deploy(ctx context.Context, w *world, m *meter, l *line) error {
 			return ctx.Err()
 		}
 	}
-	done := time.Now()
 	close(stop)
 	if err := <-watched; err != nil {
 		return err
@@ -133,7 +142,6 @@ func deploy(ctx context.Context, w *world, m *meter, l *line) error {
 		return err
 	}
 	l.spread(seen)
-	_ = done
 	// As it was, for what comes after.
 	var back [][]op
 	for number := w.connected(0); number < w.each(); number++ {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -184,7 +185,7 @@ func (l *line) spread(times []time.Duration) {
 	l.First, l.P50, l.P99, l.Last = times[0].Seconds(), quantile(times, 0.5), quantile(times, 0.99), times[len(times)-1].Seconds()
 	l.CDF = make([]float64, 101)
 	for i := range l.CDF {
-		l.CDF[i] = quantile(times, float64(i)/100)
+		l.CDF[i] = math.Round(quantile(times, float64(i)/100)*1e4) / 1e4
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -89,7 +90,8 @@ func start(ctx context.Context, s settings, dir string, log io.Writer) (_ *world
 	}
 	w.stops = append(w.stops, func() { w.server.Stop(10 * time.Second) })
 	began := time.Now()
-	if err := w.fill(ctx); err != nil {
+	err = errors.Join(w.profile(ctx, "/cpu/start", "fill.cpu"), w.fill(ctx), w.profile(ctx, "/cpu/stop", ""), w.profile(ctx, "/heap", "fill.heap"))
+	if err != nil {
 		return nil, err
 	}
 	w.say("registry filled with %d instances of %d services in %.1f s", s.Instances, s.Services, time.Since(began).Seconds())

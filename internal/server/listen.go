@@ -106,7 +106,9 @@ func tlsConfig(leaf *ca.ServerLeaf) *tls.Config {
 func (s *Server) grpcSecurity() []grpc.ServerOption {
 	out := []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.door.unary), grpc.ChainStreamInterceptor(s.door.stream)}
 	if s.leaf != nil {
-		out = append(out, grpc.Creds(passing{credentials.NewTLS(tlsConfig(s.leaf))}))
+		g, config := newGate(), tlsConfig(s.leaf)
+		config.GetConfigForClient = g.enter
+		out = append(out, grpc.Creds(passing{credentials.NewTLS(config), g}))
 	}
 	return out
 }

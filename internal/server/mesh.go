@@ -71,6 +71,7 @@ type mesh struct {
 	doneEntries *config.Set
 	sidecars    map[string]*sidecar
 	crowd       crowd
+	memo        *memo
 	endpoints   endpointSets
 	chains      *chains
 	filters     proxy.Filters
@@ -115,7 +116,7 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		lastGood: lastGood{refs: map[string]map[string]proxy.EndpointsRef{}, seen: map[string]time.Time{}},
-		crowd:    newCrowd(), moved: map[string]struct{}{},
+		crowd:    newCrowd(), memo: newMemo(), moved: map[string]struct{}{},
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
 	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Alike: alike, Refusing: out.refusing, Linger: linger, Log: log})
@@ -424,12 +425,12 @@ func (m *mesh) forget(key string, update xds.Update) {
 
 // encode makes wire resources of a sidecar's Envoy resources. Beside them stands
 // what could not be read of what somebody wrote in Envoy's own words.
-func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
-	made, err := envoy.Build(p)
+func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
+	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}}
+	made, err := envoy.BuildRest(p, r.has)
 	if err != nil {
 		return nil, nil, err
 	}
-	out := map[xds.Type]map[string]*xds.Resource{}
 	var errs []error
 	add := func(t xds.Type, name string, m proto.Message) {
 		res, err := xds.NewResource(t, name, m)
@@ -437,10 +438,7 @@ func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Prob
 			errs = append(errs, err)
 			return
 		}
-		if out[t] == nil {
-			out[t] = map[string]*xds.Resource{}
-		}
-		out[t][name] = res
+		r.keep(res)
 	}
 	for _, c := range made.Clusters {
 		add(xds.ClusterType, c.GetName(), c)
@@ -448,16 +446,16 @@ func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Prob
 	for _, l := range made.Listeners {
 		add(xds.ListenerType, l.GetName(), l)
 	}
-	for _, r := range made.Routes {
-		add(xds.RouteType, r.GetName(), r)
+	for _, rt := range made.Routes {
+		add(xds.RouteType, rt.GetName(), rt)
 	}
 	for _, e := range made.Extensions {
 		add(xds.ExtensionType, e.GetName(), e)
 	}
-	for _, r := range made.Runtimes {
-		add(xds.RuntimeType, r.GetName(), r)
+	for _, rt := range made.Runtimes {
+		add(xds.RuntimeType, rt.GetName(), rt)
 	}
-	return out, made.Problems, errors.Join(errs...)
+	return r.out, made.Problems, errors.Join(errs...)
 }
 
 // waitIndex waits until streams are told of a snapshot at least that new.

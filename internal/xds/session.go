@@ -270,7 +270,7 @@ func (s *session) markAll(src source) {
 func (s *session) next(src source, now time.Time) *response {
 	for _, t := range Types {
 		sub := s.subs[t]
-		if sub == nil || sub.flight != nil {
+		if sub == nil || sub.flight != nil || len(sub.dirty)+len(sub.solo) == 0 && !sub.empty {
 			continue
 		}
 		if r := s.assemble(t, sub, src, now); r != nil {
