@@ -1,9 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/fleet"
 )
 
@@ -109,37 +114,82 @@ func (r registry) sidecars() []fleet.Sidecar {
 // op is an operation of a transaction, in Consul's words.
 type op map[string]map[string]any
 
-func (r registry) setNode(i int) op {
-	return op{"Node": {"Verb": "set", "Node": map[string]any{"Node": r.node(i), "Address": r.address(i)}}}
-}
-
-// set registers an instance: its sidecar, the check on it, and its app if it is connected.
-func (r registry) set(in instance) []op {
-	node, name := r.nodeOf(in), r.service(in.service)
-	var upstreams []map[string]any
+// sidecarOf is an instance's connect-proxy, as it is registered.
+func (r registry) sidecarOf(in instance) catalog.Service {
+	name := r.service(in.service)
+	var upstreams []catalog.Upstream
 	for k, to := range r.calls(in.service) {
-		upstreams = append(upstreams, map[string]any{"DestinationName": r.service(to), "LocalBindPort": 7100 + k})
+		upstreams = append(upstreams, catalog.Upstream{DestinationName: r.service(to), LocalBindPort: 7100 + k})
 	}
-	port := 20_000 + in.service%20_000
-	out := []op{
-		{"Service": {"Verb": "set", "Node": node, "Service": map[string]any{
-			"Kind": "connect-proxy", "ID": r.proxyID(in), "Service": name + "-sidecar-proxy", "Port": port,
-			"Proxy": map[string]any{
-				"DestinationServiceName": name, "DestinationServiceID": r.id(in), "LocalServicePort": port - 10_000, "Upstreams": upstreams,
-			},
-		}}},
-		r.setCheck(in, "passing"),
+	return catalog.Service{
+		Kind: catalog.ConnectProxy, ID: r.proxyID(in), Name: name + "-sidecar-proxy", Port: r.port(in) + 10_000,
+		Proxy: &catalog.Proxy{
+			DestinationServiceName: name, DestinationServiceID: r.id(in), LocalServicePort: r.port(in), Upstreams: upstreams,
+		},
 	}
-	if in.number < r.connected(in.service) {
-		out = append(out, op{"Service": {"Verb": "set", "Node": node, "Service": map[string]any{"ID": r.id(in), "Service": name, "Port": port - 10_000}}})
-	}
-	return out
 }
 
-func (r registry) setCheck(in instance, status string) op {
-	return op{"Check": {"Verb": "set", "Check": map[string]any{
-		"Node": r.nodeOf(in), "CheckID": r.alive(in), "Name": "crossfade sidecar alive", "Status": status, "ServiceID": r.proxyID(in),
-	}}}
+func (r registry) port(in instance) int { return 10_000 + in.service%10_000 }
+
+// app is the instance itself; only those that are connected have a row for it.
+func (r registry) app(in instance) catalog.Service {
+	return catalog.Service{ID: r.id(in), Name: r.service(in.service), Port: r.port(in)}
+}
+
+func (r registry) alone(in instance) bool { return in.number >= r.connected(in.service) }
+
+func (r registry) check(in instance, status catalog.Status) catalog.Check {
+	return catalog.Check{Node: r.nodeOf(in), CheckID: r.alive(in), Name: "crossfade sidecar alive", Status: status, ServiceID: r.proxyID(in)}
+}
+
+// fill puts everything into an empty registry.
+func (r registry) fill(dir string) error {
+	s, err := store.Open(store.Options{Dir: dir, Datacenter: "dc1"})
+	if err != nil {
+		return err
+	}
+	err = s.Update(func(w *store.Writer) error {
+		defaults := &config.ProxyDefaults{Config: map[string]any{"protocol": "http"}}
+		if err := w.PutEntry(defaults, store.Author{Who: "bench", Time: time.Now()}); err != nil {
+			return err
+		}
+		for i := range r.nodes() {
+			if err := w.PutNode(catalog.Node{Name: r.node(i), Address: r.address(i)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for number := 0; err == nil && number < r.each(); number++ {
+		err = s.Update(func(w *store.Writer) error {
+			for service := range r.Services {
+				in := instance{service: service, number: number}
+				node := r.nodeOf(in)
+				if !r.alone(in) {
+					if err := w.PutService(node, r.app(in)); err != nil {
+						return err
+					}
+				}
+				if err := w.PutService(node, r.sidecarOf(in)); err != nil {
+					return err
+				}
+				if err := w.PutCheck(r.check(in, catalog.Passing), nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return errors.Join(err, s.Close())
+}
+
+// set registers an instance's sidecar, and the check on it.
+func (r registry) set(in instance) []op {
+	return []op{{"Service": {"Verb": "set", "Node": r.nodeOf(in), "Service": r.sidecarOf(in)}}, r.setCheck(in, catalog.Passing)}
+}
+
+func (r registry) setCheck(in instance, status catalog.Status) op {
+	return op{"Check": {"Verb": "set", "Check": r.check(in, status)}}
 }
 
 // drop deregisters an instance's sidecar.

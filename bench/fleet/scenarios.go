@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -138,7 +139,7 @@ func (w *world) changes(ctx context.Context, n, perSecond int, l *line) error {
 	// What was made critical is passing again before the next scenario.
 	var back [][]op
 	for i := range min(n, w.Services-1) {
-		back = append(back, []op{w.setCheck(instance{service: 1 + i, number: w.each() - 1}, "passing")})
+		back = append(back, []op{w.setCheck(instance{service: 1 + i, number: w.each() - 1}, catalog.Passing)})
 	}
 	return w.transact(ctx, back)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/fleet"
 	"github.com/crossfade-mesh/crossfade/internal/identity"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -85,16 +85,17 @@ func start(ctx context.Context, s settings, dir string, log io.Writer) (_ *world
 	if w.ports, err = lab.FreePorts(2); err != nil {
 		return nil, err
 	}
-	if err := w.startServer(ctx); err != nil {
-		return nil, err
-	}
-	w.stops = append(w.stops, func() { w.server.Stop(10 * time.Second) })
 	began := time.Now()
-	err = errors.Join(w.profile(ctx, "/cpu/start", "fill.cpu"), w.fill(ctx), w.profile(ctx, "/cpu/stop", ""), w.profile(ctx, "/heap", "fill.heap"))
-	if err != nil {
+	if err := w.fill(w.data()); err != nil {
 		return nil, err
 	}
 	w.say("registry filled with %d instances of %d services in %.1f s", s.Instances, s.Services, time.Since(began).Seconds())
+	began = time.Now()
+	if err := w.startServer(ctx); err != nil {
+		return nil, err
+	}
+	w.say("the server answers after %.1f s", time.Since(began).Seconds())
+	w.stops = append(w.stops, func() { w.server.Stop(10 * time.Second) })
 	if err := w.openFleet(ctx); err != nil {
 		return nil, err
 	}
@@ -221,22 +222,6 @@ func (w *world) transact(ctx context.Context, groups [][]op) error {
 	return parallel(len(parts), func(i int) error { return w.call(ctx, http.MethodPut, "/v1/txn", parts[i], nil) })
 }
 
-// fill registers everything.
-func (w *world) fill(ctx context.Context) error {
-	if err := w.write(ctx, map[string]any{"Kind": "proxy-defaults", "Name": "global", "Config": map[string]any{"protocol": "http"}}); err != nil {
-		return err
-	}
-	var nodes, instances [][]op
-	for i := range w.nodes() {
-		nodes = append(nodes, []op{w.setNode(i)})
-	}
-	if err := w.transact(ctx, nodes); err != nil {
-		return err
-	}
-	w.all(func(in instance) { instances = append(instances, w.set(in)) })
-	return w.transact(ctx, instances)
-}
-
 func (w *world) write(ctx context.Context, entry map[string]any) error {
 	return w.call(ctx, http.MethodPut, "/v1/config", entry, nil)
 }
@@ -308,9 +293,9 @@ func (w *world) cluster(service int) string {
 
 // flip makes the last instance of a service critical, or passing again.
 func (w *world) flip(ctx context.Context, service int, critical bool) error {
-	status := "passing"
+	status := catalog.Passing
 	if critical {
-		status = "critical"
+		status = catalog.Critical
 	}
 	return w.call(ctx, http.MethodPut, "/v1/txn", []op{w.setCheck(instance{service: service, number: w.each() - 1}, status)}, nil)
 }

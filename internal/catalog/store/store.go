@@ -153,6 +153,7 @@ func (s *Store) load() error {
 		if session, ok := row.(*Session); ok && session.ttl() > 0 {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
 		}
+		likeOthers(txn, row)
 		return txn.Insert(t.name, row)
 	})
 	if err != nil {
