@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"time"
 )
 
@@ -43,13 +44,17 @@ func half(ctx context.Context, w *world, m *meter, l *line) error {
 	return nil
 }
 
-// told waits until sidecars have what was written so far, and wants that they agree: a change that
-// all see, there and back, comes after it.
+// told waits until sidecars have what was written so far, and wants that they agree. It asks as a
+// sidecar does that leaves: its deregistration is answered when all callers of its service know what
+// the registry knows.
 func (w *world) told(ctx context.Context) error {
-	for _, critical := range []bool{true, false} {
-		if _, err := w.change(ctx, 0, critical); err != nil {
-			return err
-		}
+	last := instance{service: 0, number: w.each()}
+	if err := w.transact(ctx, [][]op{w.set(last)}); err != nil {
+		return err
+	}
+	path := fmt.Sprintf("/v1/agent/service/deregister/%s?node=%s&wait=60s", w.proxyID(last), w.nodeOf(last))
+	if err := w.call(ctx, http.MethodPut, path, nil, nil); err != nil {
+		return err
 	}
 	return w.agree(ctx)
 }

@@ -32,6 +32,7 @@ type settings struct {
 	Duration  time.Duration // DURATION (60): seconds of each scenario that has a rate
 	Real      int           // REAL (20): real Envoys, half of them callers of the others
 	Scenarios []string      // SCENARIOS: names, separated by commas or spaces; default: all
+	Registry  string        // REGISTRY: folder in which filled registries are kept for the next run; default: none
 	Profile   string        // PROFILE: folder for CPU profiles of the server, a file per scenario
 	Binaries  lab.Binaries  // ENVOY, CROSSFADE
 }
@@ -54,7 +55,7 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 	if err != nil {
 		return settings{}, err
 	}
-	s := settings{Profile: getenv("PROFILE")}
+	s := settings{Profile: getenv("PROFILE"), Registry: getenv("REGISTRY")}
 	s.Binaries.Crossfade = cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))
 	var seconds float64
 	for _, v := range []struct {

@@ -149,7 +149,7 @@ func (r registry) fill(dir string) error {
 		return err
 	}
 	err = s.Update(func(w *store.Writer) error {
-		defaults := &config.ProxyDefaults{Config: map[string]any{"protocol": "http"}}
+		defaults := &config.ProxyDefaults{Kind: config.KindProxyDefaults, Name: config.Global, Config: map[string]any{"protocol": "http"}}
 		if err := w.PutEntry(defaults, store.Author{Who: "bench", Time: time.Now()}); err != nil {
 			return err
 		}

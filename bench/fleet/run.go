@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -106,14 +107,17 @@ func (w *world) agree(ctx context.Context) error {
 	if err := w.quiet(ctx); err != nil {
 		return err
 	}
-	refused := int(w.fleet.Totals().Nacks)
-	for name, versions := range w.fleet.Endpoints() {
+	return agreed(w.fleet.Endpoints(), int(w.fleet.Totals().Nacks))
+}
+
+func agreed(held map[string]map[uint64]int, refused int) error {
+	for _, name := range slices.Sorted(maps.Keys(held)) {
 		total, most := 0, 0
-		for _, n := range versions {
+		for _, n := range held[name] {
 			total, most = total+n, max(most, n)
 		}
 		if total-most > refused {
-			return fmt.Errorf("endpoints %q: %d sidecars hold %d versions, and only %d hold the commonest", name, total, len(versions), most)
+			return fmt.Errorf("endpoints %q: %d sidecars hold %d versions, and only %d hold the commonest", name, total, len(held[name]), most)
 		}
 	}
 	return nil

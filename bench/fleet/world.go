@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -57,7 +59,7 @@ func (w *world) stop() {
 
 // openFiles lets this process, and the server that it starts, have a connection for each sidecar.
 func openFiles(streams int) error {
-	want := uint64(2*streams + 4096)
+	want := uint64(streams + 2048)
 	var now unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &now); err != nil {
 		return err
@@ -86,7 +88,7 @@ func start(ctx context.Context, s settings, dir string, log io.Writer) (_ *world
 		return nil, err
 	}
 	began := time.Now()
-	if err := w.fill(w.data()); err != nil {
+	if err := w.prepare(); err != nil {
 		return nil, err
 	}
 	w.say("registry filled with %d instances of %d services in %.1f s", s.Instances, s.Services, time.Since(began).Seconds())
@@ -104,6 +106,21 @@ func start(ctx context.Context, s settings, dir string, log io.Writer) (_ *world
 		w.stops = append(w.stops, w.real.stop)
 	}
 	return w, err
+}
+
+// prepare makes the server's registry, or takes one of an earlier run.
+func (w *world) prepare() error {
+	if w.Registry == "" {
+		return w.fill(w.data())
+	}
+	kept := filepath.Join(w.Registry, fmt.Sprintf("%d-%d-%d", w.Streams, w.Instances, w.Services))
+	if _, err := os.Stat(kept); errors.Is(err, fs.ErrNotExist) {
+		half := kept + ".half"
+		if err := errors.Join(os.RemoveAll(half), w.fill(half), os.Rename(half, kept)); err != nil {
+			return err
+		}
+	}
+	return os.CopyFS(w.data(), os.DirFS(kept))
 }
 
 func (w *world) data() string { return filepath.Join(w.dir, "data") }

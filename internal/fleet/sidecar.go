@@ -97,7 +97,10 @@ func (s *sidecar) stream(ctx context.Context) (admitted bool, err error) {
 		}
 	}()
 	s.fleet.connects.Add(1)
-	w, err := open(conn, s.fleet.opts.Address, call)
+	w, err := open(conn, s.fleet.opts.Address, call, func() {
+		admitted = true
+		s.fleet.up.Add(1)
+	})
 	if err != nil {
 		return false, err
 	}
@@ -110,10 +113,6 @@ func (s *sidecar) stream(ctx context.Context) (admitted bool, err error) {
 	var r response
 	for {
 		message, err := w.next()
-		if !admitted && w.admitted {
-			admitted = true
-			s.fleet.up.Add(1)
-		}
 		if err != nil {
 			return admitted, err
 		}

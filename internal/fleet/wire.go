@@ -28,16 +28,17 @@ type wire struct {
 	out    bytes.Buffer
 	began  bool
 
-	admitted bool   // the response's headers have come
+	admitted func() // called when the response's headers have come
 	message  []byte // received of a message that has come in part
 	frame    []byte // rest of the present frame
 	received int    // since the server was given more window
 	credit   int    // that may be sent
 }
 
-// open writes the call's beginning; its first messages may follow before flush.
-func open(conn net.Conn, authority, path string) (*wire, error) {
-	w := &wire{conn: conn, credit: serverWindow}
+// open writes the call's beginning; its first messages may follow before flush. admitted is called
+// when the server has taken the call.
+func open(conn net.Conn, authority, path string, admitted func()) (*wire, error) {
+	w := &wire{conn: conn, credit: serverWindow, admitted: admitted}
 	w.framer = http2.NewFramer(&w.out, conn)
 	w.framer.SetReuseFrames()
 	w.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -154,7 +155,6 @@ func (w *wire) read() error {
 		}
 		return err
 	case *http2.MetaHeadersFrame:
-		w.admitted = true
 		for _, h := range f.Fields {
 			if h.Name == "grpc-status" && h.Value != "0" {
 				return fmt.Errorf("the server ended the stream: %s", f.Fields)
@@ -163,6 +163,7 @@ func (w *wire) read() error {
 		if f.StreamEnded() {
 			return errors.New("the server ended the stream")
 		}
+		w.admitted()
 	case *http2.SettingsFrame:
 		if !f.IsAck() {
 			return w.framer.WriteSettingsAck()

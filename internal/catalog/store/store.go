@@ -131,8 +131,8 @@ func (s *Store) NodeAddress() string { return s.options.NodeAddress }
 func (s *Store) load() error {
 	txn := s.mem.Txn(true)
 	defer txn.Abort()
-	err := s.disk.each(func(t *table, key, value []byte) error {
-		row, err := t.decode(value)
+	err := s.disk.decoded(func(l loaded) error {
+		t, key, row, err := l.t, l.key, l.row, l.err
 		if err != nil && t.name == tableEntries {
 			// Kept on disk: an entry that this version cannot read harms nobody else.
 			s.unread[string(key)] = true
