@@ -14,8 +14,6 @@ LINT      := bin/golangci-lint
 
 # The race detector needs a C compiler; everything else is built without one.
 export CGO_ENABLED ?= 0
-# What bench-fleet measures; see bench/README.md.
-export STREAMS INSTANCES SERVICES DURATION REAL SCENARIOS
 
 .PHONY: help
 help: ## list the targets

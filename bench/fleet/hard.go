@@ -238,7 +238,9 @@ func restart(ctx context.Context, w *world, m *meter, l *line) error {
 	m.anew()
 	answered := time.Since(began)
 	watch := w.fleet.Watch(xds.EndpointType, w.cluster(0), w.Streams)
-	if err := w.flip(ctx, 0, true); err != nil {
+	// Whoever has refused a version holds the one before: what is written now nobody has ever held.
+	more := instance{service: 0, number: w.each() + 1}
+	if err := w.transact(ctx, [][]op{w.set(more)}); err != nil {
 		return err
 	}
 	err := watch.Wait(ctx)
@@ -252,5 +254,5 @@ func restart(ctx context.Context, w *world, m *meter, l *line) error {
 	l.Changes = 1
 	l.spread(times)
 	w.say("restart: the server answers after %.1f s", answered.Seconds())
-	return w.flip(ctx, 0, false)
+	return w.transact(ctx, [][]op{{w.drop(more)}})
 }
