@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"os"
+	"runtime/debug"
 	"cmp"
 	"errors"
 	"fmt"
@@ -9,6 +11,10 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/server"
 )
+
+// gcPercent is how much garbage a server lets come together, in percent of what it holds. That is
+// mostly registry and streams, which stay: room for more garbage would be memory that buys little.
+const gcPercent = 40
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
@@ -81,6 +87,9 @@ its entry as it was.`,
 			return err
 		}
 		o.Version = Version
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(gcPercent)
+		}
 		srv, err := server.New(o)
 		if err != nil {
 			return err
