@@ -1,11 +1,11 @@
 package cli
 
 import (
-	"os"
-	"runtime/debug"
 	"cmp"
 	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
