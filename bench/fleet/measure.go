@@ -98,11 +98,9 @@ func (m *meter) end(l *line) error {
 		l.Each = l.CPU / float64(l.Changes)
 	}
 	l.Seconds = time.Since(m.began).Seconds()
-	rss, peak, err := memory(m.pid)
-	if err != nil {
+	if l.RSS, l.Anon, l.Peak, err = memory(m.pid); err != nil {
 		return err
 	}
-	l.RSS, l.Peak = rss, peak
 	now := m.w.fleet.Totals()
 	l.Bytes, l.Responses, l.Nacks, l.Broken = now.Bytes-m.totals.Bytes, now.Responses-m.totals.Responses, now.Nacks-m.totals.Nacks, now.Broken-m.totals.Broken
 	if l.GCPause, err = longestPause(m.w.server.Log(), m.logAt); err != nil {
@@ -123,11 +121,11 @@ func ownCPU() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// memory is a process's resident size and the most that it was, in MiB.
-func memory(pid int) (now, most float64, err error) {
+// memory is a process's resident size, what of that is not pages of files, and the most that it was, in MiB.
+func memory(pid int) (now, anon, most float64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	for l := range strings.Lines(string(b)) {
 		f := strings.Fields(l)
@@ -138,11 +136,13 @@ func memory(pid int) (now, most float64, err error) {
 		switch f[0] {
 		case "VmRSS:":
 			now = kib / 1024
+		case "RssAnon:":
+			anon = kib / 1024
 		case "VmHWM:":
 			most = kib / 1024
 		}
 	}
-	return now, most, nil
+	return now, anon, most, nil
 }
 
 // longestPause reads the collector's trace from an offset on: "gc 7 @1.2s 3%: 0.02+4.1+0.05 ms clock, …",

@@ -87,12 +87,12 @@ its entry as it was.`,
 			return err
 		}
 		o.Version = Version
-		if os.Getenv("GOGC") == "" {
-			debug.SetGCPercent(gcPercent)
-		}
 		srv, err := server.New(o)
 		if err != nil {
 			return err
+		}
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(gcPercent) // not before: reading a registry makes much garbage once
 		}
 		mode := "data in " + o.DataDir
 		if o.Dev {

@@ -129,14 +129,16 @@ func TestFingerprint(t *testing.T) {
 		t.Error("equal values differ")
 	}
 	for name, change := range map[string]func(*proxy.Route){
-		"a name":             func(r *proxy.Route) { r.Name = "b" },
-		"a duration":         func(r *proxy.Route) { r.Rules[0].Timeout++ },
-		"behind a pointer":   func(r *proxy.Route) { r.Rules[0].Match.PathPrefix = "/y" },
-		"no pointer":         func(r *proxy.Route) { r.Rules[0].Match = nil },
-		"a value in a map":   func(r *proxy.Route) { r.Rules[0].RequestHeaders.Add["b"] = "3" },
-		"values that change": func(r *proxy.Route) { r.Rules[0].RequestHeaders.Add["a"], r.Rules[0].RequestHeaders.Add["b"] = "2", "1" },
-		"one more":           func(r *proxy.Route) { r.Rules[0].Legs = append(r.Rules[0].Legs, proxy.RouteLeg{}) },
-		"empty, not nil":     func(r *proxy.Route) { r.Rules[0].Hash = []config.HashPolicy{} },
+		"a name":           func(r *proxy.Route) { r.Name = "b" },
+		"a duration":       func(r *proxy.Route) { r.Rules[0].Timeout++ },
+		"behind a pointer": func(r *proxy.Route) { r.Rules[0].Match.PathPrefix = "/y" },
+		"no pointer":       func(r *proxy.Route) { r.Rules[0].Match = nil },
+		"a value in a map": func(r *proxy.Route) { r.Rules[0].RequestHeaders.Add["b"] = "3" },
+		"values that change": func(r *proxy.Route) {
+			r.Rules[0].RequestHeaders.Add["a"], r.Rules[0].RequestHeaders.Add["b"] = "2", "1"
+		},
+		"one more":       func(r *proxy.Route) { r.Rules[0].Legs = append(r.Rules[0].Legs, proxy.RouteLeg{}) },
+		"empty, not nil": func(r *proxy.Route) { r.Rules[0].Hash = []config.HashPolicy{} },
 	} {
 		r := base()
 		change(&r)

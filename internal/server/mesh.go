@@ -116,7 +116,7 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		lastGood: lastGood{refs: map[string]map[string]proxy.EndpointsRef{}, seen: map[string]time.Time{}},
-		crowd:    newCrowd(), memo: newMemo(), moved: map[string]struct{}{},
+		named:    map[string][]string{}, crowd: newCrowd(), memo: newMemo(), moved: map[string]struct{}{},
 		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
 	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Alike: alike, Refusing: out.refusing, Linger: linger, Log: log})

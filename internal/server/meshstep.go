@@ -105,7 +105,7 @@ func (m *mesh) step(now time.Time, all bool) {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.named = m.endpoints.names()
+	m.endpoints.tell(m.named)
 	m.inForce = m.chains.old
 	if snap.Index > m.applied || index > m.changes.done {
 		m.applied = max(m.applied, snap.Index)
