@@ -41,6 +41,7 @@ type line struct {
 	Each      float64 `json:"cp_cpu_each_s,omitempty"` // of the server, for one change
 	ClientCPU float64 `json:"client_cpu_s"`            // of all simulated sidecars and the bench
 	RSS       float64 `json:"rss_mib"`                 // of the server, at the end
+	Anon      float64 `json:"anon_mib"`                // of that, what is not pages of files
 	Peak      float64 `json:"peak_mib"`                // of the server, the most since it started
 	Bytes     int64   `json:"bytes"`                   // of responses, at the sidecars
 	Responses int64   `json:"responses"`

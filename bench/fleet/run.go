@@ -45,13 +45,15 @@ func run(ctx context.Context, s settings, out, log io.Writer) error {
 		if err := w.measured(ctx, sc, &l); err != nil {
 			return fmt.Errorf("%s: %w", sc.name, err)
 		}
+		if l.Failed > 0 {
+			failures := w.real.record.Failures()
+			f := failures[len(failures)-1]
+			w.say("%s: %d requests failed, the last: sent at %s, ended at %s: %s", sc.name, l.Failed, f.Sent.Format(time.TimeOnly), f.Ended.Format(time.TimeOnly), f.Reason)
+		}
 		failed += l.Failed
 		if err := enc.Encode(l); err != nil {
 			return err
 		}
-	}
-	for _, f := range w.real.record.Failures() {
-		w.say("request %d failed: %s", f.Number, f.Reason)
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d requests between real Envoys failed", failed)

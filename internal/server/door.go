@@ -259,13 +259,13 @@ func fromOf(ctx context.Context) string {
 // the client has shown, so that it comes back with its new one.
 type passing struct {
 	credentials.TransportCredentials
-	gate *gate
 }
 
 // ServerHandshake implements [credentials.TransportCredentials].
 func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
-	c.gate.leave(raw)
+	in := &entering{Conn: raw}
+	conn, info, err := c.TransportCredentials.ServerHandshake(in)
+	in.leave()
 	if err != nil {
 		return conn, info, err
 	}
@@ -279,7 +279,7 @@ func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 
 // Clone implements [credentials.TransportCredentials].
 func (c passing) Clone() credentials.TransportCredentials {
-	return passing{c.TransportCredentials.Clone(), c.gate}
+	return passing{c.TransportCredentials.Clone()}
 }
 
 type bounded struct {

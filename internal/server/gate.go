@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net"
 	"runtime"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,23 +14,28 @@ const (
 	// the others wait here, where they cost nothing, and not in the queue for the processors
 	// behind which streams wait that are there already.
 	handshakesEach = 2
-	// handshakeFor is how long a handshake keeps its place at most: a client that says no more
-	// holds nobody up.
-	handshakeFor = 100 * time.Millisecond
 	// handshakeTimeout bounds a handshake with its wait.
 	handshakeTimeout = 30 * time.Second
 )
 
 // gate lets TLS handshakes in, a few at a time, in the order in which clients have spoken.
-type gate struct {
-	places chan struct{}
-	inside sync.Map // of func(), by connection: gives the place back
-}
+type gate struct{ places chan struct{} }
 
-func newGate() *gate { return &gate{places: make(chan struct{}, handshakesEach*runtime.GOMAXPROCS(0))} }
+func newGate() *gate { return &gate{make(chan struct{}, handshakesEach*runtime.GOMAXPROCS(0))} }
+
+// entering is a connection whose handshake is under way. Its place is free again when the server has
+// said its part, which is where most of the work is: a client that says no more holds nobody up.
+type entering struct {
+	net.Conn
+	back atomic.Pointer[func()] // nil: it has no place
+}
 
 // enter is for [tls.Config.GetConfigForClient]: what costs time comes after it.
 func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	conn, ok := hello.Conn.(*entering)
+	if !ok {
+		return nil, nil
+	}
 	late := time.NewTimer(handshakeTimeout)
 	defer late.Stop()
 	select {
@@ -38,15 +43,20 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	case <-late.C:
 		return nil, errors.New("too many others wait")
 	}
-	back := sync.OnceFunc(func() { <-g.places })
-	g.inside.Store(hello.Conn, back)
-	time.AfterFunc(handshakeFor, back)
+	back := func() { <-g.places }
+	conn.back.Store(&back)
 	return nil, nil
 }
 
-// leave ends a connection's part, whether or not it has entered.
-func (g *gate) leave(conn net.Conn) {
-	if back, ok := g.inside.LoadAndDelete(conn); ok {
-		back.(func())()
+// leave gives the place back, if there is one.
+func (e *entering) leave() {
+	if back := e.back.Swap(nil); back != nil {
+		(*back)()
 	}
+}
+
+// Write implements [net.Conn].
+func (e *entering) Write(b []byte) (int, error) {
+	e.leave()
+	return e.Conn.Write(b)
 }

@@ -9,45 +9,62 @@ import (
 	"time"
 )
 
-// Clients beyond the places wait; who leaves, and who says no more, makes room for the next.
+// Clients beyond the places wait; who is answered, and who goes, makes room for the next.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
 		places := handshakesEach * runtime.GOMAXPROCS(0)
-		conns := make([]net.Conn, places+2)
-		entered := make(chan net.Conn, len(conns))
-		enter := func(i int) {
-			conns[i], _ = net.Pipe()
+		conns := make([]*entering, places+2)
+		entered := make(chan error, len(conns))
+		for i := range conns {
+			here, there := net.Pipe()
+			defer there.Close()
+			go func() { // takes what it is told
+				var b [1]byte
+				there.Read(b[:])
+			}()
+			conns[i] = &entering{Conn: here}
 			go func() {
-				if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[i]}); err != nil {
-					t.Error(err)
-				}
-				entered <- conns[i]
+				_, err := g.enter(&tls.ClientHelloInfo{Conn: conns[i]})
+				entered <- err
 			}()
 			synctest.Wait()
-		}
-		for i := range conns {
-			enter(i)
 		}
 		if len(entered) != places {
 			t.Fatalf("%d are inside of %d places", len(entered), places)
 		}
-		g.leave(conns[0])
+		conns[0].leave()
 		synctest.Wait()
 		if len(entered) != places+1 {
-			t.Errorf("one has left: %d have entered, want %d", len(entered), places+1)
+			t.Errorf("one has gone: %d have entered, want %d", len(entered), places+1)
 		}
-		<-time.After(handshakeFor)
+		if _, err := conns[1].Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
 		synctest.Wait()
 		if len(entered) != places+2 {
-			t.Errorf("the others say no more: %d have entered, want all %d", len(entered), places+2)
+			t.Errorf("one is answered: %d have entered, want all %d", len(entered), places+2)
 		}
 		for _, c := range conns {
-			g.leave(c)
+			c.leave()
+			c.leave() // a place is given back once
 		}
-		<-time.After(handshakeFor)
 		if n := len(g.places); n != 0 {
 			t.Errorf("%d places are taken by nobody", n)
+		}
+		for range conns {
+			if err := <-entered; err != nil {
+				t.Error(err)
+			}
+		}
+
+		// Who waits for too long is refused.
+		for range places {
+			g.places <- struct{}{}
+		}
+		began := time.Now()
+		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err == nil || time.Since(began) != handshakeTimeout {
+			t.Errorf("error %v after %v, want one after %v", err, time.Since(began), handshakeTimeout)
 		}
 	})
 }
