@@ -95,6 +95,11 @@ func Open(options Options) (*Store, error) {
 			s.disk.close()
 			return nil, err
 		}
+		if err := s.disk.reopen(); err != nil {
+			s.expiry.close()
+			s.disk.close()
+			return nil, err
+		}
 	}
 	if err := s.registerSelf(); err != nil {
 		s.Close()
