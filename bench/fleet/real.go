@@ -102,7 +102,7 @@ func startReal(ctx context.Context, w *world) (_ *realEnvoys, err error) {
 // callOf makes requests whose answers have to be whole.
 func callOf(url string) load.Call {
 	client := &http.Client{Transport: &http.Transport{
-		DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, MaxIdleConnsPerHost: 8,
+		DialContext: (&net.Dialer{Timeout: realTimeout}).DialContext, MaxIdleConnsPerHost: 8,
 	}}
 	return func(_ uint64, deadline time.Time) (load.Answer, error) {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)

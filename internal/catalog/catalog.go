@@ -182,6 +182,11 @@ type Instance struct {
 	Checks  []*Check
 }
 
+// same reports whether two instances are made of the same rows.
+func (i Instance) same(o Instance) bool {
+	return i.Node == o.Node && i.Service == o.Service && slices.Equal(i.Checks, o.Checks)
+}
+
 // Address is where the instance listens: the service's address or the node's.
 func (i Instance) Address() string {
 	if i.Service.Address != "" {

@@ -50,24 +50,30 @@ func (s *Snapshot) with(index uint64, changed map[string]*Set, dropEmpty bool) *
 			sets.set(name, set)
 		}
 		clear(stands)
-		gone := map[string]bool{} // IDs
-		for _, in := range s.Set(name).proxies() {
-			gone[in.Service.ID], stands[in.Service.Proxy.DestinationServiceName] = true, false
-		}
-		for id := range gone {
-			was, _ := proxies.get(id)
-			left := slices.DeleteFunc(slices.Clone(was), func(in Instance) bool { return in.Service.Name == name })
+		before, now := s.Set(name).proxies(), set.proxies()
+		for _, in := range before {
+			stands[in.Service.Proxy.DestinationServiceName] = false
+			at, is := slices.BinarySearchFunc(now, in, CompareInstances)
+			if is && now[at].same(in) {
+				continue
+			}
+			was, _ := proxies.get(in.Service.ID)
+			left := slices.DeleteFunc(slices.Clone(was), func(o Instance) bool { return byService(o, in) == 0 })
 			if len(left) == 0 {
-				proxies.drop(id)
+				proxies.drop(in.Service.ID)
 			} else {
-				proxies.set(id, left)
+				proxies.set(in.Service.ID, left)
 			}
 		}
-		for _, in := range set.proxies() {
-			was, _ := proxies.get(in.Service.ID)
-			at, _ := slices.BinarySearchFunc(was, in, byService)
-			proxies.set(in.Service.ID, slices.Insert(slices.Clone(was), at, in))
+		for _, in := range now {
 			stands[in.Service.Proxy.DestinationServiceName] = true
+			at, is := slices.BinarySearchFunc(before, in, CompareInstances)
+			if is && before[at].same(in) {
+				continue
+			}
+			was, _ := proxies.get(in.Service.ID)
+			at, _ = slices.BinarySearchFunc(was, in, byService)
+			proxies.set(in.Service.ID, slices.Insert(slices.Clone(was), at, in))
 		}
 		for _, dst := range slices.Sorted(maps.Keys(stands)) {
 			names, _ := callees.get(dst)

@@ -19,7 +19,7 @@ func TestWithIsNewSnapshot(t *testing.T) {
 			changed := map[string]*Set{}
 			for range rapid.IntRange(1, 4).Draw(t, "changes") {
 				name := fmt.Sprint("s", rapid.IntRange(0, 5).Draw(t, "service"))
-				changed[name] = drawSet(t, name)
+				changed[name] = drawSet(t, name, sets[name])
 				if changed[name] == nil || len(changed[name].Instances) == 0 {
 					delete(sets, name)
 				} else {
@@ -49,8 +49,15 @@ func TestWithIsNewSnapshot(t *testing.T) {
 	})
 }
 
-func drawSet(t *rapid.T, name string) *Set {
+func drawSet(t *rapid.T, name string, was *Set) *Set {
 	var instances []Instance
+	if was != nil {
+		for _, in := range was.Instances { // some stay as they were
+			if rapid.Bool().Draw(t, "stays") {
+				instances = append(instances, in)
+			}
+		}
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "instances") {
 		in := Instance{
 			Node:    &Node{Name: fmt.Sprint("n", rapid.IntRange(0, 2).Draw(t, "node"))},

@@ -21,11 +21,12 @@ import (
 
 // line is what is drawn of one.
 type line struct {
-	Scenario string    `json:"scenario"`
-	Streams  int       `json:"streams"`
-	RSS      float64   `json:"rss_mib"`
-	Each     float64   `json:"cp_cpu_each_s"`
-	CDF      []float64 `json:"cdf_s"`
+	Scenario  string    `json:"scenario"`
+	Instances int       `json:"instances"`
+	Streams   int       `json:"streams"`
+	RSS       float64   `json:"rss_mib"`
+	Each      float64   `json:"cp_cpu_each_s"`
+	CDF       []float64 `json:"cdf_s"`
 }
 
 func main() {
@@ -84,12 +85,22 @@ func propagation(all []line) string {
 	return c.svg()
 }
 
-// streams is memory and CPU against the number of streams.
+// streams is memory and CPU against the number of streams, of the registry that was measured with
+// the most of them.
 func streams(all []line) string {
+	by := map[int]int{}
+	instances := 0
+	for _, l := range all {
+		if l.Scenario == "endpoint-all" {
+			if by[l.Instances]++; by[l.Instances] > by[instances] {
+				instances = l.Instances
+			}
+		}
+	}
 	memory := series{name: "resident memory, MiB"}
 	cpu := series{name: "CPU of a change that all see, ms"}
 	for _, l := range all {
-		if l.Scenario == "endpoint-all" {
+		if l.Scenario == "endpoint-all" && l.Instances == instances {
 			memory.points = append(memory.points, point{float64(l.Streams), l.RSS})
 			cpu.points = append(cpu.points, point{float64(l.Streams), l.Each * 1000})
 		}
@@ -97,7 +108,7 @@ func streams(all []line) string {
 	for _, s := range []series{memory, cpu} {
 		slices.SortFunc(s.points, func(a, b point) int { return int(math.Copysign(1, a.x-b.x)) })
 	}
-	c := chart{title: "The server against the number of streams", x: "streams", y: "MiB, ms", series: []series{memory, cpu}, dots: true}
+	c := chart{title: fmt.Sprintf("The server against the number of streams, with %d instances", instances), x: "streams", y: "MiB, ms", series: []series{memory, cpu}, dots: true}
 	return c.svg()
 }
 
