@@ -156,7 +156,7 @@ func configAll(ctx context.Context, w *world, _ *meter, l *line) error {
 		}
 		times := watch.End()
 		if err != nil {
-			return fmt.Errorf("%d of %d sidecars have the entry: %w", len(times), w.Streams, err)
+			return fmt.Errorf("%d of %d sidecars have the entry (%+v): %w", len(times), w.Streams, w.fleet.Totals(), err)
 		}
 		all = append(all, times...)
 		if err := w.quiet(ctx); err != nil {
