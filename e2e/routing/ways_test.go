@@ -214,27 +214,36 @@ service {
 	return out
 }
 
+// healthy counts the instances in service on each way of web's calls.
+func (w *world) healthy(service string) (map[string]int, error) {
+	_, body := w.server.Call(http.MethodGet, "/v1/crossfade/chain/"+service+"?source=web", nil)
+	var view struct {
+		Pair struct {
+			Ways []struct {
+				Way     string
+				Healthy int
+			}
+		}
+	}
+	if err := json.Unmarshal(body, &view); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, body)
+	}
+	got := map[string]int{}
+	for _, way := range view.Pair.Ways {
+		got[way.Way] = way.Healthy
+	}
+	return got, nil
+}
+
 // reachable waits until so many instances are in service on the ways of web's calls.
 func (w *world) reachable(service string, want map[string]int) {
 	w.t.Helper()
 	e := shiftText(service, "127.0.0.1:1", "", [4]float64{0, 0, 0, 100}, "")
 	w.write(e)
 	meshtest.Eventually(w.t, service+" is reachable", func() error {
-		_, body := w.server.Call(http.MethodGet, "/v1/crossfade/chain/"+service+"?source=web", nil)
-		var view struct {
-			Pair struct {
-				Ways []struct {
-					Way     string
-					Healthy int
-				}
-			}
-		}
-		if err := json.Unmarshal(body, &view); err != nil {
+		got, err := w.healthy(service)
+		if err != nil {
 			return err
-		}
-		got := map[string]int{}
-		for _, way := range view.Pair.Ways {
-			got[way.Way] = way.Healthy
 		}
 		for way, n := range want {
 			if got[way] != n {

@@ -141,13 +141,11 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := &api.Changed{}
-	change := func(from *store.Reader, w *store.Writer) (err error) {
+	change := func(from *store.Reader, w *store.Writer) error {
 		*out = api.Changed{Pairs: []api.PairChanged{}}
-		targets := b.targets(in)
-		if in.Service != "" {
-			if targets = b.callers(in.Service, from); len(targets) == 0 {
-				return refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
-			}
+		targets, err := b.expand(in, from)
+		if err != nil {
+			return err
 		}
 		for _, t := range targets {
 			one := shiftOne
@@ -230,6 +228,18 @@ func (b *books) targets(in api.ShiftRequest) []target {
 	}
 	slices.SortFunc(out, func(a, b target) int { return comparePairs(a.PairName, b.PairName) })
 	return out
+}
+
+// expand is what a request is about: its pairs, or those of all callers of its service.
+func (b *books) expand(in api.ShiftRequest, from *store.Reader) ([]target, error) {
+	if in.Service == "" {
+		return b.targets(in), nil
+	}
+	out := b.callers(in.Service, from)
+	if len(out) == 0 {
+		return nil, refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
+	}
+	return out, nil
 }
 
 // callers are the pairs of a destination that are declared or have an entry.

@@ -60,11 +60,9 @@ func (s *Server) stage(ctx context.Context, b *books, in api.ShiftRequest, by st
 	}
 	write := func(from *store.Reader, w *store.Writer) error {
 		*out = api.Changed{Pairs: []api.PairChanged{}}
-		targets := b.targets(in)
-		if in.Service != "" {
-			if targets = b.callers(in.Service, from); len(targets) == 0 {
-				return refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
-			}
+		targets, err := b.expand(in, from)
+		if err != nil {
+			return err
 		}
 		callees := map[string]bool{}
 		for _, t := range targets {

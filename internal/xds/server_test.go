@@ -22,15 +22,20 @@ import (
 
 func start(t *testing.T) (*xds.Server, *grpc.ClientConn) {
 	t.Helper()
-	srv := xds.NewServer(xds.Options{
-		Open: func(_ context.Context, n *corev3.Node) (string, error) {
-			if n.GetId() == "" {
-				return "", errors.New("node without an id")
-			}
-			return n.GetId(), nil
-		},
-		Log: slog.New(slog.DiscardHandler),
-	})
+	return startWith(t, xds.Options{})
+}
+
+// startWith serves every node that has an id.
+func startWith(t *testing.T, o xds.Options) (*xds.Server, *grpc.ClientConn) {
+	t.Helper()
+	o.Log = slog.New(slog.DiscardHandler)
+	o.Open = func(_ context.Context, n *corev3.Node) (string, error) {
+		if n.GetId() == "" {
+			return "", errors.New("node without an id")
+		}
+		return n.GetId(), nil
+	}
+	srv := xds.NewServer(o)
 	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
 	srv.Register(g)
 	lis := bufconn.Listen(1 << 20)
