@@ -36,7 +36,7 @@ func (s *sidecar) reportConnections(ctx context.Context) {
 		if s.envoyServes.Load() == 0 || !refused.IsZero() && now.Sub(refused) < reportAgain {
 			continue
 		}
-		open, err := s.admin.connections(ctx)
+		open, err := s.admin.Connections(ctx)
 		if err != nil || !told.due(now, open) {
 			continue
 		}

@@ -1,15 +1,8 @@
 package sidecar
 
 import (
-	"fmt"
-	"net"
-	"net/http"
-	"net/http/httptest"
-	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestWhenConnectionsAreReported(t *testing.T) {
@@ -30,36 +23,5 @@ func TestWhenConnectionsAreReported(t *testing.T) {
 		if got := tt.told.due(tt.now, open); got != tt.want {
 			t.Errorf("%s: %v", tt.name, got)
 		}
-	}
-}
-
-func TestConnectionsByListener(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "admin")
-	lis, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/listeners" {
-			fmt.Fprint(w, `{"listener_statuses":[
-				{"name":"public_listener:127.0.0.1:21000","local_address":{"socket_address":{"address":"127.0.0.1","port_value":21000}}},
-				{"name":"six","local_address":{"socket_address":{"address":"::1","port_value":7100}}},
-				{"name":"of a socket","local_address":{"pipe":{"path":"/tmp/x"}}},
-				{"name":"not counted","local_address":{"socket_address":{"address":"127.0.0.1","port_value":7200}}}]}`)
-			return
-		}
-		fmt.Fprint(w, "listener.127.0.0.1_21000.downstream_cx_active: 5\nlistener.[__1]_7100.downstream_cx_active: 0\n")
-	}))
-	srv.Listener = lis
-	srv.Start()
-	defer srv.Close()
-	a := newAdmin(socket)
-	defer a.close()
-	got, err := a.connections(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(map[string]int64{"public_listener:127.0.0.1:21000": 5, "six": 0}, got); diff != "" {
-		t.Error(diff)
 	}
 }

@@ -68,10 +68,7 @@ type slot struct {
 	failing map[Failing]uint64
 }
 
-type source struct {
-	first, last time.Time
-	count       uint64
-}
+type source struct{ first, last time.Time }
 
 // NewBook is an empty one.
 func NewBook() *Book {
@@ -184,7 +181,6 @@ func (b *Book) plaintext(service string, p Plaintext) {
 		s = &source{first: p.Last}
 		from[p.Address] = s
 	}
-	s.count += p.Count
 	s.first, s.last = earliest(s.first, p.Last), latest(s.last, p.Last)
 }
 
@@ -200,13 +196,6 @@ func earliest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-// Forget drops a sidecar, as when it is registered no more.
-func (b *Book) Forget(key Key) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.forget(key)
 }
 
 func (b *Book) forget(key Key) {
@@ -401,7 +390,6 @@ func compareKeys(a, b Key) int {
 type Sender struct {
 	Address     string
 	First, Last time.Time
-	Count       uint64
 }
 
 // Plaintext lists who sent plaintext to a service, the latest first.
@@ -410,7 +398,7 @@ func (b *Book) Plaintext(service string) []Sender {
 	defer b.mu.Unlock()
 	var out []Sender
 	for address, s := range b.callees[service] {
-		out = append(out, Sender{address, s.first, s.last, s.count})
+		out = append(out, Sender{address, s.first, s.last})
 	}
 	slices.SortFunc(out, func(x, y Sender) int { return cmp.Or(-x.Last.Compare(y.Last), cmp.Compare(x.Address, y.Address)) })
 	return out

@@ -36,6 +36,19 @@ func read(t *testing.T, m *Meter, text string) ([]Outbound, []Plaintext) {
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
+func TestAttempts(t *testing.T) {
+	s, err := ParseStats([]byte(answer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]map[shift.Way]uint64{
+		"catalog": {shift.MTLS: 82, shift.Legacy: 15, shift.Plain: 3}, "a.way.b": {shift.Direct: 6}, "db": {shift.Plain: 28, shift.MTLS: 1},
+	}
+	if got := s.Attempts(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestMeter(t *testing.T) {
 	var m Meter
 	out, plaintext := read(t, &m, answer)
@@ -206,7 +219,7 @@ func TestOpen(t *testing.T) {
 	if got := b.Pairs(noon); len(got) != 1 || got[0].Open[shift.MTLS] != 4 {
 		t.Errorf("%+v", got)
 	}
-	b.Forget(two)
+	b.Keep(noon, func(k Key) bool { return k != two }, func(shift.Pair) bool { return true })
 	want(0)
 	put(two, 1, 4, 4)
 	if got := b.Pair(pair, noon.Add(time.Minute)).Open; len(got) != 0 {
