@@ -27,8 +27,10 @@ const (
 	// generations are saved at once.
 	saveEvery = 5 * time.Second
 	// settleFor is for how long after its callers have new shares nothing of a pair is
-	// compared: counts from before would be among them.
+	// compared: counts from before would be among them. A sidecar that could not report tells of
+	// a longer stretch than usualOver at once, which takes as much longer.
 	settleFor = 2 * time.Second
+	usualOver = time.Second
 	// stateName is under which the store remembers the shifts.
 	stateName = "shifts"
 )
@@ -49,8 +51,7 @@ type stepper struct {
 	steps   []shift.LogEntry // the newest
 	heavy   int              // pairs in them
 	start   shift.State      // before the first of them
-	rates   rates
-	over    []shift.Command // that nobody waits for, under overMu
+	over    []shift.Command  // that nobody waits for, under overMu
 	overMu  sync.Mutex
 	watches map[string]shift.Watch // of permissive callees
 	kvWrong map[shift.Pair]string  // keys that can't be followed
@@ -63,7 +64,7 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, rates: rates{}}
+	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}}
 }
 
 // open reads what was remembered.
@@ -196,16 +197,13 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 		asked[c.Pair] = true
 	}
 	entries := p.s.mesh.config()
-	windows := map[shift.Pair]int{}
-	var counted []window
+	windows := map[shift.Pair]telemetry.Window{}
 	if count {
 		for _, w := range p.s.mesh.book.Drain() {
-			windows[w.Pair] = len(counted)
-			counted = append(counted, window{w.Ways, examples(now, w.Failing)})
+			windows[w.Pair] = w
 		}
-		p.rates.take(now, windows, counted)
 	}
-	byCallee := p.rates.byCallee()
+	rates := ratesOf(p.s.mesh.book.Rates(now))
 	callees := map[string]bool{}
 	for _, name := range b.names(func(api.PairName) bool { return true }) {
 		pair := shift.Pair{Source: name.Source, Destination: name.Destination}
@@ -221,18 +219,18 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 		}
 		o := shift.PairObserved{
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
-			Applied: e.Generation, Rate: p.rates.of(pair),
+			Applied: e.Generation, Rate: rates.pairs[pair],
 		}
 		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
-		if i, ok := windows[pair]; p.quiet(pair, o, now) && ok && !p.unguarded(pair, e) {
-			o.Ways, o.Failing = counted[i].ways, counted[i].failing
+		if w, ok := windows[pair]; p.quiet(pair, o, now, w.Over) && ok && !p.unguarded(pair, e) {
+			o.Ways, o.Failing = w.Ways, examples(now, w.Failing)
 		}
 		out.Pairs = append(out.Pairs, o)
 		if !callees[name.Destination] {
 			callees[name.Destination] = true
-			out.Callees = append(out.Callees, p.reach(b, name.Destination, byCallee[name.Destination]))
+			out.Callees = append(out.Callees, p.reach(b, name.Destination, rates.callees[name.Destination]))
 		}
 		if hold := (shift.Plan{From: from, To: to, Hold: true, OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, name.Destination))}); divided && p.wantsHold(pair, e, hold) {
 			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard", Plan: hold})
@@ -241,8 +239,9 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 	return out
 }
 
-// quiet reports whether callers have had the pair's present shares for a while.
-func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time) bool {
+// quiet reports whether callers had the pair's present shares for all of a stretch that they
+// have just told of, and for a while before.
+func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time, over time.Duration) bool {
 	if o.Applied != o.Generation {
 		delete(p.settled, pair)
 		return false
@@ -252,7 +251,7 @@ func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time) bo
 		p.settled[pair] = settled{o.Generation, now}
 		return false
 	}
-	return now.Sub(s.since) >= settleFor
+	return now.Sub(s.since) >= settleFor+max(0, over-usualOver)
 }
 
 // wantsHold reports whether shares that people have set are to be watched from now on, or

@@ -92,12 +92,20 @@ func (r *ramp) publish() {
 }
 
 // second is one more of traffic by the shares, and of looking.
-func (r *ramp) second() {
+func (r *ramp) second() { r.told(time.Second) }
+
+// told is a stretch that sidecars tell of at its end, and looking then.
+func (r *ramp) told(over time.Duration) {
+	for range over/time.Second - 1 {
+		r.now = r.now.Add(time.Second)
+		r.s.steps.step(r.now, nil, true)
+	}
 	r.now = r.now.Add(time.Second)
 	e := r.entry()
 	var ways []shift.WayTelemetry
 	for _, w := range shift.Ways() {
 		if n := uint64(e.Shares.Hundredths(string(w))) / 10; n > 0 { // 1,000 a second
+			n *= uint64(over / time.Second)
 			failed := uint64(0)
 			if w == shift.MTLS {
 				failed = uint64(float64(n) * r.worse)
@@ -107,7 +115,7 @@ func (r *ramp) second() {
 	}
 	r.seq++
 	r.s.mesh.book.Put(telemetry.Key{Node: "n", Sidecar: "web-sidecar-proxy", Service: "web"}, telemetry.Report{
-		Session: 1, Seq: r.seq, Over: time.Second, Outbound: []telemetry.Outbound{{Destination: "catalog", Ways: ways}},
+		Session: 1, Seq: r.seq, Over: over, Outbound: []telemetry.Outbound{{Destination: "catalog", Ways: ways}},
 	}, r.now)
 	r.s.steps.step(r.now, nil, true)
 	r.publish()
@@ -254,5 +262,60 @@ func TestSmallSamplesWait(t *testing.T) {
 	at, _ := r.s.steps.find(shift.Pair{Source: "web", Destination: "catalog"})
 	if at.Wait != shift.WaitGuard || r.entry().Shares.MTLS != 10 {
 		t.Errorf("%+v at %+v", at, r.entry().Shares)
+	}
+}
+
+// What sidecars could not tell for two minutes, and tell at once, is no burst: it keeps no
+// step from being taken.
+func TestCountsOfAnOutageAreNoBurst(t *testing.T) {
+	r := newRamp(t)
+	for range 60 {
+		r.second()
+	}
+	if err := r.order(shift.CommandStart); err != nil {
+		t.Fatal(err)
+	}
+	for r.entry().Shares.MTLS == 0 {
+		r.second()
+	}
+	for range 3 {
+		r.told(2 * time.Minute)
+		for range 3 {
+			r.second()
+			last := r.s.steps.steps[len(r.s.steps.steps)-1].Observed
+			if rate := last.Pairs[0].Rate; rate < 900 || rate > 1100 {
+				t.Errorf("%v requests a second, there were 1000 all the time", rate)
+			}
+		}
+	}
+}
+
+// What was counted before the present shares were in force is not held against a way.
+func TestCountsOfOtherSharesAreLeftOut(t *testing.T) {
+	r := newRamp(t)
+	if err := r.order(shift.CommandStart); err != nil {
+		t.Fatal(err)
+	}
+	for r.entry().Shares.MTLS == 0 {
+		r.second()
+	}
+	for range 10 {
+		r.second()
+	}
+	for _, c := range []struct {
+		over time.Duration
+		want bool
+	}{{2 * time.Minute, false}, {time.Second, true}} {
+		r.seq++
+		r.now = r.now.Add(time.Second)
+		r.s.mesh.book.Put(telemetry.Key{Node: "n", Sidecar: "web-sidecar-proxy", Service: "web"}, telemetry.Report{
+			Session: 1, Seq: r.seq, Over: c.over,
+			Outbound: []telemetry.Outbound{{Destination: "catalog", Ways: []shift.WayTelemetry{{Way: shift.MTLS, Telemetry: shift.Telemetry{Attempts: 10, Failed: 10}}}}},
+		}, r.now)
+		r.s.steps.step(r.now, nil, true)
+		last := r.s.steps.steps[len(r.s.steps.steps)-1].Observed
+		if got := len(last.Pairs[0].Ways) > 0; got != c.want {
+			t.Errorf("counts of %v, ten seconds after the step: compared %v, want %v", c.over, got, c.want)
+		}
 	}
 }
