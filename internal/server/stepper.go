@@ -219,12 +219,12 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 		}
 		o := shift.PairObserved{
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
-			Applied: e.Generation, Rate: rates.pairs[pair],
+			Applied: e.Generation, Rate: rates.pairs[pair], Terms: termsOf(entries, e, name.Destination),
 		}
 		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
-		if w, ok := windows[pair]; p.quiet(pair, o, now, w.Over) && ok && !p.unguarded(pair, e) {
+		if w, ok := windows[pair]; p.quiet(pair, o, now, w.Over) && ok {
 			o.Ways, o.Failing = w.Ways, examples(now, w.Failing)
 		}
 		out.Pairs = append(out.Pairs, o)
@@ -232,7 +232,8 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 			callees[name.Destination] = true
 			out.Callees = append(out.Callees, p.reach(b, name.Destination, rates.callees[name.Destination]))
 		}
-		if hold := (shift.Plan{From: from, To: to, Hold: true, OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, name.Destination))}); divided && p.wantsHold(pair, e, hold) {
+		if divided && p.wantsHold(pair, e, from, to) {
+			hold := shift.Plan{From: from, To: to, Hold: true, OnBreach: o.Terms.OnBreach, Limits: o.Terms.Limits}
 			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard", Plan: hold})
 		}
 	}
@@ -256,7 +257,7 @@ func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time, ov
 
 // wantsHold reports whether shares that people have set are to be watched from now on, or
 // otherwise than they are.
-func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, hold shift.Plan) bool {
+func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, from, to shift.Way) bool {
 	if e.Guard != nil && e.Guard.Off {
 		return false
 	}
@@ -267,23 +268,21 @@ func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, hold shift.
 	case s.Status == shift.Done || s.Status == shift.Reverted || s.Status == shift.Aborted:
 		return e.Generation > s.Generation || s.Status == shift.Done && !s.Plan.Hold && sharesOfEntry(e.Shares) == s.Shares
 	case s.Plan.Hold && s.Status != shift.Reverting:
-		was := s.Plan
-		return was.From != hold.From || was.To != hold.To || was.OnBreach != hold.OnBreach || was.Limits != hold.Limits
+		return s.Plan.From != from || s.Plan.To != to
 	}
 	return false
 }
 
-// unguarded reports whether people have turned the guard of shares off that they have set.
-func (p *stepper) unguarded(pair shift.Pair, e *config.TrafficShift) bool {
-	at, ok := p.state.Find(pair)
-	return ok && at.Plan.Hold && e.Guard != nil && e.Guard.Off
-}
-
-func policyOf(e *config.TrafficShift) shift.Policy {
-	if e.Guard != nil && e.Guard.OnBreach == config.OnBreachPause {
-		return shift.Pause
+// termsOf are what the shift guard of a pair goes by, as its entry says now.
+func termsOf(entries *config.Set, e *config.TrafficShift, destination string) *shift.Terms {
+	out := &shift.Terms{OnBreach: shift.Revert, Limits: limitsOf(e.Guard, attemptsOf(entries, destination))}
+	if e.Guard != nil {
+		out.Off = e.Guard.Off
+		if e.Guard.OnBreach == config.OnBreachPause {
+			out.OnBreach = shift.Pause
+		}
 	}
-	return shift.Revert
+	return out
 }
 
 // reach is how much of a callee each way reaches.
@@ -387,7 +386,8 @@ func duration(d config.Duration) time.Duration { return time.Duration(d) }
 
 // planOf is the plan that an entry holds, towards a way.
 func planOf(entries *config.Set, e *config.TrafficShift, to shift.Way) (shift.Plan, error) {
-	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, e.Destination))}
+	terms := termsOf(entries, e, e.Destination)
+	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: terms.OnBreach, Limits: terms.Limits, Off: terms.Off}
 	for _, s := range e.Steps {
 		out.Steps = append(out.Steps, share(s))
 	}

@@ -319,3 +319,37 @@ func TestCountsOfOtherSharesAreLeftOut(t *testing.T) {
 		}
 	}
 }
+
+// What an entry says of its guard holds for a shift that is under way.
+func TestEntryChangesTheGuardOfARunningShift(t *testing.T) {
+	for _, c := range []struct {
+		guard  *config.ShiftGuard
+		status shift.Status
+		mtls   float64
+	}{
+		{nil, shift.Reverted, 0},
+		{&config.ShiftGuard{OnBreach: config.OnBreachPause}, shift.Paused, 10},
+		{&config.ShiftGuard{Failures: 70}, shift.Running, 10},
+		{&config.ShiftGuard{Off: true}, shift.Running, 10},
+	} {
+		r := newRamp(t)
+		if err := r.order(shift.CommandStart); err != nil {
+			t.Fatal(err)
+		}
+		for r.entry().Shares.MTLS == 0 {
+			r.second()
+		}
+		r.write(func(w *store.Writer) error {
+			e := next(api.PairName{Source: "web", Destination: "catalog"}, r.entry())
+			e.Guard = c.guard
+			return w.PutEntry(e, store.Author{Who: "test", Time: r.now})
+		})
+		r.worse = 0.5
+		for range 15 {
+			r.second()
+		}
+		if r.entry().Shares.MTLS != c.mtls || r.status() != c.status {
+			t.Errorf("%+v: %s at %+v, want %s at %v", c.guard, r.status(), r.entry().Shares, c.status, c.mtls)
+		}
+	}
+}

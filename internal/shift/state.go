@@ -113,6 +113,8 @@ type PairObserved struct {
 	Applied    uint64 `json:"applied,omitempty"`    // the generation that every caller has proven to run, or a higher one
 	// Rate is the pair's requests a second, on all ways.
 	Rate float64 `json:"rate,omitempty"`
+	// Terms hold for the pair's shift from now on. None: those that it has.
+	Terms *Terms `json:"terms,omitempty"`
 	// Ways is what the callers that run the newest generation counted, all over
 	// the same time. A stretch in which a caller changed is left out.
 	Ways    []WayTelemetry  `json:"ways,omitempty"`

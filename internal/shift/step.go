@@ -218,6 +218,9 @@ func (r *run) observe(s *Shift) {
 	if o.Stage != "" {
 		s.Stage = o.Stage
 	}
+	if o.Terms != nil {
+		s.take(*o.Terms)
+	}
 	if s.Fresh && s.Plan.Hold && s.Status != Reverting {
 		r.adopt(s, o)
 	} else if s.Fresh {
@@ -238,6 +241,14 @@ func (r *run) observe(s *Shift) {
 	if s.Status == Running && !r.jumped && o.Generation == s.Generation && o.Applied >= s.Generation {
 		s.Dwelt += r.elapsed
 	}
+}
+
+// take goes by other terms from now on. A guard that was off begins anew.
+func (s *Shift) take(t Terms) {
+	if t.Off || s.Plan.Off {
+		s.Guard = Guard{}
+	}
+	s.Plan.Off, s.Plan.OnBreach, s.Plan.Limits = t.Off, t.OnBreach, t.Limits
 }
 
 // overruled yields to shares that somebody else wrote, with the same or a higher generation.
@@ -292,8 +303,8 @@ func (r *run) guard(s *Shift, o PairObserved) {
 		r.trip(s, p, fmt.Sprintf("way %s was closed under its %v: %s", p.To, s.Shares.Of(p.To), s.Stage.whyClosed(p.To)))
 		return
 	}
-	if s.Breach != nil {
-		return // tripped and paused; it starts anew when resumed
+	if s.Breach != nil || p.Off {
+		return // tripped and paused, it starts anew when resumed; or not to be compared
 	}
 	guard, tables := s.Guard.watch(o.way(p.From), o.way(p.To), r.elapsed, p.Limits)
 	s.Guard = guard
@@ -418,7 +429,7 @@ func (r *run) blocked(s *Shift, p Plan) (Wait, string) {
 	case s.Dwelt < p.Dwell:
 		return WaitDwell, fmt.Sprintf("%v of %v on this step", s.Dwelt.Truncate(time.Second), p.Dwell)
 	}
-	if why := s.Guard.wait(p.Limits, s.Shares.Of(p.From)); why != "" {
+	if why := s.Guard.wait(p.Limits, s.Shares.Of(p.From)); why != "" && !p.Off {
 		return WaitGuard, why
 	}
 	return "", ""
