@@ -221,6 +221,9 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
 			Applied: e.Generation, Rate: rates.pairs[pair], Terms: termsOf(entries, e, name.Destination),
 		}
+		if under {
+			o.NoWayBack = b.noWayBack(name, e)
+		}
 		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
@@ -233,7 +236,7 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 			out.Callees = append(out.Callees, p.reach(b, name.Destination, rates.callees[name.Destination]))
 		}
 		if divided && p.wantsHold(pair, e, from, to) {
-			hold := shift.Plan{From: from, To: to, Hold: true, OnBreach: o.Terms.OnBreach, Limits: o.Terms.Limits}
+			hold := shift.Plan{From: from, To: to, Hold: true, Dwell: duration(e.Dwell), OnBreach: o.Terms.OnBreach, Limits: o.Terms.Limits}
 			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard", Plan: hold})
 		}
 	}

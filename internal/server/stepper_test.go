@@ -23,6 +23,7 @@ type ramp struct {
 	now   time.Time
 	seq   uint64
 	worse float64 // part of attempts on the new way that fail
+	gone  string  // why the old way takes no connections
 }
 
 func newRamp(t *testing.T) *ramp {
@@ -116,6 +117,7 @@ func (r *ramp) told(over time.Duration) {
 	r.seq++
 	r.s.mesh.book.Put(telemetry.Key{Node: "n", Sidecar: "web-sidecar-proxy", Service: "web"}, telemetry.Report{
 		Session: 1, Seq: r.seq, Over: over, Outbound: []telemetry.Outbound{{Destination: "catalog", Ways: ways}},
+		Probes: []telemetry.Probe{{Destination: "catalog", Way: shift.Direct, Works: r.gone == "", Why: r.gone}},
 	}, r.now)
 	r.s.steps.step(r.now, nil, true)
 	r.publish()
@@ -350,6 +352,77 @@ func TestEntryChangesTheGuardOfARunningShift(t *testing.T) {
 		}
 		if r.entry().Shares.MTLS != c.mtls || r.status() != c.status {
 			t.Errorf("%+v: %s at %+v, want %s at %v", c.guard, r.status(), r.entry().Shares, c.status, c.mtls)
+		}
+	}
+}
+
+// A way that fails once all is on it is left as well: by steps or by hand, as the entry says,
+// and only for an old way that takes requests.
+func TestGuardWhereAllIsOnTheNewWay(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		byHand bool
+		guard  *config.ShiftGuard
+		gone   bool // for 20 seconds, the old way
+		status shift.Status
+		mtls   float64
+	}{
+		{name: "by steps", status: shift.Reverted},
+		{name: "by hand", byHand: true, status: shift.Reverted},
+		{name: "to pause", guard: &config.ShiftGuard{OnBreach: config.OnBreachPause}, status: shift.Paused, mtls: 100},
+		{name: "off", guard: &config.ShiftGuard{Off: true}, status: shift.Running, mtls: 100},
+		{name: "no way back", gone: true, status: shift.Paused, mtls: 100},
+	} {
+		r := newRamp(t)
+		r.now = time.Now() // what callers say of the old way is asked for by this clock
+		set := func(mtls float64) {
+			r.write(func(w *store.Writer) error {
+				e := next(api.PairName{Source: "web", Destination: "catalog"}, r.entry())
+				e.Shares, e.Guard = config.Shares{Direct: 100 - mtls, MTLS: mtls}, c.guard
+				return w.PutEntry(e, store.Author{Who: "test", Time: r.now})
+			})
+		}
+		set(0)
+		if c.byHand {
+			set(50)
+			for range 60 {
+				r.second()
+			}
+			set(100)
+		} else if err := r.order(shift.CommandStart); err != nil {
+			t.Fatal(err)
+		}
+		for range 300 {
+			if r.entry().Shares.MTLS == 100 {
+				break
+			}
+			r.second()
+		}
+		for range 5 {
+			r.second()
+		}
+		if r.entry().Shares.MTLS != 100 || r.status() != shift.Running {
+			t.Fatalf("%s: %s at %+v", c.name, r.status(), r.entry().Shares)
+		}
+		if c.gone {
+			r.gone = "connection refused"
+		}
+		r.worse = 0.2
+		for range 15 {
+			r.second()
+		}
+		if r.entry().Shares.MTLS != c.mtls || r.status() != c.status {
+			at, _ := r.s.steps.find(shift.Pair{Source: "web", Destination: "catalog"})
+			t.Errorf("%s: %s at %+v (%s), want %s at %v", c.name, r.status(), r.entry().Shares, at.Reason, c.status, c.mtls)
+		}
+		if c.gone {
+			r.gone = ""
+			for range 3 {
+				r.second()
+			}
+			if r.entry().Shares.MTLS != 0 || r.status() != shift.Reverted {
+				t.Errorf("%s, and then there is: %s at %+v", c.name, r.status(), r.entry().Shares)
+			}
 		}
 	}
 }
