@@ -104,7 +104,5 @@ func newWay(stage shift.Stage, from shift.Way) (to shift.Way, ok bool) {
 
 // wrongKV is what keeps a key of the convention from being followed, by pair.
 func (p *stepper) wrongKV() map[shift.Pair]string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.kvWrong
+	return p.seen.Load().kvWrong
 }

@@ -59,7 +59,8 @@ func attemptsOf(entries *config.Set, service string) int {
 	return out
 }
 
-// remember keeps a step, and the state before the oldest that is kept. The caller holds mu.
+// remember keeps a step, and the state before the oldest that is kept. The caller
+// has the turn.
 func (p *stepper) remember(e shift.LogEntry) {
 	if len(p.steps) == 0 {
 		p.start = p.state
@@ -88,9 +89,8 @@ type stepLog struct {
 
 // recorded is the log, for a replay.
 func (p *stepper) recorded() stepLog {
-	p.mu.Lock()
-	out := stepLog{Start: p.start, Steps: slices.Clone(p.steps)}
-	p.mu.Unlock()
+	seen := p.seen.Load()
+	out := stepLog{Start: seen.start, Steps: seen.steps}
 	_, out.Actions = shift.Replay(out.Start, out.Steps)
 	return out
 }

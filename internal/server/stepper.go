@@ -10,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
@@ -31,30 +32,51 @@ const (
 	// a longer stretch than usualOver at once, which takes as much longer.
 	settleFor = 2 * time.Second
 	usualOver = time.Second
+	// orderWithin is how long a command waits for a look that is under way.
+	orderWithin = time.Second
 	// stateName is under which the store remembers the shifts.
 	stateName = "shifts"
 )
 
 // stepper moves shares by time and evidence: it observes, asks [shift.Step] what is to be
-// done, and does it. Nothing that people do waits for it.
+// done, and does it. A look lasts as long as the store's disk takes: only commands wait for
+// it, and not for long; whoever reads has what was so last.
 type stepper struct {
 	s   *Server
 	log *slog.Logger
 	// runs reports whether all callers run the entries of an index; [mesh.runs].
 	runs func(b *books, source string, index uint64) bool
 
-	mu      sync.Mutex // held during a step
+	seen atomic.Pointer[sight] // never nil
+
+	turn    chan struct{} // holds one: whoever steps, who has the following to itself
 	state   shift.State
 	saved   []byte    // what the store has, but for the guard's memory
 	savedAt time.Time // when all of it was
 	settled map[shift.Pair]settled
-	steps   []shift.LogEntry // the newest
-	heavy   int              // pairs in them
-	start   shift.State      // before the first of them
-	over    []shift.Command  // that nobody waits for, under overMu
-	overMu  sync.Mutex
+	steps   []shift.LogEntry       // the newest
+	heavy   int                    // pairs in them
+	start   shift.State            // before the first of them
 	watches map[string]shift.Watch // of permissive callees
 	kvWrong map[shift.Pair]string  // keys that can't be followed
+
+	overMu sync.Mutex
+	over   []shift.Command // that nobody waits for, guarded by overMu
+}
+
+// sight is what others may read of a stepper. Nothing in it changes any more.
+type sight struct {
+	shifts  []shift.Shift
+	watches map[string]shift.Watch
+	kvWrong map[shift.Pair]string
+	steps   []shift.LogEntry
+	start   shift.State
+}
+
+// show lets others read what is so now. Of what it shows maps and lists are replaced when they
+// change, and steps are only added. The caller has the turn.
+func (p *stepper) show() {
+	p.seen.Store(&sight{p.state.Shifts, p.watches, p.kvWrong, slices.Clip(p.steps), p.start})
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -64,7 +86,9 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}}
+	p := &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, turn: make(chan struct{}, 1)}
+	p.show()
+	return p
 }
 
 // open reads what was remembered.
@@ -80,6 +104,7 @@ func (p *stepper) open() error {
 	}
 	p.state, p.watches = was.State, was.Watches
 	p.state.Seen = time.Time{} // the time since then is no time that anybody watched
+	p.show()
 	return nil
 }
 
@@ -105,7 +130,18 @@ func (p *stepper) order(list []shift.Command) map[shift.Pair]string {
 	if len(list) == 0 {
 		return refused
 	}
-	for _, a := range p.step(time.Now(), list, false) {
+	late := time.NewTimer(orderWithin)
+	defer late.Stop()
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-late.C:
+		for _, c := range list {
+			refused[c.Pair] = fmt.Sprintf("not within %v: shifts wait for the server's store: try again, or revert, which does not wait for them", orderWithin)
+		}
+		return refused
+	}
+	for _, a := range p.look(time.Now(), list, false) {
 		if a.Kind == shift.Refused {
 			refused[a.Pair] = a.Reason
 		}
@@ -127,7 +163,7 @@ func (p *stepper) reverted(pairs []api.PairChanged, who string) {
 }
 
 // overruled takes what [stepper.reverted] was told, of shifts that would go on. The caller
-// holds mu.
+// has the turn.
 func (p *stepper) overruled() []shift.Command {
 	p.overMu.Lock()
 	list := p.over
@@ -146,22 +182,23 @@ func underWay(at shift.Shift) bool {
 
 // find is the shift of a pair.
 func (p *stepper) find(pair shift.Pair) (shift.Shift, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.state.Find(pair)
+	return shift.State{Shifts: p.shifts()}.Find(pair)
 }
 
 // shifts are all there are, not to be changed.
-func (p *stepper) shifts() []shift.Shift {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.state.Shifts
+func (p *stepper) shifts() []shift.Shift { return p.seen.Load().shifts }
+
+// step looks once, in its turn.
+func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
+	return p.look(now, commands, count)
 }
 
-// step looks once. Only with count is what sidecars counted taken, so that it is compared once.
-func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// look does what is to be done now. Only with count is what sidecars counted taken, so that it
+// is compared once. The caller has the turn.
+func (p *stepper) look(now time.Time, commands []shift.Command, count bool) []shift.Action {
+	defer p.show()
 	b := p.s.books(context.Background())
 	commands = append(p.overruled(), commands...)
 	if count {
@@ -182,6 +219,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	p.remember(shift.LogEntry{Now: now.Round(0), Observed: observed})
 	state, actions := shift.Step(now, p.state, observed)
 	p.state = state
+	p.show()
 	p.save(now) // first: what is written to entries is to be known after a restart
 	for _, a := range actions {
 		p.act(now, a)

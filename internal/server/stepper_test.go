@@ -5,6 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -425,4 +430,71 @@ func TestGuardWhereAllIsOnTheNewWay(t *testing.T) {
 			}
 		}
 	}
+}
+
+// While the store's disk takes its time, the ledger and all else that is only read answer at
+// once, and commands say that they can't be obeyed.
+func TestReadersWaitForNoStore(t *testing.T) {
+	r := newRamp(t)
+	if err := r.order(shift.CommandStart); err != nil {
+		t.Fatal(err)
+	}
+	for r.entry().Shares.MTLS == 0 {
+		r.second()
+	}
+	// A write that neither ends nor lets another begin, and reads meanwhile what a verb reads.
+	begun, end := make(chan struct{}), make(chan struct{})
+	var hung sync.WaitGroup
+	defer hung.Wait()
+	defer close(end)
+	hung.Go(func() {
+		_ = r.s.store.Update(func(*store.Writer) error {
+			close(begun)
+			<-end
+			return nil
+		})
+	})
+	<-begun
+	hung.Go(func() { r.s.steps.step(r.now.Add(saveEvery), nil, true) })
+	for len(r.s.steps.turn) == 0 {
+		runtime.Gosched()
+	}
+	within := func(what string, most time.Duration, do func() string) string {
+		t.Helper()
+		done := make(chan string, 1)
+		go func() { done <- do() }()
+		select {
+		case text := <-done:
+			return text
+		case <-time.After(most):
+			t.Fatalf("%s: no answer within %v", what, most)
+		}
+		return ""
+	}
+	get := func(h http.HandlerFunc) func() string {
+		return func() string {
+			w, q := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil)
+			q.SetPathValue("source", "web")
+			q.SetPathValue("destination", "catalog")
+			h(w, q)
+			return w.Body.String()
+		}
+	}
+	for what, h := range map[string]http.HandlerFunc{"pairs": r.s.pairs, "one pair": r.s.pair, "the log": r.s.shiftLog} {
+		if text := within(what, time.Second, get(h)); !strings.Contains(text, `"running"`) {
+			t.Errorf("%s: %s", what, text)
+		}
+	}
+	b := r.s.books(t.Context())
+	for _, do := range []string{api.Pause, api.Abort} {
+		in := api.ShiftRequest{Do: do, Pairs: []api.PairIndex{{PairName: api.PairName{Source: "web", Destination: "catalog"}}}}
+		text := within(do, 3*orderWithin, func() string { return r.s.command(b, in, "test").Pairs[0].Refused })
+		if !strings.Contains(text, "revert, which does not wait") {
+			t.Errorf("%s: %q", do, text)
+		}
+	}
+	within("a dry run", time.Second, func() string {
+		_, err := r.s.stage(t.Context(), b, api.ShiftRequest{Stage: "strict", Service: "catalog", DryRun: true}, store.Author{Time: r.now})
+		return fmt.Sprint(err)
+	})
 }

@@ -317,7 +317,7 @@ type Breach struct {
 	Pair        Pair            `json:"pair"`
 	OldWay      Way             `json:"old_way"`
 	NewWay      Way             `json:"new_way"`
-	Share       Share           `json:"share"` // of the new way then
+	Share       Share           `json:"share"`           // of the new way then
 	Alone       bool            `json:"alone,omitempty"` // the old way carried nothing: Old is the worst that it was before, Odds and Last say nothing
 	Metric      Metric          `json:"metric"`
 	Old         float64         `json:"old"` // a part of 1, or milliseconds for p50 and p99
