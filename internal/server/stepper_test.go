@@ -498,3 +498,37 @@ func TestReadersWaitForNoStore(t *testing.T) {
 		return fmt.Sprint(err)
 	})
 }
+
+// A key that asks for what is there already writes nothing, however new it is.
+func TestKeyOfEqualSharesWritesNothing(t *testing.T) {
+	r := newRamp(t)
+	r.write(func(w *store.Writer) error {
+		return w.PutKV("crossfade/web/catalog/mesh_percent", []byte("0"), 0)
+	})
+	b := r.s.books(t.Context())
+	begun, end := make(chan struct{}), make(chan struct{})
+	var hung sync.WaitGroup
+	defer hung.Wait()
+	defer close(end)
+	hung.Go(func() {
+		_ = r.s.store.Update(func(*store.Writer) error {
+			close(begun)
+			<-end
+			return nil
+		})
+	})
+	<-begun
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.s.steps.followKV(r.now, b)
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("it waits for the store, as if there were something to write")
+	}
+	if why := r.s.steps.kvWrong; len(why) > 0 {
+		t.Error(why)
+	}
+}
