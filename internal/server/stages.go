@@ -337,9 +337,7 @@ func (p *stepper) watch(now time.Time, b *books) {
 
 // watched is for how long a callee was silent.
 func (p *stepper) watched(service string) shift.Watch {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.watches[service]
+	return p.seen.Load().watches[service]
 }
 
 // remembered is what the stepper keeps over a restart.

@@ -197,7 +197,7 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 	if r.local != nil {
 		next.Local = r.local()
 	}
-	r.pending, r.since, r.unsure = rest, now, &next
+	r.pending, r.since, r.unsure = rest, now.Add(-rest.Over), &next
 	return r.send(now, r.unsure)
 }
 

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -100,6 +101,62 @@ func TestMerge(t *testing.T) {
 
 func outbound(n, failed uint64) []Outbound {
 	return []Outbound{{Destination: "catalog", Ways: []shift.WayTelemetry{{Way: shift.MTLS, Telemetry: shift.Telemetry{Attempts: n, Failed: failed}}}}}
+}
+
+// Rates are the same, whether a sidecar tells of each second or of two minutes at once, and
+// whatever others do meanwhile.
+func TestRates(t *testing.T) {
+	b := NewBook()
+	pair := shift.Pair{Source: "web", Destination: "catalog"}
+	seq := map[string]uint64{}
+	put := func(sidecar string, over, n int, now time.Time) {
+		seq[sidecar]++
+		b.Put(Key{"n", sidecar, "web"}, Report{Session: 1, Seq: seq[sidecar], Over: time.Duration(over) * time.Second, Outbound: outbound(uint64(n), 0)}, now)
+	}
+	rate := func(now time.Time) float64 {
+		list := b.Rates(now)
+		if len(list) != 1 || list[0].Pair != pair {
+			t.Fatalf("%+v", list)
+		}
+		return list[0].Ways[shift.MTLS]
+	}
+	now := noon
+	for range 60 {
+		now = now.Add(time.Second)
+		put("a", 1, 100, now)
+		put("b", 1, 20, now)
+	}
+	if got := rate(now); got < 115 || got > 125 {
+		t.Errorf("second by second: %v, want 120", got)
+	}
+	now = now.Add(2 * time.Minute)
+	if got := b.Rates(now); got != nil {
+		t.Errorf("after two minutes of silence: %+v", got)
+	}
+	put("a", 120, 12_000, now)
+	now = now.Add(time.Second)
+	put("a", 1, 100, now)
+	put("b", 121, 2_420, now)
+	if got := rate(now); got < 115 || got > 125 {
+		t.Errorf("after two minutes told at once: %v, want 120", got)
+	}
+}
+
+// What is left of a report that was too large is of the same stretch of time.
+func TestRestKeepsItsTime(t *testing.T) {
+	all := Report{Over: time.Minute}
+	for i := range maxOutbound + 1 {
+		o := outbound(1, 0)
+		o[0].Destination = fmt.Sprint(i)
+		all.Outbound = append(all.Outbound, o...)
+	}
+	fits, rest := all.Bounded()
+	if len(rest.Outbound) == 0 || fits.Over != time.Minute || rest.Over != time.Minute {
+		t.Errorf("%v and %v with %d left", fits.Over, rest.Over, len(rest.Outbound))
+	}
+	if _, rest := rest.Bounded(); rest.Over != 0 {
+		t.Errorf("nothing over %v", rest.Over)
+	}
 }
 
 // A report that comes again counts once, a sidecar that started anew counts anew.
