@@ -218,10 +218,10 @@ func (s *Server) strict(ctx context.Context, b *books, in api.ShiftRequest, by s
 	if err != nil {
 		return nil, err
 	}
-	against := s.againstStrict(b, in.Service, window, by.Time)
+	against := s.againstStrict(b, s.mesh.config(), in.Service, window, by.Time)
 	if len(against) == 0 && !in.DryRun {
 		s.hearAll(ctx, b, in.Service, by.Time) // plaintext of the last seconds
-		against = s.againstStrict(s.books(ctx), in.Service, window, time.Now())
+		against = s.againstStrict(s.books(ctx), s.mesh.config(), in.Service, window, time.Now())
 	}
 	if len(against) > 0 && !in.Force {
 		return nil, refuse(http.StatusConflict, "shift: service %q cannot be strict: %s", clipped(in.Service), strings.Join(against, "; "))
@@ -279,7 +279,7 @@ func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
 		if b.callee(service).Instances == 0 {
 			continue
 		}
-		if against := s.againstStrict(b, service, silence, now); len(against) > 0 {
+		if against := s.againstStrict(b, before, service, silence, now); len(against) > 0 {
 			errs = append(errs, fmt.Errorf("service %q cannot be strict: %s; crossfade shift --service %s --stage strict asks for the same, and takes --force", service, clipped(strings.Join(against, ", ")), service))
 		}
 		if len(errs) == maxNamed {
@@ -290,7 +290,7 @@ func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
 }
 
 // againstStrict says all that speaks against refusing plaintext.
-func (s *Server) againstStrict(b *books, service string, window time.Duration, now time.Time) (out []string) {
+func (s *Server) againstStrict(b *books, entries *config.Set, service string, window time.Duration, now time.Time) (out []string) {
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, p := range b.names(func(p api.PairName) bool { return p.Destination == service }) {
 		if e, _ := b.deciding(p); e != nil && e.Shares.Hundredths(config.WayMTLS) != whole {
@@ -304,7 +304,7 @@ func (s *Server) againstStrict(b *books, service string, window time.Duration, n
 	case c.Sidecars < c.Instances:
 		add("%d of %d instances have a sidecar", c.Sidecars, c.Instances)
 	}
-	if s.mesh.config().MutualTLSMode(service) == config.MutualTLSPermissive {
+	if entries.MutualTLSMode(service) == config.MutualTLSPermissive {
 		out = append(out, s.heard(b, service, window, now)...)
 	}
 	for _, in := range b.snap.Connect(service) {

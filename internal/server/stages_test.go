@@ -226,7 +226,7 @@ func TestStrictFromAFolderAtTheStart(t *testing.T) {
 			if got := modeOf(t, s); got != tc.want {
 				t.Errorf("a file of %s: the catalog is %q, want %q", tc.file, got, tc.want)
 			}
-			s.Register("catalog.yaml", "service: catalog\nport: 8081\nprotocol: http\n")
+			s.Register("catalog.yaml", "service: catalog\nport: 8081\n")
 		})
 	}
 }
