@@ -255,7 +255,9 @@ func (out *planAnswer) take(entries *config.Set, put []config.Entry, drop []conf
 	}
 	for _, e := range put {
 		k := config.KeyOf(e)
-		switch old := entries.Get(k); {
+		old := entries.Get(k)
+		e = config.Succeed(old, e) // as it would be written
+		switch {
 		case old == nil:
 			note(k, "create")
 			changed = append(changed, e)
