@@ -40,7 +40,7 @@ type TrafficShift struct {
 	// Slots are which callers are on which way, where moves have made that more than shares in
 	// order. It is kept by the store, so that moves move nobody else: see [Slot].
 	Slots string            `json:"Slots,omitempty"`
-	Meta   map[string]string `json:"Meta,omitempty"`
+	Meta  map[string]string `json:"Meta,omitempty"`
 }
 
 // ShiftGuard says when the new way is too bad, compared with the old one of the same pair
