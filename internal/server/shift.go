@@ -308,6 +308,7 @@ func next(p api.PairName, old *config.TrafficShift) *config.TrafficShift {
 	e := &config.TrafficShift{Kind: config.KindTrafficShift, Source: p.Source, Destination: p.Destination, Shares: unshifted()}
 	if old != nil {
 		e.Legacy, e.Shares, e.Sticky, e.Stage = old.Legacy, old.Shares, old.Sticky, old.Stage
+		e.Slots = old.Slots
 		e.Generation, e.Steps, e.Dwell, e.Windows, e.Guard = old.Generation, old.Steps, old.Dwell, old.Windows, old.Guard
 		if old.Source == p.Source && old.Destination == p.Destination {
 			e.Meta = old.Meta
