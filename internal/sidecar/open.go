@@ -21,6 +21,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/process"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar/drift"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -57,6 +58,7 @@ type sidecar struct {
 	board        *board
 	reporter     *reporter
 	oldWays      *oldWays
+	drift        *drift.Watch
 	plaintext    telemetry.Memory // from before the start
 	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
@@ -230,6 +232,16 @@ func (s *sidecar) openEnvoy(path string) {
 		return nil
 	}
 	s.oldWays = newOldWays(s.relay.OldWays)
+	s.drift = &drift.Watch{
+		Relay: s.relay, Fetch: s.reporter.fetch, Log: s.log,
+		Envoy: func() int64 {
+			if s.leaving.Load() {
+				return 0 // its listeners close
+			}
+			return s.envoyServes.Load()
+		},
+		Changed: func(r drift.Report) { s.board.set(func(st *Status) { st.Drift = &r }) },
+	}
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
 		s.oldWays.add(r)
