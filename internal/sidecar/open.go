@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -240,7 +241,7 @@ func (s *sidecar) openEnvoy(path string) {
 			}
 			return s.envoyServes.Load()
 		},
-		Changed: func(r drift.Report) { s.board.set(func(st *Status) { st.Drift = &r }) },
+		Changed: func(r api.Drift) { s.board.set(func(st *Status) { st.Drift = &r }) },
 	}
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())

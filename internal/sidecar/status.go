@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/crossfade-mesh/crossfade/internal/sidecar/drift"
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 )
 
@@ -33,7 +33,7 @@ type Status struct {
 	Sizing        SizingStatus       `json:"sizing"`
 	Alarms        []Alarm            `json:"alarms,omitempty"`     // that hold
 	Quarantine    *relay.Quarantine  `json:"quarantine,omitempty"` // what Envoy is not told since it crashed on it
-	Drift         *drift.Report      `json:"drift,omitempty"`      // nil: Envoy always ran what it was told
+	Drift         *api.Drift         `json:"drift,omitempty"`      // nil: Envoy always ran what it was told
 	App           *AppStatus         `json:"app,omitempty"`
 }
 

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -34,29 +35,16 @@ type Watch struct {
 	Fetch func(ctx context.Context, path string) ([]byte, error)
 	// Envoy is the process ID of an Envoy that serves, or 0: then nothing is looked at.
 	Envoy func() int64
-	// Changed is told each new [Report].
-	Changed func(Report)
+	// Changed is told each new report.
+	Changed func(api.Drift)
 	Timing  Timing
 	Log     *slog.Logger
 
 	mu     sync.Mutex // guards the following
-	report Report
+	report api.Drift
 }
 
-// Report is what people are told. The totals count since the sidecar started.
-type Report struct {
-	// Since is of the first fault that is still there; zero: none is.
-	Since  time.Time `json:"since,omitzero"`
-	Faults []string  `json:"faults,omitempty"` // the first of many
-	Stuck  bool      `json:"stuck,omitempty"`  // Envoy has no stream, or does not answer on it
-	Done   Verb      `json:"done,omitempty"`   // about them, last
-
-	Drifts   uint64 `json:"drifts_total"`   // how often faults were named
-	Resends  uint64 `json:"resends_total"`  // how often resources were sent again
-	Restarts uint64 `json:"restarts_total"` // how often Envoy's stream was restarted
-}
-
-// maxFaults bounds the faults of a [Report].
+// maxFaults bounds the faults of an [api.Drift].
 const maxFaults = 20
 
 // Run looks until ctx ends.
@@ -214,7 +202,7 @@ func (w *Watch) show(act *Action, state State) {
 	faults, since := state.Faults()
 	w.mu.Lock()
 	before := w.report
-	next := Report{Since: since.UTC(), Drifts: before.Drifts, Resends: before.Resends, Restarts: before.Restarts, Faults: inWords(faults, maxFaults)}
+	next := api.Drift{Since: since.UTC(), Drifts: before.Drifts, Resends: before.Resends, Restarts: before.Restarts, Faults: inWords(faults, maxFaults)}
 	if since.IsZero() {
 		next.Since = since
 	} else {
@@ -224,11 +212,11 @@ func (w *Watch) show(act *Action, state State) {
 	if act != nil {
 		switch act.Verb {
 		case Named:
-			next.Drifts, next.Done = next.Drifts+1, Named
+			next.Drifts, next.Done = next.Drifts+1, string(Named)
 		case Resend:
-			next.Drifts, next.Resends, next.Done = next.Drifts+1, next.Resends+1, Resend
+			next.Drifts, next.Resends, next.Done = next.Drifts+1, next.Resends+1, string(Resend)
 		case Restart:
-			next.Restarts, next.Done = next.Restarts+1, Restart
+			next.Restarts, next.Done = next.Restarts+1, string(Restart)
 		}
 	}
 	w.report = next

@@ -18,6 +18,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/identity"
@@ -43,7 +44,7 @@ type world struct {
 	fetch  func(context.Context, string) ([]byte, error)
 
 	mu      sync.Mutex
-	reports []Report
+	reports []api.Drift
 	seen    []string // faults of any report
 }
 
@@ -162,7 +163,7 @@ func (w *world) watch(t *testing.T) (stop func()) {
 	w.mu.Unlock()
 	watch := &Watch{
 		Relay: w.relay, Fetch: w.fetch, Envoy: func() int64 { return int64(w.envoy.PID) }, Timing: quick, Log: slog.New(slog.DiscardHandler),
-		Changed: func(r Report) {
+		Changed: func(r api.Drift) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.reports, w.seen = append(w.reports, r), append(w.seen, r.Faults...)
@@ -176,11 +177,11 @@ func (w *world) watch(t *testing.T) (stop func()) {
 	return stop
 }
 
-func (w *world) last() Report {
+func (w *world) last() api.Drift {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.reports) == 0 {
-		return Report{}
+		return api.Drift{}
 	}
 	return w.reports[len(w.reports)-1]
 }
