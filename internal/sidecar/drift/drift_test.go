@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,7 +39,7 @@ type world struct {
 	server *servertest.Server
 	relay  *relay.Relay
 	envoy  *meshtest.Envoy
-	thief  *thief
+	thief  *meshtest.Thief
 	ca     *meshtest.Authority
 	admin  string
 	fetch  func(context.Context, string) ([]byte, error)
@@ -79,8 +80,8 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	var socket string
-	w.thief, socket = startThief(t, dir, filepath.Join(dir, "xds.sock"))
+	socket := filepath.Join(dir, "thief.sock")
+	w.thief = meshtest.StartThief(t, socket, filepath.Join(dir, "xds.sock"))
 	w.admin = filepath.Join(dir, "admin.sock")
 	b, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "caller-sidecar-proxy", Service: "caller", Datacenter: "dc1", XDSSocket: socket, AdminSocket: w.admin})
 	if err != nil {
@@ -224,16 +225,16 @@ func TestMissedUpdate(t *testing.T) {
 	for _, c := range changes() {
 		for _, how := range []struct {
 			name    string
-			verdict verdict
+			verdict meshtest.Verdict
 			times   int
 			done    Verb
-		}{{"acknowledged", lie, 1, Resend}, {"not answered", silent, 1, Resend}, {"twice", lie, 2, Restart}} {
+		}{{"acknowledged", meshtest.Lie, 1, Resend}, {"not answered", meshtest.Silent, 1, Resend}, {"twice", meshtest.Lie, 2, Restart}} {
 			if how.times > 1 && c.typ != xds.ClusterType && c.typ != xds.EndpointType {
 				continue
 			}
 			t.Run(c.typ.Short()+" "+how.name, func(t *testing.T) {
 				n++
-				left := w.thief.steal(c.typ, how.times, how.verdict)
+				left := w.thief.Steal(c.typ, how.times, how.verdict)
 				c.make(w, n)
 				meshtest.Eventually(t, "the response is stolen", func() error {
 					if left() == how.times {
@@ -241,7 +242,7 @@ func TestMissedUpdate(t *testing.T) {
 					}
 					return nil
 				})
-				if how.verdict == lie && how.times == 1 {
+				if how.verdict == meshtest.Lie && how.times == 1 {
 					w.stays(t, c)
 				}
 				stop := w.watch(t)
@@ -257,7 +258,7 @@ func TestMissedUpdate(t *testing.T) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				said := strings.Join(w.seen, "\n")
-				if !strings.Contains(said, c.typ.Short()) || how.verdict == lie && !strings.Contains(said, c.name) {
+				if !strings.Contains(said, c.typ.Short()) || how.verdict == meshtest.Lie && !strings.Contains(said, c.name) {
 					t.Errorf("faults were\n%s\nwant a %s %q", said, c.typ.Short(), c.name)
 				}
 				acts := map[Verb]uint64{Resend: w.reports[len(w.reports)-1].Resends, Restart: w.reports[len(w.reports)-1].Restarts}
@@ -316,21 +317,14 @@ func TestForeignCluster(t *testing.T) {
 }
 
 func (w *world) stealRemoval(typ xds.Type) (stolen func() bool) {
-	w.thief.mu.Lock()
-	defer w.thief.mu.Unlock()
-	done := false
-	w.thief.take = func(r *discoveryv3.DeltaDiscoveryResponse) verdict {
-		if r.GetTypeUrl() != string(typ) || len(r.GetRemovedResources()) == 0 || done {
-			return pass
+	var done atomic.Bool
+	w.thief.Take(func(r *discoveryv3.DeltaDiscoveryResponse) meshtest.Verdict {
+		if r.GetTypeUrl() != string(typ) || len(r.GetRemovedResources()) == 0 || done.Swap(true) {
+			return meshtest.Pass
 		}
-		done = true
-		return lie
-	}
-	return func() bool {
-		w.thief.mu.Lock()
-		defer w.thief.mu.Unlock()
-		return done
-	}
+		return meshtest.Lie
+	})
+	return done.Load
 }
 
 // What Envoy refuses, and changes without a pause, are no drift.
@@ -339,11 +333,17 @@ func TestNoFalseAlarm(t *testing.T) {
 	w := newWorld(t)
 	w.watch(t)
 	spoiled := make(chan struct{})
-	w.thief.spoil(xds.RouteType, func(r *discoveryv3.DeltaDiscoveryResponse) {
-		for _, res := range r.GetResources() {
-			res.GetResource().Value = []byte("no route configuration")
+	var once sync.Once
+	w.thief.Take(func(r *discoveryv3.DeltaDiscoveryResponse) meshtest.Verdict {
+		if r.GetTypeUrl() == string(xds.RouteType) {
+			once.Do(func() {
+				for _, res := range r.GetResources() {
+					res.GetResource().Value = []byte("no route configuration")
+				}
+				close(spoiled)
+			})
 		}
-		close(spoiled)
+		return meshtest.Pass
 	})
 	changes()[2].make(w, 7)
 	select {

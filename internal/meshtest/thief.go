@@ -1,9 +1,8 @@
-package drift
+package meshtest
 
 import (
 	"context"
 	"net"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -14,33 +13,35 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
-// thief stands between an Envoy and its relay. It can keep responses to itself.
-type thief struct {
+// Thief stands between an Envoy and whoever tells it what to run. It can keep responses to
+// itself, so that Envoy misses them.
+type Thief struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	relay *grpc.ClientConn
 
 	mu   sync.Mutex
-	take func(*discoveryv3.DeltaDiscoveryResponse) verdict // nil: nothing is taken
+	take func(*discoveryv3.DeltaDiscoveryResponse) Verdict // nil: nothing is taken
 }
 
-// verdict is what becomes of a response.
-type verdict int
+// Verdict is what becomes of a response.
+type Verdict int
 
+// The verdicts.
 const (
-	pass   verdict = iota
-	lie            // the relay is told that Envoy has acknowledged it
-	silent         // nobody hears of it again
+	Pass   Verdict = iota
+	Lie            // its sender is told that Envoy has acknowledged it
+	Silent         // nobody hears of it again
 )
 
-// startThief listens in a folder; Envoy is to use the socket that is returned.
-func startThief(t *testing.T, dir, relaySocket string) (*thief, string) {
-	conn, err := grpc.NewClient("unix:"+relaySocket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+// StartThief listens on one Unix socket for Envoy, and asks another for what Envoy asks for.
+func StartThief(t testing.TB, socket, from string) *Thief {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+from, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	th := &thief{relay: conn}
-	socket := filepath.Join(dir, "thief.sock")
+	th := &Thief{relay: conn}
 	lis, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -49,20 +50,25 @@ func startThief(t *testing.T, dir, relaySocket string) (*thief, string) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, th)
 	go g.Serve(lis)
 	t.Cleanup(g.Stop)
-	return th, socket
+	return th
 }
 
-// steal takes the next count responses of a type for which of says so.
-func (th *thief) steal(typ xds.Type, count int, how verdict) (left func() int) {
+// Take decides from now on what becomes of each response, which it may change. It must not block.
+func (th *Thief) Take(take func(*discoveryv3.DeltaDiscoveryResponse) Verdict) {
 	th.mu.Lock()
 	defer th.mu.Unlock()
-	th.take = func(r *discoveryv3.DeltaDiscoveryResponse) verdict {
+	th.take = take
+}
+
+// Steal takes the next responses of a type, so many. left is how many are still to come.
+func (th *Thief) Steal(typ xds.Type, count int, how Verdict) (left func() int) {
+	th.Take(func(r *discoveryv3.DeltaDiscoveryResponse) Verdict {
 		if r.GetTypeUrl() != string(typ) || count == 0 {
-			return pass
+			return Pass
 		}
 		count--
 		return how
-	}
+	})
 	return func() int {
 		th.mu.Lock()
 		defer th.mu.Unlock()
@@ -70,31 +76,17 @@ func (th *thief) steal(typ xds.Type, count int, how verdict) (left func() int) {
 	}
 }
 
-// spoil changes the next response of a type so that Envoy will refuse it.
-func (th *thief) spoil(typ xds.Type, how func(*discoveryv3.DeltaDiscoveryResponse)) {
-	th.mu.Lock()
-	defer th.mu.Unlock()
-	done := false
-	th.take = func(r *discoveryv3.DeltaDiscoveryResponse) verdict {
-		if r.GetTypeUrl() == string(typ) && !done {
-			done = true
-			how(r)
-		}
-		return pass
-	}
-}
-
-func (th *thief) judge(r *discoveryv3.DeltaDiscoveryResponse) verdict {
+func (th *Thief) judge(r *discoveryv3.DeltaDiscoveryResponse) Verdict {
 	th.mu.Lock()
 	defer th.mu.Unlock()
 	if th.take == nil {
-		return pass
+		return Pass
 	}
 	return th.take(r)
 }
 
 // DeltaAggregatedResources passes on what both sides say.
-func (th *thief) DeltaAggregatedResources(envoy discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+func (th *Thief) DeltaAggregatedResources(envoy discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	ctx, end := context.WithCancel(envoy.Context())
 	defer end()
 	relay, err := discoveryv3.NewAggregatedDiscoveryServiceClient(th.relay).DeltaAggregatedResources(ctx)
@@ -122,11 +114,11 @@ func (th *thief) DeltaAggregatedResources(envoy discoveryv3.AggregatedDiscoveryS
 			return err
 		}
 		switch th.judge(r) {
-		case pass:
+		case Pass:
 			err = envoy.Send(r)
-		case lie:
+		case Lie:
 			err = send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
-		case silent:
+		case Silent:
 		}
 		if err != nil {
 			return err
