@@ -234,7 +234,7 @@ func (s *sidecar) openEnvoy(path string) {
 	}
 	s.oldWays = newOldWays(s.relay.OldWays)
 	s.drift = &drift.Watch{
-		Relay: s.relay, Fetch: s.reporter.fetch, Log: s.log,
+		Relay: s.relay, Admin: envoyadmin.New(s.sockets.adminSocket(), drift.AskWithin), Log: s.log,
 		Envoy: func() int64 {
 			if s.leaving.Load() {
 				return 0 // its listeners close
@@ -322,6 +322,9 @@ func (s *sidecar) appAddress() (network, address string) {
 func (s *sidecar) close() {
 	if s.runner != nil {
 		s.runner.Close()
+	}
+	if s.drift != nil {
+		s.drift.Admin.Close()
 	}
 	if s.admin != nil {
 		s.admin.Close()

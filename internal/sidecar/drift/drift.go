@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -31,8 +32,7 @@ import (
 // [Watch.Run] and read-only then.
 type Watch struct {
 	Relay *relay.Relay
-	// Fetch asks Envoy's admin interface for a path.
-	Fetch func(ctx context.Context, path string) ([]byte, error)
+	Admin *envoyadmin.Client // of Envoy, with [AskWithin]
 	// Envoy is the process ID of an Envoy that serves, or 0: then nothing is looked at.
 	Envoy func() int64
 	// Changed is told each new report.
@@ -43,6 +43,9 @@ type Watch struct {
 	mu     sync.Mutex // guards the following
 	report api.Drift
 }
+
+// AskWithin bounds one question: with very many upstreams Envoy is long over an answer.
+const AskWithin = 10 * time.Second
 
 // maxFaults bounds the faults of an [api.Drift].
 const maxFaults = 20
@@ -93,14 +96,14 @@ func (w *Watch) Run(ctx context.Context) {
 
 // look finds what is wrong now.
 func (w *Watch) look(ctx context.Context, told relay.Told) ([]Fault, error) {
-	runs, err := look(ctx, w.Fetch)
+	runs, err := look(ctx, w.Admin)
 	if err != nil {
 		return nil, err
 	}
 	if again := w.Relay.Told(); again.Generation != told.Generation {
 		told = again // what was acknowledged meanwhile may be in runs or not; the next look knows
 	}
-	return sift(ctx, w.Fetch, compareAll(told, runs, w.Relay.Resource), w.Relay.Resource)
+	return sift(ctx, w.Admin, compareAll(told, runs, w.Relay.Resource), w.Relay.Resource)
 }
 
 // waiting are the faults that the relay alone knows of.

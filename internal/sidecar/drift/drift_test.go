@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"path/filepath"
 	"regexp"
@@ -22,6 +20,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/identity"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
@@ -41,8 +40,7 @@ type world struct {
 	envoy  *meshtest.Envoy
 	thief  *meshtest.Thief
 	ca     *meshtest.Authority
-	admin  string
-	fetch  func(context.Context, string) ([]byte, error)
+	admin  *envoyadmin.Client
 
 	mu      sync.Mutex
 	reports []api.Drift
@@ -82,27 +80,13 @@ func newWorld(t *testing.T) *world {
 	})
 	socket := filepath.Join(dir, "thief.sock")
 	w.thief = meshtest.StartThief(t, socket, filepath.Join(dir, "xds.sock"))
-	w.admin = filepath.Join(dir, "admin.sock")
-	b, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "caller-sidecar-proxy", Service: "caller", Datacenter: "dc1", XDSSocket: socket, AdminSocket: w.admin})
+	adminSocket := filepath.Join(dir, "admin.sock")
+	b, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "caller-sidecar-proxy", Service: "caller", Datacenter: "dc1", XDSSocket: socket, AdminSocket: adminSocket})
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", w.admin)
-	}}}
-	t.Cleanup(client.CloseIdleConnections)
-	w.fetch = func(ctx context.Context, path string) ([]byte, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		return io.ReadAll(resp.Body)
-	}
+	w.admin = envoyadmin.New(adminSocket, AskWithin)
+	t.Cleanup(w.admin.Close)
 	w.envoy = meshtest.StartEnvoy(t, b)
 	w.envoy.WaitReady()
 	meshtest.Eventually(t, "Envoy runs what it was told", w.agree)
@@ -132,11 +116,11 @@ func (w *world) rotate() {
 
 // faults are those of a look of the test's own.
 func (w *world) faults() ([]Fault, error) {
-	runs, err := look(w.t.Context(), w.fetch)
+	runs, err := look(w.t.Context(), w.admin)
 	if err != nil {
 		return nil, err
 	}
-	return sift(w.t.Context(), w.fetch, compareAll(w.relay.Told(), runs, w.relay.Resource), w.relay.Resource)
+	return sift(w.t.Context(), w.admin, compareAll(w.relay.Told(), runs, w.relay.Resource), w.relay.Resource)
 }
 
 // agree fails unless Envoy runs all that it was told.
@@ -163,7 +147,7 @@ func (w *world) watch(t *testing.T) (stop func()) {
 	w.reports, w.seen = nil, nil
 	w.mu.Unlock()
 	watch := &Watch{
-		Relay: w.relay, Fetch: w.fetch, Envoy: func() int64 { return int64(w.envoy.PID) }, Timing: quick, Log: slog.New(slog.DiscardHandler),
+		Relay: w.relay, Admin: w.admin, Envoy: func() int64 { return int64(w.envoy.PID) }, Timing: quick, Log: slog.New(slog.DiscardHandler),
 		Changed: func(r api.Drift) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

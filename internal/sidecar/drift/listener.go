@@ -13,13 +13,14 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
 // sift drops faults of listeners that run what they are to run: Envoy goes on showing the
 // version before when it has changed nothing but a listener's filter chains. Of those whose
 // version is another the content is compared.
-func sift(ctx context.Context, ask fetch, found []Fault, resource func(xds.Key, string) *xds.Resource) ([]Fault, error) {
+func sift(ctx context.Context, admin *envoyadmin.Client, found []Fault, resource func(xds.Key, string) *xds.Resource) ([]Fault, error) {
 	var names []string
 	for _, f := range found {
 		if f.inQuestion() {
@@ -30,7 +31,7 @@ func sift(ctx context.Context, ask fetch, found []Fault, resource func(xds.Key, 
 		return found, nil
 	}
 	path := dumpPath + "resource=dynamic_listeners&name_regex=" + url.QueryEscape(strings.Join(names, "|"))
-	body, err := ask(ctx, path)
+	body, err := admin.Get(ctx, path)
 	if err != nil {
 		return nil, err
 	}

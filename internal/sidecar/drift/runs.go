@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -44,14 +45,11 @@ const (
 	runtimePath   = "/runtime?format=json"
 )
 
-// fetch asks Envoy's admin interface for a path.
-type fetch func(ctx context.Context, path string) ([]byte, error)
-
 // look asks Envoy what it runs.
-func look(ctx context.Context, ask fetch) (running, error) {
+func look(ctx context.Context, admin *envoyadmin.Client) (running, error) {
 	out := running{}
 	for _, d := range dumps {
-		body, err := ask(ctx, dumpPath+d.path)
+		body, err := admin.Get(ctx, dumpPath+d.path)
 		if err != nil {
 			return nil, err
 		}
@@ -59,14 +57,14 @@ func look(ctx context.Context, ask fetch) (running, error) {
 			return nil, fmt.Errorf("envoy admin %s%s: %w", dumpPath, d.path, err)
 		}
 	}
-	body, err := ask(ctx, endpointsPath)
+	body, err := admin.Get(ctx, endpointsPath)
 	if err != nil {
 		return nil, err
 	}
 	if err := out.addEndpoints(body); err != nil {
 		return nil, fmt.Errorf("envoy admin %s: %w", endpointsPath, err)
 	}
-	if body, err = ask(ctx, runtimePath); err != nil {
+	if body, err = admin.Get(ctx, runtimePath); err != nil {
 		return nil, err
 	}
 	if err := out.addRuntime(body); err != nil {
