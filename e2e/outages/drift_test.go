@@ -23,8 +23,8 @@ import (
 func TestDrift(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 0)
-	w.add("catalog", "catalog-1", false)
-	web := w.add("web", "web-1", true)
+	w.add("catalog", "catalog-1")
+	web := w.add("web", "web-1", "catalog")
 	st, err := web.status()
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func TestDrift(t *testing.T) {
 	})
 	left := thief.Steal(xds.EndpointType, 1, meshtest.Lie)
 	stolen := time.Now()
-	added := w.add("catalog", "catalog-2", false)
+	added := w.add("catalog", "catalog-2")
 	meshtest.Eventually(t, "the new endpoints are stolen", func() error {
 		if left() > 0 {
 			return errors.New("none were sent")
@@ -66,7 +66,7 @@ func TestDrift(t *testing.T) {
 	if runs() {
 		t.Fatal("Envoy has what was stolen")
 	}
-	tr := web.load(20) // what it has is enough
+	tr := web.load("catalog", 20) // what it has is enough
 
 	// It is sent again when it is named, and the next look, 10 s later, sees that it helped.
 	web.within(time.Minute, "adrift", func(s sidecar.Status) bool { return s.Drift != nil && !s.Drift.Since.IsZero() })

@@ -31,15 +31,15 @@ func (in *instance) on() int {
 func TestServerStopped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 3)
-	w.add("catalog", "catalog-1", false)
-	w.add("catalog", "catalog-2", false)
-	web := w.add("web", "web-1", true)
-	tr := web.load(50)
+	w.add("catalog", "catalog-1")
+	w.add("catalog", "catalog-2")
+	web := w.add("web", "web-1", "catalog")
+	tr := web.load("catalog", 50)
 
 	stopped := web.on()
 	w.servers[stopped].signal(syscall.SIGSTOP)
 	began := time.Now()
-	w.add("catalog", "catalog-3", false) // web does not hear of it now
+	w.add("catalog", "catalog-3") // web does not hear of it now
 	moved := 0
 	for _, in := range w.sidecars {
 		in.within(40*time.Second-time.Since(began), "on another server", func(st sidecar.Status) bool {
@@ -99,10 +99,10 @@ func (w *world) gaps() *gaps {
 func TestServersDie(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 3)
-	w.add("catalog", "catalog-1", false)
-	w.add("catalog", "catalog-2", false)
-	web := w.add("web", "web-1", true)
-	tr := web.load(100)
+	w.add("catalog", "catalog-1")
+	w.add("catalog", "catalog-2")
+	web := w.add("web", "web-1", "catalog")
+	tr := web.load("catalog", 100)
 
 	t.Log("one of three servers is killed, and comes back")
 	g := w.gaps()
@@ -151,7 +151,7 @@ func TestServersDie(t *testing.T) {
 	w.reboot(web)
 
 	t.Log("they come back")
-	tr = web.load(100)
+	tr = web.load("catalog", 100)
 	began := time.Now()
 	w.registry = w.startRegistry(portOf(t, w.httpAddr), 0)
 	for i := range w.servers {
@@ -195,7 +195,7 @@ func (w *world) reboot(in *instance) {
 	if err != nil || !now.XDS.FromLastGood || now.Envoy.PID == st.Envoy.PID || now.Certificate == nil || now.Certificate.Serial != st.Certificate.Serial {
 		t.Errorf("after the reboot: %+v, %v", now, err)
 	}
-	tr := in.load(50)
+	tr := in.load("catalog", 50)
 	tr.answersFrom("catalog-1")
 	tr.answersFrom("catalog-2")
 	tr.nothingFailed()

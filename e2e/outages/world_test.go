@@ -260,24 +260,27 @@ type instance struct {
 	*child
 	w        *world
 	id       string
-	upstream int // port where its app calls catalog; 0: it calls nobody
+	upstream map[string]int // ports where its app calls others, by service
 	args     []string
 }
 
-// add starts an instance of a service and waits until it is ready.
-func (w *world) add(service, id string, calls bool) *instance {
+// add starts an instance of a service, which calls others, and waits until it is ready.
+func (w *world) add(service, id string, calls ...string) *instance {
 	w.t.Helper()
-	ports := meshtest.FreePorts(w.t, 2)
-	in := &instance{w: w, id: id}
+	ports := meshtest.FreePorts(w.t, 1+len(calls))
+	in := &instance{w: w, id: id, upstream: map[string]int{}}
 	app := &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		io.WriteString(rw, id)
 	})}
 	go app.ListenAndServe()
 	w.t.Cleanup(func() { app.Close() })
 	text := fmt.Sprintf("service: %s\nid: %s\nport: %d\n", service, id, ports[0])
-	if calls {
-		in.upstream = ports[1]
-		text += fmt.Sprintf("upstreams: [\"catalog:%d\"]\n", ports[1])
+	if len(calls) > 0 {
+		text += "upstreams:\n"
+	}
+	for i, to := range calls {
+		in.upstream[to] = ports[1+i]
+		text += fmt.Sprintf("- %s:%d\n", to, ports[1+i])
 	}
 	in.args = []string{
 		"sidecar", "--service", w.file(id+".yaml", text), "--state-dir", in.state(), "--runtime-dir", in.runtime(), "--node", "host-" + id,
@@ -343,18 +346,18 @@ func (w *world) within(limit time.Duration, what string, done func() error) {
 	}
 }
 
-// traffic is an open-loop load of a caller's on catalog.
+// traffic is an open-loop load of a caller's on a service.
 type traffic struct {
 	t    *testing.T
 	rec  *load.Recorder
 	stop func()
 }
 
-func (in *instance) load(rate int) *traffic {
+func (in *instance) load(service string, rate int) *traffic {
 	t := in.w.t
 	tr := &traffic{t: t, rec: load.NewRecorder()}
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
-	url := fmt.Sprintf("http://127.0.0.1:%d/", in.upstream)
+	url := fmt.Sprintf("http://127.0.0.1:%d/", in.upstream[service])
 	g := &load.Generator{Rate: rate, Timeout: 5 * time.Second, Outstanding: 10 * rate, Record: tr.rec, Call: func(_ uint64, deadline time.Time) (load.Answer, error) {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
 		defer cancel()
@@ -368,7 +371,7 @@ func (in *instance) load(rate int) *traffic {
 		}
 		defer resp.Body.Close()
 		b, err := io.ReadAll(resp.Body)
-		if err == nil && (resp.StatusCode != http.StatusOK || !strings.HasPrefix(string(b), "catalog-")) {
+		if err == nil && (resp.StatusCode != http.StatusOK || !strings.HasPrefix(string(b), service+"-")) {
 			err = fmt.Errorf("%s: %.100s", resp.Status, b)
 		}
 		return load.Answer{From: string(b)}, err
