@@ -231,11 +231,15 @@ func content(res *xds.Resource) (string, bool) {
 	if err := proto.Unmarshal(body, &load); err != nil {
 		return "", false
 	}
+	seen := map[string]bool{} // of an address that is there twice Envoy takes the first
 	for _, group := range load.GetEndpoints() {
 		for _, h := range group.GetLbEndpoints() {
 			at := h.GetEndpoint().GetAddress()
-			all = append(all, address(group.GetPriority(), group.GetLocality().GetSubZone(), group.GetLoadBalancingWeight().GetValue(),
-				at.GetSocketAddress().GetAddress(), at.GetSocketAddress().GetPortValue(), at.GetPipe().GetPath()))
+			host, port, pipe := at.GetSocketAddress().GetAddress(), at.GetSocketAddress().GetPortValue(), at.GetPipe().GetPath()
+			if bare := address(0, "", 0, host, port, pipe); !seen[bare] {
+				seen[bare] = true
+				all = append(all, address(group.GetPriority(), group.GetLocality().GetSubZone(), group.GetLoadBalancingWeight().GetValue(), host, port, pipe))
+			}
 		}
 	}
 	return contentOf(all), true
