@@ -3,6 +3,8 @@ package sidecar
 import (
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
 )
 
 func TestWhenConnectionsAreReported(t *testing.T) {
@@ -15,12 +17,13 @@ func TestWhenConnectionsAreReported(t *testing.T) {
 		want bool
 	}{
 		{"never told", toldConnections{}, at, true},
-		{"told just so", toldConnections{at, map[string]int64{"public_listener": 3}}, at.Add(5 * time.Second), false},
-		{"told otherwise", toldConnections{at, map[string]int64{"public_listener": 4}}, at.Add(5 * time.Second), true},
-		{"told of another", toldConnections{at, map[string]int64{"other": 3}}, at.Add(5 * time.Second), true},
-		{"told long ago", toldConnections{at, open}, at.Add(time.Minute), true},
+		{"told just so", toldConnections{at, map[string]int64{"public_listener": 3}, nil}, at.Add(5 * time.Second), false},
+		{"told otherwise", toldConnections{at, map[string]int64{"public_listener": 4}, nil}, at.Add(5 * time.Second), true},
+		{"told of another", toldConnections{at, map[string]int64{"other": 3}, nil}, at.Add(5 * time.Second), true},
+		{"told long ago", toldConnections{at, open, nil}, at.Add(time.Minute), true},
+		{"told before of drift", toldConnections{at, open, &api.Drift{Drifts: 1}}, at.Add(5 * time.Second), true},
 	} {
-		if got := tt.told.due(tt.now, open); got != tt.want {
+		if got := tt.told.due(tt.now, open, nil); got != tt.want {
 			t.Errorf("%s: %v", tt.name, got)
 		}
 	}

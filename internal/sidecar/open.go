@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -21,6 +22,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/process"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar/drift"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -57,6 +59,7 @@ type sidecar struct {
 	board        *board
 	reporter     *reporter
 	oldWays      *oldWays
+	drift        *drift.Watch
 	plaintext    telemetry.Memory // from before the start
 	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
@@ -230,6 +233,16 @@ func (s *sidecar) openEnvoy(path string) {
 		return nil
 	}
 	s.oldWays = newOldWays(s.relay.OldWays)
+	s.drift = &drift.Watch{
+		Relay: s.relay, Admin: envoyadmin.New(s.sockets.adminSocket(), drift.AskWithin), Log: s.log,
+		Envoy: func() int64 {
+			if s.leaving.Load() {
+				return 0 // its listeners close
+			}
+			return s.envoyServes.Load()
+		},
+		Changed: func(r api.Drift) { s.board.set(func(st *Status) { st.Drift = &r }) },
+	}
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
 		s.oldWays.add(r)
@@ -309,6 +322,9 @@ func (s *sidecar) appAddress() (network, address string) {
 func (s *sidecar) close() {
 	if s.runner != nil {
 		s.runner.Close()
+	}
+	if s.drift != nil {
+		s.drift.Admin.Close()
 	}
 	if s.admin != nil {
 		s.admin.Close()

@@ -141,6 +141,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.reportConnections)
 	s.serving.run(s.reporter.run)
 	s.serving.run(s.oldWays.run)
+	s.serving.run(s.drift.Run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:
@@ -274,7 +275,10 @@ func (s *sidecar) mirror(ctx context.Context) {
 }
 
 func (s *sidecar) xdsStatus(r relay.Status) XDSStatus {
-	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood, Local: r.Local}
+	x := XDSStatus{
+		Connected: r.Connected, Since: r.Since.UTC(), LastUpdate: s.relay.LastChange().Time.Truncate(updateGrain),
+		FromLastGood: r.FromLastGood, Local: r.Local,
+	}
 	if r.Connected {
 		x.Server = s.contact.connectedTo()
 	}
