@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -305,7 +306,7 @@ func TestKilledAmidWrites(t *testing.T) {
 // lose is a history in which the last read of a key does not show its last write, which was acknowledged.
 func lose(t *testing.T, ops []porcupine.Operation) []porcupine.Operation {
 	t.Helper()
-	out := append([]porcupine.Operation{}, ops...)
+	out := slices.Clone(ops)
 	for i := len(out) - 1; i >= 0; i-- {
 		in, res := out[i].Input.(operation), out[i].Output.(result)
 		if in.kind != "get" || res.value == "" {
