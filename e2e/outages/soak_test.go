@@ -91,7 +91,7 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Printf("soak: %s\n", line)
+	fmt.Fprintf(os.Stdout, "soak: %s\n", line)
 }
 
 // sizes are those of Envoy and of the sidecar.

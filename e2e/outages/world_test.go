@@ -64,6 +64,9 @@ func crossfade(t *testing.T) string {
 	return bin
 }
 
+// logs are the files that were shown: processes that follow each other share one.
+var logs sync.Map
+
 // child is a running process. It dies with the test.
 type child struct {
 	t    *testing.T
@@ -119,7 +122,10 @@ func launch(t *testing.T, dir, name string, cmd *exec.Cmd) *child {
 		c.signal(syscall.SIGCONT)
 		c.signal(syscall.SIGKILL)
 		<-c.done
-		if b, err := os.ReadFile(c.log); err == nil && t.Failed() {
+		if _, shown := logs.LoadOrStore(c.log, true); shown || !t.Failed() {
+			return
+		}
+		if b, err := os.ReadFile(c.log); err == nil {
 			t.Logf("log of %s:\n%s", name, b[max(0, len(b)-3000):])
 		}
 	})
