@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
-	"github.com/crossfade-mesh/crossfade/internal/appport"
 	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -61,6 +60,7 @@ type sidecar struct {
 	reporter     *reporter
 	oldWays      *oldWays
 	drift        *drift.Watch
+	cutter       *cutter
 	plaintext    telemetry.Memory // from before the start
 	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
@@ -223,7 +223,7 @@ func (s *sidecar) openEnvoy(path string) {
 		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
 	s.reporter.permissive = func() bool { return s.health.plaintextPort() != 0 }
-	ports := &portWatch{sockets: appport.Sockets{Log: s.log}}
+	ports := &portWatch{}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
 	}
@@ -244,6 +244,10 @@ func (s *sidecar) openEnvoy(path string) {
 		},
 		Changed: func(r api.Drift) { s.board.set(func(st *Status) { st.Drift = &r }) },
 	}
+	s.cutter = &cutter{
+		orders: s.relay.Cuts, changed: s.relay.Changed, onlyOn: s.relay.OnlyOn, places: s.relay.Places, envoy: s.envoyServes.Load, admin: s.admin, log: s.log, known: map[string]telemetry.Cut{},
+	}
+	s.reporter.cuts = s.cutter.told
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
 		s.oldWays.add(r)

@@ -142,6 +142,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.reporter.run)
 	s.serving.run(s.oldWays.run)
 	s.serving.run(s.drift.Run)
+	s.serving.run(s.cutter.run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 
+	envoyconfig "github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -98,8 +100,9 @@ type Relay struct {
 	barred     map[xds.Key]string // versions in quarantine
 	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
 	change     Change
-	local      time.Time // since when old ways are held; zero: they are not
-	generation uint64    // of what Envoy was told and has answered; see [Told]
+	local      time.Time                           // since when old ways are held; zero: they are not
+	generation uint64                              // of what Envoy was told and has answered; see [Told]
+	been       map[netip.AddrPort]map[use]struct{} // where endpoints have led since the start
 
 	changed chan struct{}
 	dirty   chan struct{} // capacity 1: good differs from the disk
@@ -130,7 +133,7 @@ func New(o Options) (*Relay, error) {
 		opts: o, held: map[xds.Type]map[string]*xds.Resource{}, removed: map[xds.Key]struct{}{}, good: map[xds.Type]map[string]*xds.Resource{},
 		acked: map[xds.Key]string{}, wanted: map[xds.Type]map[string]struct{}{}, pending: map[xds.Type]*pending{},
 		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
-		refused: map[xds.Key]refusal{}, trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
+		refused: map[xds.Key]refusal{}, trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{}, been: map[netip.AddrPort]map[use]struct{}{},
 	}
 	r.status.Since = time.Now()
 	if r.opts.Probation <= 0 {
@@ -145,6 +148,9 @@ func New(o Options) (*Relay, error) {
 		for t, byName := range good {
 			r.held[t] = byName
 			r.good[t] = maps.Clone(byName)
+		}
+		for _, res := range r.held[xds.EndpointType] {
+			r.rememberLocked(res)
 		}
 		r.status.FromLastGood = true
 		r.seasoned = true
@@ -436,8 +442,8 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	if again {
 		r.publishLocked()
 	}
-	if !r.local.IsZero() {
-		r.announceLocked()
+	if layer := r.layerLocked(); !r.local.IsZero() || len(envoyconfig.Cuts(layer)) > 0 {
+		r.announceLocked() // how far they are has changed
 	}
 	r.plaintextLocked()
 	r.answerLocked(t)

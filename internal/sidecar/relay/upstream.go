@@ -159,6 +159,9 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 			changes = append(changes, k)
 		}
 		next[res.Name] = res
+		if t == xds.EndpointType {
+			r.rememberLocked(res)
+		}
 		delete(r.removed, k)
 		switch {
 		case isSpare(res.Name):
