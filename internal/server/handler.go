@@ -93,6 +93,7 @@ func (s *Server) asked() map[string]http.HandlerFunc {
 		"POST /v1/crossfade/shift":                           s.shift,
 		"GET /v1/crossfade/shift/log":                        s.shiftLog,
 		"POST /v1/crossfade/revert":                          s.revert,
+		"GET /v1/crossfade/cuts/{id}":                        s.cutState,
 	}
 }
 
