@@ -139,11 +139,7 @@ func (w *world) startApps(ports map[string]int) error {
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(chat), ReadHeaderTimeout: startLimit}
 	w.stops = append(w.stops, func() { srv.Close() })
-	go func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			fmt.Fprintln(os.Stderr, "impact: chat:", err)
-		}
-	}()
+	go srv.Serve(ln) //nolint:errcheck // that it was closed
 	return nil
 }
 
