@@ -143,12 +143,13 @@ func (c *cutter) close(ctx context.Context, o relay.Cut, done *telemetry.Cut) er
 		return err
 	}
 	defer of.close()
-	now := time.Now()
-	end := now.Add(o.Over)
+	began := time.Now()
+	end := began.Add(o.Over)
 	var open []socket
-	var looked, lost time.Time
+	var due, looked, lost time.Time // due is when the next is closed
 	for first := true; ; {
-		if now = time.Now(); len(open) == 0 || now.Sub(looked) >= cutLook {
+		now := time.Now()
+		if len(open) == 0 || now.Sub(looked) >= cutLook {
 			found, n, err := c.open(ctx, o, of)
 			switch {
 			case err != nil || n == 0:
@@ -167,21 +168,22 @@ func (c *cutter) close(ctx context.Context, o relay.Cut, done *telemetry.Cut) er
 				continue
 			}
 		}
-		wait := pause(end.Sub(now), len(open))
 		if first {
 			sooner := early(o.Over, len(open), o.Part, o.Parts)
-			end, wait, first = end.Add(-sooner), wait-sooner, false
+			end, due, first = end.Add(-sooner), began.Add(pause(o.Over, len(open))-sooner), false
 		}
-		if !sleep(ctx, wait) {
-			return ctx.Err()
+		if left := due.Sub(now); left > 0 { // what ends by itself meanwhile is not waited for
+			if !sleep(ctx, min(left, cutLook)) {
+				return ctx.Err()
+			}
+			continue
 		}
-		if c.envoy() != pid {
-			return nil // they have gone with it
-		}
-		if !c.onlyOn(o.Destination, o.Keep) {
+		switch {
+		case c.envoy() != pid:
+			return nil // what was open has gone with it
+		case !c.onlyOn(o.Destination, o.Keep):
 			return errors.New("stopped: the pair's shares have changed meanwhile")
-		}
-		if !c.last(o) {
+		case !c.last(o):
 			return errors.New("stopped: another order has come")
 		}
 		shut, err := of.shut(open[0])
@@ -192,6 +194,7 @@ func (c *cutter) close(ctx context.Context, o relay.Cut, done *telemetry.Cut) er
 			done.Connections++
 			done.Closed = done.Connections // of requests it is known in the end
 			c.note(*done)
+			due = now.Add(pause(end.Sub(now), max(1, len(open))))
 		}
 	}
 }
@@ -239,7 +242,11 @@ func (c *cutter) open(ctx context.Context, o relay.Cut, of *sockets) (out []sock
 	}
 	slices.SortFunc(out, func(a, b socket) int { return cmp.Or(-cmp.Compare(a.idle, b.idle), cmp.Compare(a.fd, b.fd)) })
 	if len(out) == 0 && len(at.Shared) > 0 {
-		return nil, n, fmt.Errorf("%s leads elsewhere as well: what is open there stays, since it cannot be told apart", at.Shared[0])
+		others, err := of.to(at.Shared)
+		if err == nil && len(others) > 0 {
+			err = fmt.Errorf("%s leads elsewhere as well: what is open there stays, since it cannot be told apart", others[0].peer)
+		}
+		return nil, n, err
 	}
 	return out, max(n, uint64(len(out))), nil
 }

@@ -264,6 +264,15 @@ func TestCutterFollowsOrders(t *testing.T) {
 	if n := alive(); n != 0 {
 		t.Errorf("%d are open", n)
 	}
+	// What ends by itself is not waited for.
+	last, err := net.Dial("tcp", place.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	give(order("c", true, time.Hour))
+	until(telemetry.CutClosing, 0, "")
+	last.Close()
+	until(telemetry.CutDone, 0, "")
 	if c.told(false) != nil {
 		t.Error("what was told is new")
 	}

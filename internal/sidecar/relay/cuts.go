@@ -143,7 +143,7 @@ type Places struct {
 	Addresses map[netip.AddrPort]struct{}
 	// Shared are addresses that lead elsewhere as well, so that nobody can tell what is open
 	// there from what is not meant. They are not in Addresses.
-	Shared   []netip.AddrPort
+	Shared   map[netip.AddrPort]struct{}
 	Clusters []string // of requests
 	TCP      bool     // connections, and no requests
 }
@@ -153,7 +153,7 @@ type Places struct {
 func (r *Relay) Places(destination, keep string) Places {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := Places{Addresses: map[netip.AddrPort]struct{}{}}
+	out := Places{Addresses: map[netip.AddrPort]struct{}{}, Shared: map[netip.AddrPort]struct{}{}}
 	others := map[netip.AddrPort]bool{}
 	for at, uses := range r.been {
 		for u := range uses {
@@ -184,12 +184,11 @@ func (r *Relay) Places(destination, keep string) Places {
 	}
 	for at := range out.Addresses {
 		if others[at] {
-			out.Shared = append(out.Shared, at)
+			out.Shared[at] = struct{}{}
 			delete(out.Addresses, at)
 		}
 	}
 	slices.Sort(out.Clusters)
-	slices.SortFunc(out.Shared, netip.AddrPort.Compare)
 	return out
 }
 

@@ -142,10 +142,11 @@ func TestPlaces(t *testing.T) {
 		for a := range p.Addresses {
 			have = append(have, a.String())
 		}
-		for _, a := range p.Shared {
+		for a := range p.Shared {
 			both = append(both, a.String())
 		}
 		slices.Sort(have)
+		slices.Sort(both)
 		if !slices.Equal(have, ports) || !slices.Equal(both, shared) || !slices.Equal(p.Clusters, clusters) || p.TCP != tcp {
 			t.Errorf("%s: %v, shared %v, %v, tcp %v", what, have, both, p.Clusters, p.TCP)
 		}
