@@ -7,7 +7,6 @@ package outages
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
