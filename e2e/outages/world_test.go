@@ -7,7 +7,6 @@ package outages
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -426,11 +425,19 @@ func (tr *traffic) nothingFailed() {
 // answersFrom waits until an instance answers some of the load.
 func (tr *traffic) answersFrom(id string) {
 	tr.t.Helper()
+	tr.answersWithin(20*time.Second, id)
+}
+
+// answersWithin is answersFrom for one that its callers may have left out for longer: one that has refused
+// them before is left out for longer each time.
+func (tr *traffic) answersWithin(limit time.Duration, id string) {
+	tr.t.Helper()
 	before := tr.rec.Totals()
-	meshtest.Eventually(tr.t, id+" answers", func() error {
-		if now := tr.rec.Totals().Since(before); now.From[id] == 0 {
-			return errors.New("it has not")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); tr.rec.Totals().Since(before).From[id] == 0; <-tick.C {
+		if time.Since(began) > limit {
+			tr.t.Fatalf("%s has answered nothing for %s", id, limit)
 		}
-		return nil
-	})
+	}
 }
