@@ -22,6 +22,9 @@ const exactBalance = "exact_balance"
 func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 	settings := b.inboundSettings(reg)
 	address, port := b.in.Instance.Address(), b.in.Instance.Service.Port
+	if b.in.BindAny && b.in.Instance.Service.Address == "" {
+		address = netip.IPv4Unspecified().String()
+	}
 	if settings.BindAddress != "" {
 		address = settings.BindAddress
 	}

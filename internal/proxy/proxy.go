@@ -86,6 +86,9 @@ type Input struct {
 	Config      *config.Set
 	Datacenter  string // the sidecar's own
 	TrustDomain string
+	// BindAny has a sidecar that is registered without an address of its own listen on all,
+	// as Consul's do: their agents look for it on loopback, whatever the node's address.
+	BindAny bool
 	// AllowEscapeHatches lets registrations and entries hold resources in Envoy's own words.
 	AllowEscapeHatches bool
 	DefaultAllow       bool // what happens to a caller that no intention mentions

@@ -33,6 +33,7 @@ type mesh struct {
 	trustDomain  string
 	defaultAllow bool
 	allowHatches bool
+	bindAny      bool    // as [proxy.Input].BindAny
 	minter       *minter // for bare Envoys; nil outside development mode, where nobody is served who is not known
 	log          *slog.Logger
 	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
