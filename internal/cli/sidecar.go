@@ -108,6 +108,7 @@ With no server to be reached it starts from the last configuration that worked.`
 		}
 		o.HTTPAddrs = list(firstSet(servers...))
 		o.GRPCAddrs = list(grpcAddrs)
+		trust.beside = o.Consul != ""
 		if o.CARoots, err = trust.roots(); err != nil {
 			return err
 		}

@@ -58,6 +58,7 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 		ExactBalance:   settings.BalanceInboundConnections == exactBalance,
 		MaxConnections: max(0, settings.MaxInboundConnections),
 		PeerURIPrefix:  peerURIPrefix(b.in.TrustDomain, b.in.Datacenter),
+		TLS12:          b.in.ConsulCallers,
 		Intentions:     b.intentions(protocol),
 		App: App{
 			SocketPath:     reg.LocalServiceSocketPath,

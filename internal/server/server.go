@@ -156,7 +156,7 @@ func New(o Options) (_ *Server, err error) {
 		mint = newMinter(s.ca)
 	}
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
-	s.mesh.allowHatches, s.mesh.bindAny = o.AllowEscapeHatches, o.Consul != ""
+	s.mesh.allowHatches, s.mesh.bindAny, s.mesh.consulCallers = o.AllowEscapeHatches, o.Consul != "", o.ConsulCA != nil
 	s.mesh.adopt = s.adopt
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {

@@ -261,7 +261,7 @@ func (c *certificates) signedBy(r ca.Roots, active bool) bool {
 	between.AppendCertsFromPEM(c.held.chain)
 	_, err := c.held.cert.Verify(x509.VerifyOptions{
 		Roots: pool, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		CurrentTime: c.held.cert.NotBefore.Add(time.Second),
+		CurrentTime: ca.Midlife(c.held.cert),
 	})
 	return err == nil && c.held.id.TrustDomain == r.TrustDomain
 }
