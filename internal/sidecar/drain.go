@@ -193,12 +193,13 @@ func (d *drain) look(ctx context.Context) inbound {
 	var in inbound
 	// Envoy names a listener's gauges after its address: listener.127.0.0.1_21000.
 	for name, n := range stats {
+		switch {
+		case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, ".downstream_rq_active"):
+			in.requests += n
+		case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, ".downstream_cx_active"):
+			in.httpConns += n
+		}
 		if !strings.HasPrefix(name, "listener.") {
-			if strings.HasSuffix(name, "rq_active") {
-				in.requests += n
-			} else {
-				in.httpConns += n
-			}
 			continue
 		}
 		for _, port := range d.ports {
