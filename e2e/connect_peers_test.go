@@ -455,6 +455,17 @@ func TestPeersConsulCA(t *testing.T) {
 	}
 	says(stock.sidecar, "the certificate could not be renewed, the present one stays in use")
 	says(f.server, "Consul's CA does not sign")
+	operator, err := os.ReadFile(filepath.Join(f.data, "operator.token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	meshtest.Eventually(t, "the server says what is stale", func() error {
+		_, text, err := ask("https://"+f.ours+"/v1/crossfade/health", strings.TrimSpace(string(operator)))
+		if err == nil && !strings.Contains(text, "CA of consul") {
+			err = errors.New(text)
+		}
+		return err
+	})
 	there.more(t, 300)
 	f.agent.signal(syscall.SIGCONT)
 	says(f.server, "Consul's CA signs again")
@@ -472,10 +483,6 @@ func TestPeersConsulCA(t *testing.T) {
 		t.Error(err)
 	}
 	f.server = spawn(t, nil, f.bin, f.serverArgs...)
-	operator, err := os.ReadFile(filepath.Join(f.data, "operator.token"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	meshtest.Eventually(t, "both are back", func() error {
 		_, list, err := ask("https://"+f.ours+"/v1/crossfade/sidecars", strings.TrimSpace(string(operator)))
 		if err != nil {
@@ -626,5 +633,40 @@ func TestPeersImportCheck(t *testing.T) {
 		if x.Subject == "sidecar stock-1-sidecar-proxy on n1" {
 			t.Errorf("of a sidecar with nothing odd: %+v", x)
 		}
+	}
+}
+
+// TestPeersRegisterWithConsul: a sidecar with a definition of its own registers with the
+// Consul agent, is called by what Consul has there already, and leaves again.
+func TestPeersRegisterWithConsul(t *testing.T) {
+	f := newConnectFleet(t)
+	f.entry("Kind = \"proxy-defaults\"\nName = \"global\"\nConfig { protocol = \"http\" }\n")
+	stock := f.register("stock", "shop")
+	stock.sidecar = stock.consuls()
+	app, upstream := f.port(), f.port()
+	var port int
+	fmt.Sscan(app, &port)
+	serve(t, port, "shop")
+	token := write(t, f.dir, "shop.token", f.command(f.env(), f.bin, "token", "create", "--service", "shop"))
+	definition := write(t, f.dir, "shop.yaml", fmt.Sprintf("service: shop\nport: %s\nprotocol: http\nupstreams: [stock:%s]\nchecks: [{http: \"http://127.0.0.1:%s/\", interval: 1s}]\n", app, upstream, app))
+	shop := spawn(t, f.env(), f.bin, "sidecar", "--consul", "http://"+f.http, "--service", definition, "--join-token-file", token,
+		"--state-dir", filepath.Join(f.dir, "shop"), "--runtime-dir", filepath.Join(f.dir, "shop-run"), "--drain-time", "5s")
+	answers(t, "http://"+stock.upstream+"/", "hello from shop")
+	answers(t, "http://127.0.0.1:"+upstream+"/", "hello from stock")
+	passing := func() string {
+		_, body, err := ask("http://"+f.http+"/v1/health/connect/shop?passing", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
+	}
+	if body := passing(); !strings.Contains(body, "shop-sidecar-proxy") || !strings.Contains(body, "crossfade sidecar alive") {
+		t.Errorf("Consul has it as %s", body)
+	}
+	if err := shop.stop(); err != nil {
+		t.Error(err)
+	}
+	if body := passing(); body != "[]" {
+		t.Errorf("Consul has it still: %s", body)
 	}
 }

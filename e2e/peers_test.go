@@ -154,14 +154,14 @@ func TestPeersConsulConnectEnvoy(t *testing.T) {
 }
 
 // TestPeersConsulAsSource has a server of ours serve what is registered in a real
-// Consul: two services with their sidecars, and who of them is healthy.
+// Consul, with certificates of its CA: two services with their sidecars, and who of them is healthy.
 func TestPeersConsulAsSource(t *testing.T) {
 	consul := consulBinary(t)
 	bin, dir := build(t), meshtest.RunDir(t)
 	port := meshtest.FreePorts(t, 16)
 	p := func(i int) string { return fmt.Sprint(port[i]) }
 	consulAddr, httpAddr := "127.0.0.1:"+p(0), "127.0.0.1:"+p(1)
-	run(t, nil, consul, "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "n1", "-http-port", p(0), "-grpc-port", "-1",
+	run(t, nil, consul, "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "n1", "-http-port", p(0), "-grpc-port", p(11),
 		"-grpc-tls-port", "-1", "-dns-port", "-1", "-server-port", p(3), "-serf-lan-port", p(4), "-serf-wan-port", p(5))
 	meshtest.Eventually(t, "consul has a leader", func() error {
 		_, body, err := ask("http://"+consulAddr+"/v1/status/leader", "")
@@ -170,7 +170,7 @@ func TestPeersConsulAsSource(t *testing.T) {
 		}
 		return err
 	})
-	run(t, nil, bin, "server", "--dev", "--consul", "http://"+consulAddr, "--http-port", p(1), "--grpc-port", p(2))
+	run(t, nil, bin, "server", "--dev", "--consul", "http://"+consulAddr, "--ca", "consul", "--http-port", p(1), "--grpc-port", p(2))
 	answers(t, "http://"+httpAddr+"/v1/status/leader", "")
 	if code, body, err := ask("http://"+httpAddr+"/v1/catalog/services", ""); err != nil || code != http.StatusNotImplemented || !strings.Contains(body, consulAddr) {
 		t.Errorf("our own catalog API answers %d %q, %v; want 501 and where to ask", code, body, err)

@@ -252,12 +252,34 @@ type outage struct {
 	now func() time.Time
 
 	mu    sync.Mutex
-	since time.Time // zero: it works; guarded by mu
+	since time.Time // zero: it works; guarded by mu, as the following
+	what  string
+	last  error
+}
+
+// Outage is something of Consul's CA that does not work now.
+type Outage struct {
+	What   string
+	Since  time.Time
+	Reason error // of the last failure
+}
+
+// Outages are those that hold.
+func (c *Consul) Outages() (out []Outage) {
+	for _, o := range []*outage{&c.watching, &c.signing} {
+		o.mu.Lock()
+		if !o.since.IsZero() {
+			out = append(out, Outage{o.what, o.since, o.last})
+		}
+		o.mu.Unlock()
+	}
+	return out
 }
 
 func (o *outage) began(what string, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.what, o.last = what, err
 	if o.since.IsZero() {
 		o.since = o.now()
 		o.log.Warn(what, "error", err)

@@ -206,6 +206,9 @@ func TestConsulRefusals(t *testing.T) {
 	} {
 		says := status.Error(tc.says, "no")
 		f.fail.Store(&says)
+		if n := len(c.Outages()); tc.says != codes.PermissionDenied && n != 1 {
+			t.Errorf("%d outages, want one", n)
+		}
 		if _, err := client.Sign(t.Context(), csr); status.Code(err) != tc.want || !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("%s: %v, want %s with %q", tc.says, err, tc.want, tc.text)
 		}
@@ -213,6 +216,9 @@ func TestConsulRefusals(t *testing.T) {
 	f.fail.Store(nil)
 	if _, err := client.Sign(t.Context(), csr); err != nil {
 		t.Error(err)
+	}
+	if list := c.Outages(); len(list) > 0 {
+		t.Errorf("outages that are over: %+v", list)
 	}
 	if text := log.String(); strings.Count(text, "does not sign") != 1 || strings.Count(text, "signs again") != 1 {
 		t.Errorf("an outage is to be told once, and its end:\n%s", text)

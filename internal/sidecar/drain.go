@@ -117,7 +117,7 @@ func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
 		d.log.Warn("deregistration failed, callers could not be told and will be refused instead", "service", d.service, "error", err)
 		return acceptTold
 	case !known:
-		d.log.Info("deregistered; the registry does not say when callers know", "service", d.service)
+		d.log.Info("out of the registry, or of service there; it does not say when callers know", "service", d.service)
 		return acceptUntold
 	case told != asked:
 		d.log.Warn("deregistered, but not every caller confirmed it in time", "service", d.service, "confirmed", waited)
