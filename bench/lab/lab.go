@@ -117,7 +117,7 @@ func WriteCertificates(authority *ca.CA, stem string) (Certificates, error) {
 	if err != nil {
 		return c, err
 	}
-	leaf, err := authority.Sign(csr, time.Now())
+	leaf, err := authority.Sign(context.Background(), csr, time.Now())
 	if err != nil {
 		return c, err
 	}

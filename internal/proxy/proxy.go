@@ -86,6 +86,11 @@ type Input struct {
 	Config      *config.Set
 	Datacenter  string // the sidecar's own
 	TrustDomain string
+	// ConsulCallers lets sidecars call that Consul configures, whose TLS ends at 1.2.
+	ConsulCallers bool
+	// BindAny has a sidecar that is registered without an address of its own listen on all,
+	// as Consul's do: their agents look for it on loopback, whatever the node's address.
+	BindAny bool
 	// AllowEscapeHatches lets registrations and entries hold resources in Envoy's own words.
 	AllowEscapeHatches bool
 	DefaultAllow       bool // what happens to a caller that no intention mentions
@@ -114,7 +119,9 @@ type Inbound struct {
 	// PeerURIPrefix starts the URI of every caller that is let in: the sidecar's
 	// own trust domain and datacenter.
 	PeerURIPrefix string
-	Intentions    Intentions
+	// TLS12 lets callers use that version of TLS too.
+	TLS12      bool
+	Intentions Intentions
 	// Plaintext is set where the port takes what is not encrypted as well.
 	Plaintext *Plaintext
 	// Admission is set for tcp when the app has an IP.

@@ -29,16 +29,17 @@ import (
 // rebuilt when its registration or an entry that it was made from changed,
 // endpoints when an instance behind them did.
 type mesh struct {
-	datacenter   string
-	trustDomain  string
-	defaultAllow bool
-	allowHatches bool
-	minter       *minter // for bare Envoys; nil outside development mode, where nobody is served who is not known
-	log          *slog.Logger
-	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
-	xds          *xds.Server
-	adopt        func(node, *corev3.Node) // what a sidecar has that the server may have lost; may be nil
-	book         *telemetry.Book          // what sidecars report
+	datacenter             string
+	trustDomain            string
+	defaultAllow           bool
+	allowHatches           bool
+	bindAny, consulCallers bool    // as in [proxy.Input]
+	minter                 *minter // for bare Envoys; nil outside development mode, where nobody is served who is not known
+	log                    *slog.Logger
+	decide                 func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
+	xds                    *xds.Server
+	adopt                  func(node, *corev3.Node) // what a sidecar has that the server may have lost; may be nil
+	book                   *telemetry.Book          // what sidecars report
 
 	wake chan struct{} // capacity 1
 

@@ -29,8 +29,11 @@ import (
 // ends; then it drains and stops everything it started. An app that ended by
 // itself, and not with success, gives an [*ExitError].
 func Run(ctx context.Context, o Options) error {
-	o, err := o.withDefaults()
+	o, err := o.adopt(ctx)
 	if err != nil {
+		return err
+	}
+	if o, err = o.withDefaults(); err != nil {
 		return err
 	}
 	s, err := open(ctx, o)
@@ -201,6 +204,11 @@ func (s *sidecar) startApp(ctx context.Context) bool {
 	if err := s.health.start(s.runner, s.opts.Node); err != nil {
 		s.stop(err)
 		return false
+	}
+	if s.adopted() {
+		if err := s.registry.maintenance(ctx, s.proxy.ID, false); err != nil {
+			s.log.Warn("the Consul agent cannot be told that the sidecar is back", "sidecar", s.proxy.ID, "error", err)
+		}
 	}
 	s.started.Store(true)
 	s.board.set(s.settle)
