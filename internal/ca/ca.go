@@ -41,6 +41,9 @@ type Options struct {
 	// Dir holds the root and its key, in one file. Empty keeps them in memory:
 	// the next Open is then another authority with another trust domain.
 	Dir string
+	// Keep, if set, is where the root and its key are instead: it returns what is kept there,
+	// PEM, which it takes from make when nothing is. Of several who ask at once all get the same.
+	Keep func(make func() ([]byte, error)) ([]byte, error)
 	// Datacenter is the only one whose identities are signed. Required.
 	Datacenter string
 	// LeafTTL is how long a leaf is valid from the moment it is signed.
@@ -113,6 +116,9 @@ func Open(opts Options) (*CA, error) {
 
 func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	now := opts.Now()
+	if opts.Keep != nil {
+		return keptRoot(opts, now)
+	}
 	if opts.Dir == "" {
 		root, key, err := newRoot(now)
 		if err != nil {
@@ -125,7 +131,33 @@ func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	log := opts.Log.With("root", root.Subject.CommonName, "dir", opts.Dir, "not_after", root.NotAfter)
+	sayRoot(opts.Log.With("root", root.Subject.CommonName, "dir", opts.Dir, "not_after", root.NotAfter), root, created, now)
+	return root, key, nil
+}
+
+// keptRoot is the root that opts.Keep has.
+func keptRoot(opts Options, now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	created := false
+	text, err := opts.Keep(func() ([]byte, error) {
+		created = true
+		root, key, err := newRoot(now)
+		if err != nil {
+			return nil, err
+		}
+		return encodeRoot(root, key)
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("CA root: %w", err)
+	}
+	root, key, err := decodeRoot(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CA root: %w", err)
+	}
+	sayRoot(opts.Log.With("root", root.Subject.CommonName, "not_after", root.NotAfter), root, created, now)
+	return root, key, nil
+}
+
+func sayRoot(log *slog.Logger, root *x509.Certificate, created bool, now time.Time) {
 	switch left := root.NotAfter.Sub(now); {
 	case left <= 0:
 		log.Error("the CA root has expired: nothing is signed any more, and sidecars refuse each other")
@@ -136,7 +168,6 @@ func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	default:
 		log.Info("loaded the CA root")
 	}
-	return root, key, nil
 }
 
 // TrustDomain is the cluster's, "<cluster ID>.consul", as long as the root lives.

@@ -12,7 +12,7 @@ import (
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
-	var policy string
+	var policy, tokenFile string
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a control-plane server",
@@ -24,12 +24,17 @@ Otherwise --data-dir keeps it, and both ports speak TLS to callers that show a t
 or, as sidecars do, their own certificate. The first start makes an operator's token
 and the CA, and prints where they are and the CA's fingerprint.
 
+With --consul the state is in a Consul: any number of servers share it and need no other
+coordination, and --data-dir keeps the last of it that was seen. TLS to it is set as
+for Consul's own tools (CONSUL_CACERT, CONSUL_CLIENT_CERT, ...).
+
 With --config-dir the configuration entries in the files of a folder are written at the
 start and whenever a file changes. A file that is wrong is named in the log, and leaves
 its entry as it was.`,
 		Example: `  crossfade server --dev
   crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny
-  crossfade server --dev --config-dir entries --config-prune`,
+  crossfade server --dev --config-dir entries --config-prune
+  crossfade server --data-dir /var/lib/crossfade --consul http://127.0.0.1:8500`,
 		Args: exactly(),
 	}
 	f := cmd.Flags()
@@ -47,7 +52,9 @@ its entry as it was.`,
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.ConfigDir, "config-dir", "", "folder of .hcl, .json and .yaml files with one configuration entry each, which are written whenever a file changes")
 	f.BoolVar(&o.ConfigPrune, "config-prune", false, "delete entries that came from a file of --config-dir which is gone")
-	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
+	f.StringVar(&o.Consul, "consul", "", "address of a Consul agent: catalog and health are read from it, and all servers of it share their state there")
+	f.StringVar(&tokenFile, "consul-token-file", "", "file with the token for --consul (default $CONSUL_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN)")
+	complete(cmd, "consul-token-file", files())
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	complete(cmd, "data-dir", folders())
@@ -65,7 +72,9 @@ its entry as it was.`,
 		offset := 0
 		if o.Consul != "" {
 			offset = 10 // a Consul agent has the others on every such host
-			o.ConsulToken = s.env("CONSUL_HTTP_TOKEN")
+			if o.ConsulAccess, err = consulAccess(s, &o.Consul, tokenFile); err != nil {
+				return err
+			}
 		}
 		if !f.Changed("http-port") {
 			o.HTTPPort = 8500 + offset
@@ -81,8 +90,8 @@ its entry as it was.`,
 			return err
 		}
 		o.Version = Version
-		srv, err := server.New(o)
-		if err != nil {
+		srv, err := startServer(cmd.Context(), o)
+		if err != nil || srv == nil {
 			return err
 		}
 		mode := "data in " + o.DataDir

@@ -75,12 +75,13 @@ type Options struct {
 	// file which is gone are deleted.
 	ConfigDir   string
 	ConfigPrune bool
-	// Consul, if set, is the address of a real Consul whose catalog and health are
-	// read in place of the embedded registry's.
-	Consul, ConsulToken string
-	LeafTTL             time.Duration // default: the CA's
-	Version             string
-	Log                 *slog.Logger
+	// Consul, if set, is the address of a real Consul whose catalog and health are read in
+	// place of the embedded registry's, and which keeps what servers share.
+	Consul       string
+	ConsulAccess ConsulAccess
+	LeafTTL      time.Duration // default: the CA's
+	Version      string
+	Log          *slog.Logger
 }
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].
@@ -117,7 +118,7 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: o.judge, Log: o.Log}); err != nil {
+	if s.store, err = o.openStore(); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
@@ -128,15 +129,19 @@ func New(o Options) (_ *Server, err error) {
 		}
 	}
 	s.door = newDoor(o.Dev, o.Log)
-	if s.tokens, err = tokens.Open(tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}); err != nil {
+	who := tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}
+	root := ca.Options{Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}
+	switch {
+	case o.Consul != "":
+		who.Shelf, root.Keep = shelf{s.store}, s.keepRoot
+	case o.DataDir != "":
+		root.Dir = filepath.Join(o.DataDir, caDir)
+	}
+	if s.tokens, err = tokens.Open(who); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.tokens.Close)
-	caDir := ""
-	if o.DataDir != "" {
-		caDir = filepath.Join(o.DataDir, "ca")
-	}
-	if s.ca, err = ca.Open(ca.Options{Dir: caDir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}); err != nil {
+	if s.ca, err = ca.Open(root); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, func() error { s.ca.Close(); return nil })
@@ -146,7 +151,7 @@ func New(o Options) (_ *Server, err error) {
 	}
 	s.source = s.store
 	if o.Consul != "" {
-		if s.source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
+		if s.source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulAccess.Token, TLS: o.ConsulAccess.TLS, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
 			return nil, err
 		}
 	}
@@ -280,6 +285,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("shifts", func() error { s.steps.run(ctx); return nil })
+	if s.opts.Consul != "" {
+		part("commands of other servers", func() error { s.steps.hear(ctx); return nil })
+	}
 	part("old ways", func() error { s.watchOldWays(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -42,6 +43,7 @@ type stepper struct {
 	runs func(b *books, source string, index uint64) bool
 
 	mu      sync.Mutex // held during a step
+	row     []byte     // what was last seen, or put, in the store
 	state   shift.State
 	saved   []byte    // what the store has, but for the guard's memory
 	savedAt time.Time // when all of it was
@@ -54,6 +56,7 @@ type stepper struct {
 	overMu  sync.Mutex
 	watches map[string]shift.Watch // of permissive callees
 	kvWrong map[shift.Pair]string  // keys that can't be followed
+	ordered chan struct{}          // capacity 1: another server has commands
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -63,13 +66,18 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, rates: rates{}}
+	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, rates: rates{}, ordered: make(chan struct{}, 1)}
 }
 
 // open reads what was remembered.
 func (p *stepper) open() error {
 	var raw []byte
 	p.s.store.Read(context.Background(), 0, func(r *store.Reader) { raw = r.State(stateName) })
+	return p.recall(raw)
+}
+
+// recall goes on from what the store has.
+func (p *stepper) recall(raw []byte) error {
 	if raw == nil {
 		return nil
 	}
@@ -77,7 +85,7 @@ func (p *stepper) open() error {
 	if err := json.Unmarshal(raw, &was); err != nil {
 		return fmt.Errorf("shifts that were under way can't be read: %w", err)
 	}
-	p.state, p.watches = was.State, was.Watches
+	p.row, p.state, p.watches = raw, was.State, was.Watches
 	p.state.Seen = time.Time{} // the time since then is no time that anybody watched
 	return nil
 }
@@ -89,8 +97,12 @@ func (p *stepper) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-p.ordered:
+			if err := isolated(func() error { p.obey(time.Now()); return nil }); err != nil {
+				p.log.Error("commands can't be obeyed", "reason", err)
+			}
 		case now := <-tick.C:
-			err := isolated(func() error { p.step(now, nil, true); return nil })
+			err := isolated(func() error { p.tick(now); return nil })
 			if err != nil {
 				p.log.Error("shifts can't be looked at, shares stay as they are", "reason", err)
 			}
@@ -103,6 +115,9 @@ func (p *stepper) order(list []shift.Command) map[shift.Pair]string {
 	refused := map[shift.Pair]string{}
 	if len(list) == 0 {
 		return refused
+	}
+	if !p.s.store.Holds(lockShifts) {
+		return p.forward(list)
 	}
 	for _, a := range p.step(time.Now(), list, false) {
 		if a.Kind == shift.Refused {
@@ -147,6 +162,7 @@ func underWay(at shift.Shift) bool {
 func (p *stepper) find(pair shift.Pair) (shift.Shift, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.refresh()
 	return p.state.Find(pair)
 }
 
@@ -154,6 +170,7 @@ func (p *stepper) find(pair shift.Pair) (shift.Shift, bool) {
 func (p *stepper) shifts() []shift.Shift {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.refresh()
 	return p.state.Shifts
 }
 
@@ -161,6 +178,7 @@ func (p *stepper) shifts() []shift.Shift {
 func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.refresh()
 	b := p.s.books(context.Background())
 	commands = append(p.overruled(), commands...)
 	if count {
@@ -181,7 +199,9 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	p.remember(shift.LogEntry{Now: now.Round(0), Observed: observed})
 	state, actions := shift.Step(now, p.state, observed)
 	p.state = state
-	p.save(now) // first: what is written to entries is to be known after a restart
+	if !p.save(now) { // first: what is written to entries is to be known after a restart
+		return nil
+	}
 	for _, a := range actions {
 		p.act(now, a)
 	}
@@ -341,6 +361,7 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		}
 		e := next(name, old)
 		e.Shares, e.Generation = entryShares(a.Shares), a.Generation
+		w.Holding(lockShifts)
 		if err := checked(e); err != nil {
 			return err
 		}
@@ -353,12 +374,13 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 	return err
 }
 
-// save remembers the shifts: at once when anything but the guard's memory has changed.
-func (p *stepper) save(now time.Time) {
+// save remembers the shifts: at once when anything but the guard's memory has changed. It is false
+// when another server moves shares now: then its state counts.
+func (p *stepper) save(now time.Time) bool {
 	bare := p.state
 	bare.Seen, bare.Shifts = time.Time{}, slices.Clone(bare.Shifts)
 	if len(bare.Shifts)+len(p.watches) == 0 && p.saved == nil {
-		return // nothing was ever shifted
+		return true // nothing was ever shifted
 	}
 	active := len(p.watches) > 0
 	for i := range bare.Shifts {
@@ -368,18 +390,30 @@ func (p *stepper) save(now time.Time) {
 	}
 	head, err := json.Marshal(bare)
 	if err == nil && string(head) == string(p.saved) && (!active || now.Sub(p.savedAt) < saveEvery && now.After(p.savedAt)) {
-		return
+		return true
 	}
 	full, err2 := json.Marshal(remembered{p.state, p.watches})
 	if err := errors.Join(err, err2); err != nil {
 		p.log.Error("shifts can't be saved", "reason", err)
-		return
+		return true
 	}
-	if err := p.s.store.Update(func(w *store.Writer) error { return w.PutState(stateName, full) }); err != nil {
+	err = p.s.store.Update(func(w *store.Writer) error {
+		if !bytes.Equal(w.State(stateName), p.row) {
+			return &store.LockLost{Lock: lockShifts}
+		}
+		w.Holding(lockShifts)
+		return w.PutState(stateName, full)
+	})
+	if _, lost := errors.AsType[*store.LockLost](err); lost {
+		p.refresh()
+		return false
+	}
+	if err != nil {
 		p.log.Error("shifts can't be saved: after a restart they go on from where they were", "reason", err)
-		return
+		return true
 	}
-	p.saved, p.savedAt = head, now
+	p.row, p.saved, p.savedAt = full, head, now
+	return true
 }
 
 // share is a percent in hundredths, duration one of the standard library's.

@@ -127,7 +127,7 @@ func (s *Store) reload(ctx context.Context) error {
 		}
 	}
 	for _, t := range tables() {
-		if !shares(t.name) {
+		if !Kept(t.name) {
 			continue
 		}
 		for _, row := range r.list(t.name, "id_prefix", []byte{}) {
@@ -227,14 +227,19 @@ func (s *Store) lookOutside(ctx context.Context) {
 
 // record commits what is outside and not yet here.
 func (s *Store) record(keys bool) error {
-	u := &update{outside: true, done: make(chan struct{}), write: func(w *Writer) error {
-		out, _ := s.shared.Outside()
-		return w.takeIn(out, keys, time.Now())
-	}}
+	u := s.outside(keys)
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	s.run([]*update{u})
 	return u.err
+}
+
+// outside is the update that takes in what is outside.
+func (s *Store) outside(keys bool) *update {
+	return &update{outside: true, done: make(chan struct{}), write: func(w *Writer) error {
+		out, _ := s.shared.Outside()
+		return w.takeIn(out, keys, time.Now())
+	}}
 }
 
 // wait is false when ctx ends first.

@@ -28,9 +28,9 @@ type Shared interface {
 	// mark is none of this history.
 	Since(ctx context.Context, after Mark, wait time.Duration) ([]Batch, error)
 	// Commit adds to the history. Entries of Consul's kinds are in Consul before it returns. The
-	// error is [ErrBehind] when After is not the newest mark, or what was outside is not what
-	// Before says, a [LockLost], or an [EntryRefused]; with any error but these it is unknown
-	// whether it was committed.
+	// error is [ErrBehind] when After is not the newest mark, [ErrOutside] when what is outside is
+	// not what Before says, a [LockLost], or an [EntryRefused]; with any error but these it is
+	// unknown whether it was committed.
 	Commit(context.Context, Commit) (Mark, error)
 	// Outside is what others write, and a channel that closes when there is something newer.
 	Outside() (*Outside, <-chan struct{})
@@ -38,11 +38,12 @@ type Shared interface {
 	Holds(lock string) bool
 }
 
-// Mark is a place in the order of commits: the index after one, and a name that no other has,
-// so that two histories are told apart.
+// Mark is a place in the order of commits: the registry's index after one, how many there have
+// been, and a name that no other has, so that two histories are told apart.
 type Mark struct {
-	Index uint64
-	ID    string
+	Index uint64 `json:"index"`
+	Seq   uint64 `json:"seq"`
+	ID    string `json:"id"`
 }
 
 // Batch is one commit.
@@ -82,6 +83,8 @@ const ConventionPrefix = "crossfade/"
 var (
 	// ErrBehind: others have committed meanwhile.
 	ErrBehind = errors.New("others have written meanwhile")
+	// ErrOutside: an entry is not what it was when it was committed last.
+	ErrOutside = errors.New("others have written an entry meanwhile")
 	// ErrGap: the history does not reach back so far.
 	ErrGap = errors.New("the history does not reach back to what this server has seen last")
 	// ErrForeign: a mark that is not in the history.
@@ -112,15 +115,18 @@ func (e *LockLost) Error() string {
 	return fmt.Sprintf("lock %q: another server holds it: nothing was written", e.Lock)
 }
 
+// TableKV is the table whose rows are the keys of the client convention.
+const TableKV = tableKV
+
 // Own reports whether a kind is crossfade's own, and so in no Consul's entries.
 func Own(k config.Kind) bool { return k == config.KindTrafficPolicy || k == config.KindTrafficShift }
 
 // outsider is the author of what is found outside.
 const outsider = "consul"
 
-// shares reports whether rows of a table are shared. Index rows travel with the batches, and
-// are made anew when all rows are loaded.
-func shares(table string) bool {
+// Kept reports whether rows of a table are to be kept beside the history. Those of indexes
+// travel with the batches, and are made anew when all rows are loaded.
+func Kept(table string) bool {
 	return slices.Contains([]string{tableEntries, tableHistory, tableStates, tableKV, tableGraves}, table)
 }
 

@@ -77,8 +77,11 @@ func (s *Store) run(batch []*update) {
 			return
 		}
 		failed, err := s.try(ctx, todo)
-		if errors.Is(err, ErrBehind) {
+		if behind := errors.Is(err, ErrBehind); behind || errors.Is(err, ErrOutside) {
 			if err = s.catchUp(ctx); err == nil {
+				if !behind && !todo[0].outside {
+					todo = append([]*update{s.outside(false)}, todo...)
+				}
 				continue
 			}
 			err = fmt.Errorf("nothing was written: %w", err)
