@@ -5,65 +5,18 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore/consultest"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
-	"github.com/crossfade-mesh/crossfade/internal/consulapi"
 )
-
-// fake is a Consul in this process, which tests can break: the embedded registry behind its API.
-type fake struct {
-	*httptest.Server
-	store *store.Store
-	// spoil, when set, sees each request first; true: it has answered.
-	spoil atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
-}
-
-func newFake(t testing.TB) *fake {
-	t.Helper()
-	s, err := store.Open(store.Options{NodeName: "n1", NodeAddress: "127.0.0.1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fake{store: s}
-	api := consulapi.New(consulapi.Options{Store: s})
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if spoil := f.spoil.Load(); spoil != nil && (*spoil)(w, r) {
-			return
-		}
-		api.ServeHTTP(w, r)
-	}))
-	t.Cleanup(func() {
-		s.Close()
-		f.CloseClientConnections()
-		f.Close()
-	})
-	return f
-}
-
-// broken is what the Consul answers from now on; nil: as it should.
-func (f *fake) broken(spoil func(w http.ResponseWriter, r *http.Request) bool) {
-	if spoil == nil {
-		f.spoil.Store(nil)
-		return
-	}
-	f.spoil.Store(&spoil)
-	f.CloseClientConnections()
-}
-
-// down lets the Consul answer nothing.
-func (f *fake) down() {
-	f.broken(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) })
-}
 
 // member opens a store that shares with the others of the same Consul.
 func member(t testing.TB, url, dir string, locks ...string) *store.Store {
@@ -155,7 +108,7 @@ func agree(t testing.TB, stores ...*store.Store) []string {
 	return describe(stores[0])
 }
 
-func TestServersShare(t *testing.T) { testServersShare(t, newFake(t).URL) }
+func TestServersShare(t *testing.T) { testServersShare(t, consultest.NewFake(t).URL) }
 
 func testServersShare(t *testing.T, url string) {
 	dir := t.TempDir()
@@ -178,16 +131,12 @@ func testServersShare(t *testing.T, url string) {
 	}
 }
 
-// leads says why a Consul has no leader yet.
-func leads(url string) error {
-	resp, err := http.Get(url + "/v1/status/leader")
+func readAll(r *http.Request) string {
+	text, err := io.ReadAll(r.Body)
 	if err != nil {
-		return err
+		panic(err)
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && len(text) < 5 {
-		err = fmt.Errorf("%q", text)
-	}
-	return err
+	return string(text)
 }
+
+func readCloser(text string) io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }

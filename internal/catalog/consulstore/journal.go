@@ -253,7 +253,7 @@ func (e *Engine) Commit(ctx context.Context, c store.Commit) (store.Mark, error)
 			undo()
 			return store.Mark{}, err
 		}
-		return store.Mark{}, fmt.Errorf("it is not known whether it was written: %w", err)
+		return store.Mark{}, fmt.Errorf("%w: %w", store.ErrUnknown, err)
 	}
 	if err != nil {
 		undo()

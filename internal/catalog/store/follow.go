@@ -22,6 +22,10 @@ const (
 	// read lately.
 	writeWithin    = 10 * time.Second
 	troubledWithin = 2 * time.Second
+	// unreachableTries is how often a write that has surely not been made is tried again, and
+	// unreachableAgain how soon.
+	unreachableTries = 3
+	unreachableAgain = 100 * time.Millisecond
 	// followWait is how long to wait for others' commits at a time.
 	followWait = time.Minute
 	// grace is how long what is found outside is left to the server that may have just written it

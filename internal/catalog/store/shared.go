@@ -29,8 +29,8 @@ type Shared interface {
 	Since(ctx context.Context, after Mark, wait time.Duration) ([]Batch, error)
 	// Commit adds to the history. Entries of Consul's kinds are in Consul before it returns. The
 	// error is [ErrBehind] when After is not the newest mark, [ErrOutside] when what is outside is
-	// not what Before says, a [LockLost], or an [EntryRefused]; with any error but these it is
-	// unknown whether it was committed.
+	// not what Before says, a [LockLost], or an [EntryRefused]; only with [ErrUnknown] may it be
+	// committed all the same.
 	Commit(context.Context, Commit) (Mark, error)
 	// Outside is what others write, and a channel that closes when there is something newer.
 	Outside() (*Outside, <-chan struct{})
@@ -91,6 +91,8 @@ var (
 	ErrForeign = errors.New("what this server has seen last is not in the history")
 	// ErrUnreachable: no answer.
 	ErrUnreachable = errors.New("cannot be reached")
+	// ErrUnknown: no answer to a commit, which may have been made.
+	ErrUnknown = errors.New("it is not known whether it was written")
 )
 
 // EntryRefused is why an entry was not taken.

@@ -66,7 +66,7 @@ func (s *Store) run(batch []*update) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, within)
 	defer cancel()
-	todo := batch
+	todo, tries := batch, 0
 	for len(todo) > 0 {
 		if s.isClosed() {
 			fail(todo, ErrClosed)
@@ -85,6 +85,12 @@ func (s *Store) run(batch []*update) {
 				continue
 			}
 			err = fmt.Errorf("nothing was written: %w", err)
+		}
+		if errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUnknown) && s.trouble.Load() == nil && tries < unreachableTries {
+			tries++ // a connection that broke, say
+			if wait(ctx, unreachableAgain) {
+				continue
+			}
 		}
 		if failed == nil {
 			fail(todo, err)
