@@ -163,3 +163,31 @@ func syncDir(dir string) error {
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
+
+// ReadDir is the root in a directory with its key, PEM, or nil when there is none.
+func ReadDir(dir string) ([]byte, error) {
+	root, key, err := load(dir, filepath.Join(dir, fileName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return encodeRoot(root, key)
+}
+
+// WriteDir puts a root with its key into a directory that has none.
+func WriteDir(dir string, text []byte) error {
+	root, key, err := decodeRoot(text)
+	if err != nil {
+		return fmt.Errorf("CA root: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("CA directory %q: %w", dir, err)
+	}
+	path := filepath.Join(dir, fileName)
+	if err := store(path, root, key); err != nil {
+		return fmt.Errorf("CA root %q: create: %w", path, err)
+	}
+	return nil
+}

@@ -12,12 +12,13 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/consulapi"
+	"github.com/crossfade-mesh/crossfade/internal/migrate"
 )
 
 // What servers that share a Consul remember beside entries, by the name of the state.
 const (
-	stateCA     = "ca/root"
-	stateTokens = "token/"
+	stateCA     = migrate.StateCA
+	stateTokens = migrate.StateTokens
 )
 
 // lockShifts is held by the one server that moves shares by time and evidence.

@@ -3,7 +3,10 @@ package tokens
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 )
 
 // Shelf keeps tokens where several servers have them in common. The trail stays each server's own.
@@ -111,4 +114,45 @@ func (t *Tokens) shelve(put []*row, gone []string, made bool) error {
 		}
 		return nil
 	})
+}
+
+// ReadDir is the tokens that a folder keeps, as a [Shelf] would. No server may be using it.
+func ReadDir(dir string) (out map[string][]byte, err error) {
+	if _, err := os.Stat(filepath.Join(dir, fileName)); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	d, err := openDisk(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	rows, _, err := d.load()
+	if err != nil {
+		return nil, err
+	}
+	out = map[string][]byte{}
+	for _, r := range rows {
+		if out[r.Accessor], err = json.Marshal(r); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// WriteDir puts tokens of a [Shelf] into a folder, over those of the same accessor.
+func WriteDir(dir string, all map[string][]byte) (err error) {
+	var rows []*row
+	for accessor, value := range all {
+		r := &row{}
+		if err := json.Unmarshal(value, r); err != nil {
+			return fmt.Errorf("token %q: cannot be read: %w", accessor, err)
+		}
+		rows = append(rows, r)
+	}
+	d, err := openDisk(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	return d.write(rows, nil, nil, 0)
 }

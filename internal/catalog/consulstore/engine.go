@@ -156,7 +156,7 @@ type kvPair struct {
 
 // get reads one key, or nil. With after > 0 it waits for a change.
 func (e *Engine) get(ctx context.Context, key string, query url.Values, after uint64, wait time.Duration) (*kvPair, uint64, error) {
-	a, err := e.ask(ctx, http.MethodGet, "/v1/kv/"+key, query, nil, after, wait, http.StatusNotFound)
+	a, err := e.ask(ctx, http.MethodGet, "/v1/kv/"+escapeKey(key), query, nil, after, wait, http.StatusNotFound)
 	if err != nil {
 		return nil, 0, err
 	}
