@@ -206,7 +206,11 @@ func (m *mirror) take(kind config.Kind, index uint64, list []json.RawMessage) er
 			Kind, Name  string
 			ModifyIndex uint64
 		}
-		if err := json.Unmarshal(raw, &head); err != nil || head.Kind != string(kind) || head.Name == "" {
+		err := json.Unmarshal(raw, &head)
+		if kind == config.KindMesh {
+			head.Name = config.MeshName // Consul leaves it out
+		}
+		if err != nil || head.Kind != string(kind) || head.Name == "" {
 			return fmt.Errorf("Consul at %s: entries of kind %s: %.80q is none", m.e.opts.Address, kind, raw)
 		}
 		k, t := config.Key{Kind: kind, Name: head.Name}, theirs{modify: head.ModifyIndex}
@@ -366,7 +370,7 @@ func (m *mirror) write(ctx context.Context, list []store.EntryChange) (undo func
 	done, failed, err := m.writeAll(ctx, todo)
 	if err != nil {
 		undo()
-		if errors.Is(err, store.ErrOutside) {
+		if errors.Is(err, store.ErrOutside) || failed == (config.Key{}) {
 			return nil, err
 		}
 		return nil, &store.EntryRefused{Key: failed, Err: err, Invalid: invalid(err)}
