@@ -66,12 +66,17 @@ func consulCall(t *testing.T, method, url, body string) string {
 // webCallsCatalog registers two services with sidecars and no checks in a Consul.
 func webCallsCatalog(t *testing.T, url string) {
 	t.Helper()
-	for _, body := range []string{
+	for _, body := range webAndCatalog() {
+		consulCall(t, http.MethodPut, url+"/v1/agent/service/register", body)
+	}
+}
+
+// webAndCatalog are registrations of two services with sidecars.
+func webAndCatalog() []string {
+	return []string{
 		`{"Name":"catalog","Port":8081,"Connect":{"SidecarService":{"Port":21001,"Checks":[{"Name":"up","TTL":"1h","Status":"passing"}]}}}`,
 		`{"Name":"web","Port":8080,"Connect":{"SidecarService":{"Port":21002,"Checks":[{"Name":"up","TTL":"1h","Status":"passing"}],
 			"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":7100}]}}}}`,
-	} {
-		consulCall(t, http.MethodPut, url+"/v1/agent/service/register", body)
 	}
 }
 

@@ -285,7 +285,7 @@ func (e *Engine) lockOps(names []string) (ops []kvOp, err error) {
 // reason is what it means that a transaction was rolled back.
 func (e *Engine) reason(err error, ops []kvOp) error {
 	back, ok := errors.AsType[*rolledBack](err)
-	if !ok || len(back.Errors) == 0 {
+	if !ok || len(back.Errors) == 0 || errors.As(err, new(*denied)) {
 		return err
 	}
 	for _, failed := range back.Errors {
