@@ -18,9 +18,10 @@ const migrateWithin = 5 * time.Minute
 
 func newMigrate(s streams) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "migrate",
-		Short: "Move state between engines",
-		Args:  exactly(),
+		Use:     "migrate",
+		Short:   "Move state between engines",
+		Example: `  crossfade migrate store --from /var/lib/crossfade --consul http://127.0.0.1:8500`,
+		Args:    exactly(),
 	}
 	cmd.AddCommand(newMigrateStore(s))
 	return cmd

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -140,3 +141,22 @@ func readAll(r *http.Request) string {
 }
 
 func readCloser(text string) io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }
+
+func TestDocsHaveTheRules(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/consul.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(text), "```hcl\n")
+	block, _, _ = strings.Cut(block, "```")
+	var want []string
+	for _, r := range consulstore.Rules() {
+		want = append(want, r.Text)
+	}
+	got := strings.Split(strings.TrimSpace(block), "\n")
+	slices.Sort(got)
+	slices.Sort(want)
+	if want = slices.Compact(want); !slices.Equal(got, want) {
+		t.Errorf("docs/consul.md has the rules\n%s\nneeded are\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
