@@ -31,6 +31,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/check"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -98,6 +99,8 @@ type Server struct {
 	dir    *configDir // nil for none
 	steps  *stepper
 	probes *prober
+	engine *consulstore.Engine // nil without a Consul
+	others others
 	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
 
 	operatorFile string
@@ -118,7 +121,10 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = o.openStore(); err != nil {
+	if s.engine, err = o.engine(); err != nil {
+		return nil, err
+	}
+	if s.store, err = o.openStore(s.engine); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
@@ -287,6 +293,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part("shifts", func() error { s.steps.run(ctx); return nil })
 	if s.opts.Consul != "" {
 		part("commands of other servers", func() error { s.steps.hear(ctx); return nil })
+		part("what servers tell each other", func() error { s.tell(ctx, s.engine); return nil })
 	}
 	part("old ways", func() error { s.watchOldWays(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })

@@ -62,11 +62,7 @@ func (o Options) engine() (*consulstore.Engine, error) {
 }
 
 // openStore opens the embedded store or, with a Consul, the one that is shared.
-func (o Options) openStore() (*store.Store, error) {
-	e, err := o.engine()
-	if err != nil {
-		return nil, err
-	}
+func (o Options) openStore(e *consulstore.Engine) (*store.Store, error) {
 	opts := store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: o.judge, Log: o.Log}
 	if e != nil {
 		opts.Shared = e

@@ -18,6 +18,8 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -288,5 +290,70 @@ func TestCommandsReachTheServerThatMovesShares(t *testing.T) {
 	for _, c := range clients {
 		ask(c, api.ShiftRequest{Do: api.Pause}, "paused")
 		ask(c, api.ShiftRequest{Do: api.Resume}, "running")
+	}
+}
+
+// Sidecars are connected to one server, and another one moves the shares: it steps when they run
+// what they were told, sees what they report, and goes back when the new way is worse.
+func TestSharesMoveByWhatOtherServersSee(t *testing.T) {
+	f := consultest.NewFake(t)
+	webCallsCatalog(t, f.URL)
+	s := []*servertest.Server{servertest.Start(t, server.Options{Consul: f.URL, DefaultAllow: true, NodeName: "first"})}
+	holder := apiOf(t, s[0], "")
+	meshtest.Eventually(t, "the first server has the lock", func() error {
+		if held := consulCall(t, http.MethodGet, f.URL+"/v1/kv/crossfade-store/lock/shifts", ""); !strings.Contains(held, `"Session"`) {
+			return fmt.Errorf("%s", held)
+		}
+		return nil
+	})
+	s = append(s, servertest.Start(t, server.Options{Consul: f.URL, DefaultAllow: true, NodeName: "second"}))
+	other := apiOf(t, s[1], "")
+	for _, name := range []string{"web", "catalog"} {
+		s[1].Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: name, Protocol: "http"})
+	}
+	s[1].Write(shiftEntry(config.Shares{Direct: 100}))
+	told := versions(t, s[1], "web-sidecar-proxy") // acknowledges all
+	versions(t, s[1], "catalog-sidecar-proxy")
+	meshtest.Eventually(t, "the first server knows the sidecars of the second", func() error {
+		p, err := holder.Pair(t.Context(), "web", "catalog")
+		if err == nil && (p.Sidecars.Connected != 1 || p.Sidecars.Acknowledged != 1) {
+			err = fmt.Errorf("%+v", p.Sidecars)
+		}
+		return err
+	})
+	_, err := other.Shift(t.Context(), api.ShiftRequest{Pairs: only(pairOf("web", "catalog")), To: api.MTLS, Plan: &api.Plan{Steps: []float64{50, 100}, Dwell: "30s"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meshtest.Eventually(t, "the first step is taken", func() error { return shares(t, other, api.Shares{Direct: 50, MTLS: 50}) })
+	before := told()
+
+	// The new way fails, as sidecars tell the second server alone.
+	seq := uint64(0)
+	reports, err := telemetry.Connect(t.Context(), s[1].Conn(), "n1", "web-sidecar-proxy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	meshtest.Eventually(t, "the pair goes back", func() error {
+		seq++
+		way := func(w shift.Way, failed uint64) shift.WayTelemetry {
+			return shift.WayTelemetry{Way: w, Telemetry: shift.Telemetry{Attempts: 500, First: 500, Failed: failed, Latency: shift.Of(2, 2, 500)}}
+		}
+		ways := []shift.WayTelemetry{way(shift.Direct, 0), way(shift.MTLS, 250)}
+		if err := reports.Send(telemetry.Report{Session: 1, Seq: seq, At: time.Now(), Over: time.Second, Outbound: []telemetry.Outbound{{Destination: "catalog", Ways: ways}}}); err != nil {
+			return err
+		}
+		<-time.After(200 * time.Millisecond)
+		return shares(t, other, api.Shares{Direct: 100})
+	})
+	meshtest.Eventually(t, "the sidecar is told", func() error {
+		if told() == before {
+			return fmt.Errorf("no change")
+		}
+		return nil
+	})
+	p, err := holder.Pair(t.Context(), "web", "catalog")
+	if err != nil || p.Changed == nil || p.Changed.Who != "shift guard" {
+		t.Errorf("the last change: %+v, %v", p.Changed, err)
 	}
 }

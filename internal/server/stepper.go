@@ -447,6 +447,9 @@ func (m *mesh) runs(b *books, source string, index uint64) bool {
 		if _, connected := b.streams[in.Service]; !connected {
 			return false
 		}
+		if there, ok := b.runsThere[in.Service]; ok && there[source] < index {
+			return false
+		}
 	}
 	m.mu.Lock()
 	done := m.changes.done

@@ -64,6 +64,7 @@ type Engine struct {
 	log     *slog.Logger
 	outside *mirror
 	locks   *locks
+	notes   *notes
 
 	mu   sync.Mutex
 	head head // as last read or written; guarded by mu
@@ -82,6 +83,7 @@ func New(o Options) *Engine {
 	e := &Engine{opts: o, client: o.Client, log: o.Log.With("consul", o.Address)}
 	e.outside = newMirror(e)
 	e.locks = newLocks(e)
+	e.notes = newNotes(e)
 	return e
 }
 
@@ -90,6 +92,7 @@ func (e *Engine) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { e.outside.run(ctx) })
 	wg.Go(func() { e.locks.run(ctx) })
+	wg.Go(func() { e.notes.run(ctx) })
 	wg.Wait()
 	e.background.Wait()
 	e.client.Close()

@@ -51,6 +51,16 @@ func (l *locks) session(name string) string {
 	return l.id
 }
 
+// current is the session, or "" when it may be over.
+func (l *locks) current() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !time.Now().Before(l.until) {
+		return ""
+	}
+	return l.id
+}
+
 // lost lets go of what turned out not to be held.
 func (l *locks) lost() {
 	l.mu.Lock()
@@ -200,6 +210,9 @@ func (l *locks) end() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), destroyEnd)
 	defer cancel()
+	if _, err := l.e.do(ctx, http.MethodDelete, "/v1/kv/"+belowServers+id, nil, nil); err != nil {
+		l.e.log.Debug("what this server has told others is not cleared away", "reason", err)
+	}
 	if _, err := l.e.do(ctx, http.MethodPut, "/v1/session/destroy/"+id, nil, nil); err != nil {
 		l.e.log.Debug("session not ended, its TTL does it", "reason", err)
 	}
