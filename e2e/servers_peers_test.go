@@ -200,6 +200,7 @@ func TestPeersServersAreKilled(t *testing.T) {
 			return nil
 		})
 	}
+	revertWithoutTheHolder(t, bin, consul, all)
 	t.Logf("%d kills in %s: %d requests, %d failed; %d entries of %d checked; %d streams, longest gap %s", kills, took.Round(time.Millisecond), sent.Load(), failed.Load(), known, len(acked), reconnects, longest.Round(time.Millisecond))
 	if longest > longestGap {
 		t.Errorf("a stream stayed away for %s", longest)
@@ -291,4 +292,50 @@ func hold(ctx context.Context, t *testing.T, addrs []string, id string) (longest
 		pause(ctx, 50*time.Millisecond)
 	}
 	return longest, streams
+}
+
+// revertWithoutTheHolder kills the server that moves shares: a revert does not wait for another
+// to do so, which comes by itself.
+func revertWithoutTheHolder(t *testing.T, bin, consul string, all []*process) {
+	t.Helper()
+	holder := func() (*process, error) {
+		_, name, err := ask(consul+"/v1/kv/crossfade-store/lock/shifts?raw", "")
+		_, row, err2 := ask(consul+"/v1/kv/crossfade-store/lock/shifts", "")
+		if err := errors.Join(err, err2); err != nil {
+			return nil, err
+		}
+		if !strings.Contains(row, `"Session"`) || len(name) != 2 {
+			return nil, fmt.Errorf("nobody holds the lock: %s", row)
+		}
+		return all[name[1]-'0'], nil
+	}
+	var first *process
+	meshtest.Eventually(t, "a server moves shares", func() (err error) { first, err = holder(); return err })
+	other := all[0]
+	if other == first {
+		other = all[1]
+	}
+	putTo(t, other.http, `{"Kind":"traffic-shift","Source":"web","Destination":"catalog","Shares":{"Direct":50,"MTLS":50}}`)
+	first.kill()
+	began := time.Now()
+	out, err := exec.CommandContext(t.Context(), bin, "revert", "web", "catalog", "--force", "--http-addr", other.http).CombinedOutput()
+	took := time.Since(began)
+	if err != nil || took > 5*time.Second {
+		t.Errorf("a revert after %s: %v\n%s", took, err, out)
+	}
+	if _, entry, err := ask("http://"+other.http+"/v1/config/traffic-shift/web~catalog", ""); err == nil && !strings.Contains(entry, `"Direct":100`) {
+		t.Logf("the entry is %s", entry)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		next, err := holder()
+		if err == nil && next != first {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no other server moves shares: %v", err)
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	t.Logf("revert with the holder of the lock dead: %s; another holds it after %s", took.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
@@ -13,6 +14,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/consulapi"
 	"github.com/crossfade-mesh/crossfade/internal/migrate"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
 // What servers that share a Consul remember beside entries, by the name of the state.
@@ -125,4 +127,18 @@ func askedOfConsul() []string {
 // the mesh, and reading it here would find nothing.
 func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, fmt.Sprintf("%s %s: not served here: this server keeps its state in the Consul at %s, ask that", r.Method, r.URL.Path, s.opts.Consul), http.StatusNotImplemented)
+}
+
+// engineProblems are what is wrong with what servers share in a Consul.
+func (s *Server) engineProblems(found findings) {
+	if s.engine == nil {
+		return
+	}
+	if err := s.store.Trouble(); err != nil {
+		found.add(proxy.Problem{Subject: "consul " + s.opts.Consul, Reason: err.Error()}, "")
+	}
+	outside, _ := s.engine.Outside()
+	for k, why := range outside.Unclear {
+		found.add(proxy.Problem{Subject: string(k.Kind) + " " + strconv.Quote(k.Name), Reason: "not taken from Consul, it stays what it was when it was last right: " + oneLine(errors.New(why))}, "")
+	}
 }

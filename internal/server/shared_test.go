@@ -220,6 +220,12 @@ func TestRevertWithoutTheConsul(t *testing.T) {
 	f.Down()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
+	meshtest.Eventually(t, "config check says so", func() error {
+		if _, body := s[1].Call(http.MethodGet, "/v1/crossfade/config/check", nil); !strings.Contains(string(body), "cannot be reached") {
+			return fmt.Errorf("%s", body)
+		}
+		return nil
+	})
 	_, err := c.Shift(ctx, api.ShiftRequest{Pairs: only(pairOf("web", "catalog")), Via: map[string]float64{api.MTLS: 60}, Force: true})
 	if err == nil || !strings.Contains(err.Error(), f.URL) {
 		t.Errorf("a shift without the Consul: %v", err)

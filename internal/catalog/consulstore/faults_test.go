@@ -13,9 +13,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore/consultest"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
@@ -339,7 +341,13 @@ func TestATokenThatMayOnlyRead(t *testing.T) {
 			if r.Method == http.MethodGet || !strings.HasPrefix(r.URL.Path, prefix) {
 				return false
 			}
-			http.Error(w, "Permission denied: token with AccessorID '00000000-0000-0000-0000-000000000002' lacks permission", http.StatusForbidden)
+			const why = "Permission denied: token with AccessorID '00000000-0000-0000-0000-000000000002' lacks permission"
+			if prefix == "/v1/txn" { // whose parts are judged one by one
+				w.WriteHeader(http.StatusConflict)
+				fmt.Fprintf(w, `{"Results":null,"Errors":[{"OpIndex":0,"What":%q}]}`, why)
+				return true
+			}
+			http.Error(w, why, http.StatusForbidden)
 			return true
 		})
 	}
@@ -451,5 +459,116 @@ func TestEntriesThatRefuseEachOther(t *testing.T) {
 	}
 	if code, body := request(t, "GET", f.URL+"/v1/config/service-defaults/api", ""); code != 404 {
 		t.Errorf("half of a refused write is in the Consul: %s", body)
+	}
+}
+
+func TestWhichConsulIsServed(t *testing.T) {
+	f := consultest.NewFake(t)
+	check := func(body string) (string, []string, error) {
+		f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path != "/v1/agent/self" {
+				return false
+			}
+			fmt.Fprint(w, body)
+			return true
+		})
+		c, err := consul.NewClient(consul.Options{Address: f.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return consulstore.New(consulstore.Options{Client: c, Address: f.URL}).Check(t.Context())
+	}
+	for body, want := range map[string]string{
+		`{"Config":{"Datacenter":"dc7","Version":"1.15.9"}}`:    "version 1.15.9 is too old: want 1.16.0 or later",
+		`{"Config":{"Datacenter":"dc7","Version":"0.9.2"}}`:     "too old",
+		`{"Config":{"Datacenter":"dc7","Version":"1.16.0"}}`:    "",
+		`{"Config":{"Datacenter":"dc7","Version":"2.0.0+ent"}}`: "",
+		`<html>`: "not that of a Consul agent",
+		`{}`:     "not that of a Consul agent",
+	} {
+		dc, problems, err := check(body)
+		if want == "" && (err != nil || dc != "dc7" || len(problems) > 0) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %q, %v, %v; want %q", body, dc, problems, err, want)
+		}
+	}
+	f.Down()
+	c, err := consul.NewClient(consul.Options{Address: f.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := consulstore.New(consulstore.Options{Client: c, Address: f.URL}).Check(t.Context()); !errors.Is(err, store.ErrUnreachable) {
+		t.Errorf("no Consul: %v", err)
+	}
+}
+
+// A server writes an entry into the Consul, is slow to commit it, and others commit meanwhile,
+// among them one that finds the entry there: what is acknowledged stays.
+func TestAnEntryThatOthersFindFirst(t *testing.T) {
+	f := consultest.NewFake(t)
+	a, b := member(t, f.URL, ""), member(t, f.URL, "")
+	update(t, a, put(defaults("web", "http"), "ann"))
+	agree(t, a, b)
+	var begun atomic.Bool
+	f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/v1/txn" {
+			return false
+		}
+		body := readAll(r)
+		r.Body = readCloser(body)
+		if begun.CompareAndSwap(false, true) { // a's commit: b finds the entry before it is made
+			eventually(t, "another server takes the entry for somebody else's", func() error {
+				if got := strings.Join(describe(b), "\n"); !strings.Contains(got, `"Protocol":"grpc"`) {
+					return errors.New(got)
+				}
+				return nil
+			})
+		}
+		return false
+	})
+	update(t, a, put(defaults("web", "grpc"), "ann"))
+	f.Spoil(nil)
+	<-time.After(time.Second) // time enough to be taken back
+	for _, line := range agree(t, a, b) {
+		if !strings.Contains(line, `"Protocol":"grpc"`) {
+			t.Errorf("an acknowledged write is lost: %s", line)
+		}
+	}
+	if _, body := request(t, "GET", f.URL+"/v1/config/service-defaults/web", ""); !strings.Contains(body, `"grpc"`) {
+		t.Errorf("the Consul has %s", body)
+	}
+
+	// One that is refused after it was half done is taken back, everywhere.
+	var refuse atomic.Bool
+	begun.Store(false)
+	f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/v1/txn" {
+			body := readAll(r)
+			r.Body = readCloser(body)
+			if begun.CompareAndSwap(false, true) {
+				refuse.Store(true)
+				if err := b.Update(putState("x", "1")); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return false
+	})
+	err := a.Update(func(w *store.Writer) error {
+		if refuse.Load() {
+			return errors.New("no longer")
+		}
+		return w.PutEntry(defaults("web", "http2"), store.Author{Who: "ann"})
+	})
+	if err == nil {
+		t.Fatal("not refused")
+	}
+	f.Spoil(nil)
+	<-time.After(time.Second)
+	if got := strings.Join(agree(t, a, b), "\n"); !strings.Contains(got, `"Protocol":"grpc"`) || strings.Contains(got, `"Protocol":"http2"`) {
+		t.Errorf("what was refused is in force: %s", got)
+	}
+	if _, body := request(t, "GET", f.URL+"/v1/config/service-defaults/web", ""); !strings.Contains(body, `"grpc"`) {
+		t.Errorf("the Consul has %s", body)
 	}
 }

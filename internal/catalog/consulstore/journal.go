@@ -227,7 +227,7 @@ func (e *Engine) Commit(ctx context.Context, c store.Commit) (store.Mark, error)
 	if err != nil {
 		return store.Mark{}, err
 	}
-	undo, err := e.outside.write(ctx, c.Entries)
+	wrote, undo, err := e.outside.write(ctx, c.Entries)
 	if err != nil {
 		return store.Mark{}, err
 	}
@@ -256,8 +256,11 @@ func (e *Engine) Commit(ctx context.Context, c store.Commit) (store.Mark, error)
 		return store.Mark{}, fmt.Errorf("%w: %w", store.ErrUnknown, err)
 	}
 	if err != nil {
+		if err = e.reason(err, ops); errors.Is(err, store.ErrBehind) && len(wrote) > 0 {
+			return store.Mark{}, &store.HalfDone{Entries: wrote, Err: err}
+		}
 		undo()
-		return store.Mark{}, e.reason(err, ops)
+		return store.Mark{}, err
 	}
 	next.modify, next.index, next.read = modify, modify, true
 	e.mu.Lock()

@@ -331,24 +331,24 @@ func (m *mirror) of(k config.Key) (theirs, bool) {
 	return t, ok
 }
 
-// write brings entries into Consul, all or none; undo takes back what it wrote. What refuses
-// another of them is tried again when that is written.
-func (m *mirror) write(ctx context.Context, list []store.EntryChange) (undo func(), err error) {
-	var todo, done []store.EntryChange
+// write brings entries into Consul, all or none, and returns those that it wrote; undo takes them
+// back. What refuses another of them is tried again when that is written.
+func (m *mirror) write(ctx context.Context, list []store.EntryChange) (done []store.EntryChange, undo func(), err error) {
+	var todo []store.EntryChange
 	for _, c := range list {
 		m.mu.Lock()
 		old := m.old(c.Key.Kind)
 		m.mu.Unlock()
 		if old {
 			if err := m.refresh(ctx, []store.EntryChange{c}); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		is, ok := m.of(c.Key)
 		switch {
 		case sameEntry(is.entry, c.After) && is.unclear == "":
 		case ok && is.unclear == "" && !sameEntry(is.entry, c.Before), !ok && c.Before != nil:
-			return nil, store.ErrOutside
+			return nil, nil, store.ErrOutside
 		default:
 			todo = append(todo, c)
 		}
@@ -365,17 +365,20 @@ func (m *mirror) write(ctx context.Context, list []store.EntryChange) (undo func
 		}
 	}
 	if len(todo) == 0 {
-		return undo, nil
+		return done, undo, nil
 	}
 	done, failed, err := m.writeAll(ctx, todo)
+	if errors.Is(err, store.ErrOutside) && len(done) > 0 {
+		return nil, nil, &store.HalfDone{Entries: done, Err: store.ErrOutside}
+	}
 	if err != nil {
 		undo()
 		if errors.Is(err, store.ErrOutside) || failed == (config.Key{}) {
-			return nil, err
+			return nil, nil, err
 		}
-		return nil, &store.EntryRefused{Key: failed, Err: err, Invalid: invalid(err)}
+		return nil, nil, &store.EntryRefused{Key: failed, Err: err, Invalid: invalid(err)}
 	}
-	return undo, nil
+	return done, undo, nil
 }
 
 // invalid reports whether it is the entry that Consul does not take, and not the moment.

@@ -246,6 +246,45 @@ func (s *Store) outside(keys bool) *update {
 	}}
 }
 
+// restore takes back entries that are in Consul, of updates that are none after all: what is
+// there is committed first, and then what was there before. The caller holds commit.
+func (s *Store) restore(left map[config.Key]EntryChange) {
+	back := &update{outside: true, done: make(chan struct{}), write: func(w *Writer) error {
+		for _, k := range slices.SortedFunc(maps.Keys(left), config.Key.Compare) {
+			by := Author{Who: outsider, Time: time.Now()}
+			now := w.Entry(k)
+			if now == nil && left[k].After != nil || now != nil && !sameContent(now.Entry, left[k].After) {
+				continue // somebody has written another since
+			}
+			var err error
+			if left[k].Before == nil {
+				err = w.DeleteEntry(k, by)
+			} else {
+				err = w.PutEntry(left[k].Before, by)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
+	for _, u := range []*update{s.outside(false), back} {
+		s.run([]*update{u})
+		if u.err != nil {
+			s.options.Log.Error("entries of a write that was refused are left in Consul", "entries", len(left), "reason", u.err)
+			return
+		}
+	}
+}
+
+// sameContent compares entries; nil is none.
+func sameContent(a, b config.Entry) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return same(&Entry{Entry: a}, &Entry{Entry: b})
+}
+
 // wait is false when ctx ends first.
 func wait(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)

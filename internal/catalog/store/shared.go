@@ -29,7 +29,7 @@ type Shared interface {
 	Since(ctx context.Context, after Mark, wait time.Duration) ([]Batch, error)
 	// Commit adds to the history. Entries of Consul's kinds are in Consul before it returns. The
 	// error is [ErrBehind] when After is not the newest mark, [ErrOutside] when what is outside is
-	// not what Before says, a [LockLost], or an [EntryRefused]; only with [ErrUnknown] may it be
+	// not what Before says, a [HalfDone], a [LockLost], or an [EntryRefused]; only with [ErrUnknown] may it be
 	// committed all the same.
 	Commit(context.Context, Commit) (Mark, error)
 	// Outside is what others write, and a channel that closes when there is something newer.
@@ -108,6 +108,19 @@ func (e *EntryRefused) Error() string { return fmt.Sprintf("%s %q: %v", e.Key.Ki
 
 // Unwrap is the cause.
 func (e *EntryRefused) Unwrap() error { return e.Err }
+
+// HalfDone is a commit that others were faster than, some of whose entries are in Consul already.
+// They are not taken back there: another server may have found and committed them meanwhile.
+type HalfDone struct {
+	Entries []EntryChange
+	Err     error // [ErrBehind] or [ErrOutside]
+}
+
+// Error implements error.
+func (h *HalfDone) Error() string { return h.Err.Error() }
+
+// Unwrap says why it is to be tried again.
+func (h *HalfDone) Unwrap() error { return h.Err }
 
 // LockLost is a commit that somebody else may make now.
 type LockLost struct{ Lock string }

@@ -22,8 +22,9 @@ const maxKey = 32768
 // update is one call of [Store.Update] on its way to disk.
 type update struct {
 	write   func(*Writer) error
-	outside bool          // it takes in what is in force elsewhere, and is not judged
-	done    chan struct{} // closed when err is set
+	outside bool                // it takes in what is in force elsewhere, and is not judged
+	wrote   map[config.Key]bool // entries that it touched in some try
+	done    chan struct{}       // closed when err is set
 	err     error
 }
 
@@ -66,6 +67,19 @@ func (s *Store) run(batch []*update) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, within)
 	defer cancel()
+	left := map[config.Key]EntryChange{}
+	defer func() {
+		for _, u := range batch {
+			for k := range u.wrote {
+				if u.err == nil {
+					delete(left, k) // it is what was wanted
+				}
+			}
+		}
+		if len(left) > 0 {
+			s.restore(left)
+		}
+	}()
 	todo, tries := batch, 0
 	for len(todo) > 0 {
 		if s.isClosed() {
@@ -77,6 +91,14 @@ func (s *Store) run(batch []*update) {
 			return
 		}
 		failed, err := s.try(ctx, todo)
+		if half, ok := errors.AsType[*HalfDone](err); ok {
+			for _, c := range half.Entries {
+				if was, known := left[c.Key]; known {
+					c.Before = was.Before
+				}
+				left[c.Key] = c
+			}
+		}
 		if behind := errors.Is(err, ErrBehind); behind || errors.Is(err, ErrOutside) {
 			if err = s.catchUp(ctx); err == nil {
 				if !behind && !todo[0].outside {
@@ -135,6 +157,14 @@ func (s *Store) try(ctx context.Context, batch []*update) (*update, error) {
 		var err error
 		if entries, err = w.judge(entries); err != nil {
 			return u, err
+		}
+		if s.shared != nil {
+			if u.wrote == nil {
+				u.wrote = map[config.Key]bool{}
+			}
+			for _, k := range w.touched {
+				u.wrote[k] = true
+			}
 		}
 		writers = append(writers, w)
 		changes = append(changes, w.changes...)
