@@ -161,19 +161,18 @@ func look(t *testing.T, s *servertest.Server) seen {
 		_, body := s.Call("GET", "/v1/crossfade/config/history/"+path, nil)
 		out.Past[key] = strings.Count(string(body), `"index"`)
 	}
-	for _, id := range []string{"web-sidecar-proxy", "catalog-sidecar-proxy"} {
+	// Clusters come first, then what leads to them.
+	for id, last := range map[string][]string{"web-sidecar-proxy": {"RouteConfiguration catalog ", "Listener catalog:", "Listener public_listener:"}, "catalog-sidecar-proxy": {"Listener public_listener:"}} {
 		told := versions(t, s, id)
-		last := ""
 		meshtest.Eventually(t, "a sidecar is told all", func() error {
-			now := told()
-			same := now == last && strings.Count(now, "\n") >= 1
-			last = now
-			if !same {
-				return os.ErrNotExist
+			out.Told[id] = told()
+			for _, name := range last {
+				if !strings.Contains(out.Told[id], name) {
+					return fmt.Errorf("no %s in\n%s", name, out.Told[id])
+				}
 			}
 			return nil
 		})
-		out.Told[id] = last
 	}
 	return out
 }

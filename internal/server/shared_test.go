@@ -307,10 +307,16 @@ func TestSharesMoveByWhatOtherServersSee(t *testing.T) {
 	s := []*servertest.Server{servertest.Start(t, server.Options{Consul: f.URL, DefaultAllow: true, NodeName: "first"})}
 	holder := apiOf(t, s[0], "")
 	meshtest.Eventually(t, "the first server has the lock", func() error {
-		if held := consulCall(t, http.MethodGet, f.URL+"/v1/kv/crossfade-store/lock/shifts", ""); !strings.Contains(held, `"Session"`) {
-			return fmt.Errorf("%s", held)
+		resp, err := http.Get(f.URL + "/v1/kv/crossfade-store/lock/shifts")
+		if err != nil {
+			return err
 		}
-		return nil
+		defer resp.Body.Close()
+		held, err := io.ReadAll(resp.Body)
+		if err == nil && !strings.Contains(string(held), `"Session"`) {
+			err = fmt.Errorf("%s", held)
+		}
+		return err
 	})
 	s = append(s, servertest.Start(t, server.Options{Consul: f.URL, DefaultAllow: true, NodeName: "second"}))
 	other := apiOf(t, s[1], "")
