@@ -90,7 +90,9 @@ func TestTokensInCommon(t *testing.T) {
 	}
 
 	// What is written late of its use takes no revocation back.
+	b.mu.Lock()
 	late := *b.by[tok.Accessor]
+	b.mu.Unlock()
 	late.Revoked, late.Used = time.Time{}, time.Now()
 	if err := b.shelve([]*row{&late}, nil, false); err != nil {
 		t.Fatal(err)
