@@ -288,11 +288,11 @@ func TestTheLogIsCutOff(t *testing.T) {
 func TestLargeWrites(t *testing.T) {
 	f := consultest.NewFake(t)
 	a, b := member(t, f.URL, ""), member(t, f.URL, "")
-	big := make([]byte, 3<<20) // does not compress
+	big := make([]byte, 1<<20) // does not compress
 	rand.Read(big)
 	update(t, a, func(w *store.Writer) error { return w.PutState("big", big) })
 	update(t, a, func(w *store.Writer) error {
-		for n := range 500 {
+		for n := range 200 {
 			if err := w.PutEntry(policy(fmt.Sprintf("s%d", n), "h"), store.Author{Who: "ann"}); err != nil {
 				return err
 			}
