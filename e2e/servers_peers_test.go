@@ -31,9 +31,9 @@ import (
 )
 
 const (
-	// kills is how often a server is killed, killEvery how soon after the one before.
-	kills     = 50
-	killEvery = 900 * time.Millisecond
+	// deaths is how often a server is killed, deathEvery how soon after the one before.
+	deaths     = 50
+	deathEvery = 900 * time.Millisecond
 	// longestGap is how long a sidecar may be without a stream.
 	longestGap = 5 * time.Second
 )
@@ -102,12 +102,12 @@ func servers(t *testing.T, bin, consul string) (out []*process) {
 	return out
 }
 
-// TestPeersServersAreKilled kills one server of three again and again while requests pass two
+// TestPeersServersAreKilled deaths one server of three again and again while requests pass two
 // real Envoys and entries are written: no request fails, no acknowledged write is lost, no stream
 // stays away for long.
 func TestPeersServersAreKilled(t *testing.T) {
 	// An agent holds the queries of a killed client until they end, and takes 200 of one address
-	// unless it is told otherwise: fifty kills a minute are not what that is made for.
+	// unless it is told otherwise: fifty deaths a minute are not what that is made for.
 	consul := consultest.NewReal(t, `{"limits":{"http_max_conns_per_client":5000}}`).URL()
 	bin, dir := build(t), meshtest.RunDir(t)
 	all := servers(t, bin, consul)
@@ -163,15 +163,15 @@ func TestPeersServersAreKilled(t *testing.T) {
 	wg.Go(func() { longest, reconnects = hold(ctx, t, grpcAddrs, "web-sidecar-proxy") })
 
 	began := time.Now()
-	for n := range kills {
+	for n := range deaths {
 		p := all[rand.IntN(3)]
 		p.kill()
-		pause(ctx, killEvery/2)
+		pause(ctx, deathEvery/2)
 		p.start()
-		if n == kills/2 {
+		if n == deaths/2 {
 			pause(ctx, time.Second) // a moment with all three
 		}
-		pause(ctx, killEvery/2)
+		pause(ctx, deathEvery/2)
 	}
 	took := time.Since(began)
 	stop()
@@ -201,7 +201,7 @@ func TestPeersServersAreKilled(t *testing.T) {
 		})
 	}
 	revertWithoutTheHolder(t, bin, consul, all)
-	t.Logf("%d kills in %s: %d requests, %d failed; %d entries of %d checked; %d streams, longest gap %s", kills, took.Round(time.Millisecond), sent.Load(), failed.Load(), known, len(acked), reconnects, longest.Round(time.Millisecond))
+	t.Logf("%d deaths in %s: %d requests, %d failed; %d entries of %d checked; %d streams, longest gap %s", deaths, took.Round(time.Millisecond), sent.Load(), failed.Load(), known, len(acked), reconnects, longest.Round(time.Millisecond))
 	if longest > longestGap {
 		t.Errorf("a stream stayed away for %s", longest)
 	}
@@ -294,7 +294,7 @@ func hold(ctx context.Context, t *testing.T, addrs []string, id string) (longest
 	return longest, streams
 }
 
-// revertWithoutTheHolder kills the server that moves shares: a revert does not wait for another
+// revertWithoutTheHolder deaths the server that moves shares: a revert does not wait for another
 // to do so, which comes by itself.
 func revertWithoutTheHolder(t *testing.T, bin, consul string, all []*process) {
 	t.Helper()

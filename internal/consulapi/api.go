@@ -194,6 +194,7 @@ func routes() []route {
 		{path: "/v1/crossfade/shift", post: askServer},
 		{path: "/v1/crossfade/shift/log", get: askServer},
 		{path: "/v1/crossfade/revert", post: askServer},
+		{path: "/v1/crossfade/cuts/", get: askServer},
 		{path: "/v1/crossfade/config/history/", get: entryHistory},
 		{path: "/v1/crossfade/config/rollback/", put: rollBackEntry},
 

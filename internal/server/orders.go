@@ -40,10 +40,10 @@ func (p *stepper) tick(now time.Time) {
 	}
 	p.s.mesh.book.Drain() // it is for who compares; what is old then is no evidence
 	p.s.saveUnsaved()
-	p.mu.Lock()
+	p.turn <- struct{}{}
 	p.refresh()
 	over := p.overruled()
-	p.mu.Unlock()
+	<-p.turn
 	if len(over) > 0 {
 		if _, err := p.leave(over); err != nil {
 			p.log.Warn("the server that moves shares cannot be told of a revert, it sees it by the shares", "reason", err)
@@ -51,10 +51,32 @@ func (p *stepper) tick(now time.Time) {
 	}
 }
 
-// refresh goes on from what another server has put in the store. The caller holds mu.
-func (p *stepper) refresh() {
-	var raw []byte
+// kept is what the store has of the shifts.
+func (p *stepper) kept() (raw []byte) {
 	p.s.store.Read(context.Background(), 0, func(r *store.Reader) { raw = r.State(stateName) })
+	return raw
+}
+
+// sight is what is so last: here, or where another server moves shares, there.
+func (p *stepper) sight() *sight {
+	s := p.seen.Load()
+	if p.s.store.Holds(lockShifts) {
+		return s
+	}
+	raw := p.kept()
+	var now remembered
+	if bytes.Equal(raw, s.row) || json.Unmarshal(raw, &now) != nil {
+		return s
+	}
+	next := *s
+	next.shifts, next.watches, next.row = now.State.Shifts, now.Watches, raw
+	p.seen.CompareAndSwap(s, &next)
+	return &next
+}
+
+// refresh goes on from what another server has put in the store. The caller has the turn.
+func (p *stepper) refresh() {
+	raw := p.kept()
 	if bytes.Equal(raw, p.row) {
 		return
 	}

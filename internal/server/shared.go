@@ -64,10 +64,11 @@ func (o Options) engine() (*consulstore.Engine, error) {
 }
 
 // openStore opens the embedded store or, with a Consul, the one that is shared.
-func (o Options) openStore(e *consulstore.Engine) (*store.Store, error) {
-	opts := store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: o.judge, Log: o.Log}
-	if e != nil {
-		opts.Shared = e
+func (s *Server) openStore() (*store.Store, error) {
+	o := s.opts
+	opts := store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: s.judge, Log: o.Log}
+	if s.engine != nil {
+		opts.Shared = s.engine
 	}
 	return store.Open(opts)
 }

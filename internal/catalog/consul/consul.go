@@ -66,8 +66,9 @@ type Options struct {
 // Source reads one Consul. See [New].
 type Source struct {
 	*Client
-	log   *slog.Logger
-	slots chan struct{} // one token per health query that is open
+	log     *slog.Logger
+	slots   chan struct{} // one token per health query that is open
+	trouble *trouble
 }
 
 var _ catalog.Source = (*Source)(nil)
@@ -84,7 +85,8 @@ func New(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Source{Client: client, log: o.Log.With("consul", o.Address), slots: make(chan struct{}, o.MaxQueries)}, nil
+	log := o.Log.With("consul", o.Address)
+	return &Source{Client: client, log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log)}, nil
 }
 
 func parseAddress(address string) (base *url.URL, socket string, err error) {
@@ -139,7 +141,7 @@ func newClient(socket string, queries int, secure *tls.Config) *http.Client {
 // that Consul names has been read once. When ctx ends it returns nil.
 func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &run{source: s, trouble: newTrouble(s.log), ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
+	r := &run{source: s, trouble: s.trouble, ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
 	defer func() {
 		cancel()
 		r.wg.Wait()
