@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
@@ -128,6 +129,15 @@ func askedOfConsul() []string {
 // the mesh, and reading it here would find nothing.
 func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, fmt.Sprintf("%s %s: not served here: this server keeps its state in the Consul at %s, ask that", r.Method, r.URL.Path, s.opts.Consul), http.StatusNotImplemented)
+}
+
+// staleEngine is what keeps what servers share from being read or written.
+func (s *Server) staleEngine() []api.Finding {
+	err := s.store.Trouble()
+	if s.engine == nil || err == nil {
+		return nil
+	}
+	return []api.Finding{{Severity: api.Critical, Subject: "consul " + s.opts.Consul, Since: s.store.Since().UTC(), Text: "the state that servers share: " + oneLine(err)}}
 }
 
 // engineProblems are what is wrong with what servers share in a Consul.

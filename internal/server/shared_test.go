@@ -221,8 +221,10 @@ func TestRevertWithoutTheConsul(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	meshtest.Eventually(t, "config check says so", func() error {
-		if _, body := s[1].Call(http.MethodGet, "/v1/crossfade/config/check", nil); !strings.Contains(string(body), "cannot be reached") {
-			return fmt.Errorf("%s", body)
+		for _, path := range []string{"config/check", "health"} {
+			if _, body := s[1].Call(http.MethodGet, "/v1/crossfade/"+path, nil); !strings.Contains(string(body), "cannot be reached") {
+				return fmt.Errorf("%s", body)
+			}
 		}
 		return nil
 	})

@@ -51,6 +51,7 @@ func (s *Store) openShared() error {
 	case err != nil:
 		s.options.Log.Error("started from the last state that was seen, which stays in force", "index", s.mark.Index, "reason", err)
 		s.trouble.Store(&err)
+		s.began()
 	}
 	s.following.Go(func() { s.follow(ctx) })
 	s.following.Go(func() { s.lookOutside(ctx) })
@@ -197,6 +198,7 @@ func (s *Store) note(err error) {
 		return
 	}
 	if s.trouble.Swap(&err) == nil {
+		s.began()
 		s.options.Log.Error("the state that servers share cannot be read: the last that was seen stays in force, and nothing is written", "reason", err)
 	}
 }
@@ -295,6 +297,20 @@ func wait(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// began notes that there is trouble from now on.
+func (s *Store) began() {
+	now := time.Now()
+	s.since.Store(&now)
+}
+
+// Since is when the trouble began that [Store.Trouble] tells of.
+func (s *Store) Since() time.Time {
+	if at := s.since.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 // Trouble says what keeps what is shared from being read or written, or nil.

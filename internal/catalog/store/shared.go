@@ -241,6 +241,7 @@ func (s *Store) take(ctx context.Context, batches []Batch, err error) error {
 func (s *Store) hold(why error) error {
 	err := fmt.Errorf("nothing is written, and what is in force stays: %w", why)
 	if s.held.Swap(&err) == nil {
+		s.began()
 		s.options.Log.Error("the state that servers share has another history than what this server has seen: what is in force stays, and nothing is written", "reason", why)
 	}
 	return err

@@ -24,6 +24,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -79,8 +80,9 @@ type Store struct {
 	ctx       context.Context    // ends with the store
 	stop      context.CancelFunc // ends ctx
 	following sync.WaitGroup
-	held      atomic.Pointer[error] // why nothing is written any more
-	trouble   atomic.Pointer[error] // why nothing is written now
+	held      atomic.Pointer[error]     // why nothing is written any more
+	trouble   atomic.Pointer[error]     // why nothing is written now
+	since     atomic.Pointer[time.Time] // of the later of the two
 }
 
 // Open reads the registry in options.Dir, or starts an empty one.
