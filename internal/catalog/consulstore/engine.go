@@ -6,10 +6,10 @@
 // and then a snapshot of all rows, up to which the log is cut off. Entries of Consul's kinds are
 // written to Consul's own configuration entries, by compare-and-set too, before the commit that
 // says so; what others write there, and keys of the client convention, is watched. Locks are
-// Consul's sessions.
+// Consul's sessions. What servers tell each other of the moment is in a key of each.
 //
 // A server follows with one blocking query on the head, one for each of Consul's kinds, one on
-// the convention's keys and one on the locks, however many rows there are. What cannot be read or
+// the convention's keys, one on the locks and one on what others tell, however many rows there are. What cannot be read or
 // understood changes nothing.
 //
 // It leaves what rows mean to catalog/store, Consul's catalog and health to catalog/consul, and

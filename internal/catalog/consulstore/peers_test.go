@@ -3,8 +3,10 @@
 package consulstore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,4 +68,47 @@ func TestEntriesInARealConsul(t *testing.T) {
 	}
 	fresh := member(t, url, "")
 	agree(t, a, fresh)
+}
+
+// What one server writes the others have inside a second.
+func TestPropagationInARealConsul(t *testing.T) {
+	url := consultest.NewReal(t, "").URL()
+	a, b, c := member(t, url, ""), member(t, url, ""), member(t, url, "")
+	var writes, reads []time.Duration
+	for n := range 100 {
+		e := policy("web", fmt.Sprintf("h%d", n))
+		if n%2 == 0 {
+			e = defaults(fmt.Sprintf("s%d", n), "http")
+		}
+		k := config.KeyOf(e)
+		began := time.Now()
+		update(t, a, put(e, "ann"))
+		writes = append(writes, time.Since(began))
+		for _, other := range []*store.Store{b, c} {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			other.ReadUntil(ctx, func(r *store.Reader) bool {
+				row := r.Entry(k)
+				return row != nil && encoded(row.Entry) == encoded(e) || ctx.Err() != nil
+			})
+			if ctx.Err() != nil {
+				t.Fatalf("write %d has not come", n)
+			}
+			cancel()
+		}
+		reads = append(reads, time.Since(began))
+	}
+	slices.Sort(writes)
+	slices.Sort(reads)
+	t.Logf("acknowledged after %s (median), %s (worst); on all after %s, %s", writes[50], writes[99], reads[50], reads[99])
+	if reads[98] > time.Second {
+		t.Errorf("on all after %s", reads[98])
+	}
+}
+
+func encoded(e config.Entry) string {
+	text, err := config.EncodeEntry(e)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
