@@ -323,8 +323,8 @@ func revertWithoutTheHolder(t *testing.T, bin, consul string, all []*process) {
 	if err != nil || took > 5*time.Second {
 		t.Errorf("a revert after %s: %v\n%s", took, err, out)
 	}
-	if _, entry, err := ask("http://"+other.http+"/v1/config/traffic-shift/web~catalog", ""); err == nil && !strings.Contains(entry, `"Direct":100`) {
-		t.Logf("the entry is %s", entry)
+	if _, entry, err := ask("http://"+other.http+"/v1/config/traffic-shift/web~catalog", ""); err != nil || !strings.Contains(entry, `"direct":100`) {
+		t.Errorf("after the revert the entry is %s, %v", entry, err)
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for {
