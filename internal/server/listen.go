@@ -19,6 +19,9 @@ import (
 // handed to those who are to trust the servers.
 const caFile = "ca.pem"
 
+// caDir, in the data directory, holds the CA, where that is not in a Consul.
+const caDir = "ca"
+
 func listen(what, addr string, port int, flag string) (net.Listener, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
 	if err != nil {
