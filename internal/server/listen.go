@@ -139,8 +139,14 @@ func (s *Server) CAFile() string {
 	return filepath.Join(s.opts.DataDir, caFile)
 }
 
-// Fingerprint is that of the CA whose certificates this server's ports show.
-func (s *Server) Fingerprint() string { return s.builtIn.Fingerprint() }
+// Fingerprint is that of the CA whose certificates this server's ports show; "" where
+// there is none, since they show none.
+func (s *Server) Fingerprint() string {
+	if s.builtIn == nil {
+		return ""
+	}
+	return s.builtIn.Fingerprint()
+}
 
 // OperatorFile is where the secret of an operator's token is that was made by this
 // start, or "".
