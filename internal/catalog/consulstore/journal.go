@@ -22,6 +22,8 @@ const (
 	maxInline = 300 << 10
 	// fetchOneByOne is how many records are read one by one, before the whole log is.
 	fetchOneByOne = 8
+	// maxConclude is how often a transaction is made that has no answer.
+	maxConclude = 3
 	// verifyWithin is how long to ask whether a commit without an answer was made.
 	verifyWithin = 2 * time.Second
 	// format is that of the rows, the log and the head.
@@ -240,25 +242,18 @@ func (e *Engine) Commit(ctx context.Context, c store.Commit) (store.Mark, error)
 		{Verb: "cas", Key: keyHead, Value: headValue, Index: h.modify},
 		{Verb: "set", Key: keyOfRecord(next.Seq), Value: value},
 	}, ops...)
-	modify, err := e.transact(ctx, ops)
-	if err != nil && !errors.As(err, new(*rolledBack)) && !errors.As(err, new(*denied)) {
-		// Whether it was made can be asked, unless Consul is gone.
-		verify, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyWithin)
-		defer cancel()
-		now, e2 := e.readHead(verify, url.Values{"consistent": {""}}, 0, 0)
-		switch {
-		case e2 == nil && now.ID == next.ID:
-			return next.Mark, nil
-		case e2 == nil && !errors.Is(err, store.ErrUnreachable): // it was answered
-			undo()
-			return store.Mark{}, err
-		}
-		return store.Mark{}, fmt.Errorf("%w: %w", store.ErrUnknown, err)
-	}
-	if err != nil {
+	modify, made, err := e.conclude(ctx, ops, next)
+	switch {
+	case made:
+		return next.Mark, nil
+	case errors.Is(err, store.ErrUnknown):
+		return store.Mark{}, err
+	case errors.As(err, new(*rolledBack)):
 		if err = e.reason(err, ops); errors.Is(err, store.ErrBehind) && len(wrote) > 0 {
 			return store.Mark{}, &store.HalfDone{Entries: wrote, Err: err}
 		}
+	}
+	if err != nil {
 		undo()
 		return store.Mark{}, err
 	}
@@ -270,6 +265,42 @@ func (e *Engine) Commit(ctx context.Context, c store.Commit) (store.Mark, error)
 		e.background.Go(func() { e.compact(context.WithoutCancel(ctx)) })
 	}
 	return next.Mark, nil
+}
+
+// conclude makes the transaction of a commit. One without an answer is made again as long as it has
+// surely not been: it moves the head, so that of the same ones at most one is made. It is
+// [store.ErrUnknown] when nobody can say. made reports that it was, though the answer was lost.
+func (e *Engine) conclude(ctx context.Context, ops []kvOp, next head) (modify uint64, made bool, err error) {
+	for again := range maxConclude {
+		modify, err = e.transact(ctx, ops)
+		answered := !errors.Is(err, store.ErrUnreachable)
+		if err == nil || errors.As(err, new(*denied)) || again == 0 && errors.As(err, new(*rolledBack)) {
+			return modify, false, err
+		}
+		verify, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyWithin)
+		made, unclear := e.made(verify, next)
+		cancel()
+		if made {
+			return 0, true, nil
+		}
+		if answered && unclear == nil {
+			return 0, false, err
+		}
+		if unclear != nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return 0, false, fmt.Errorf("%w: %w", store.ErrUnknown, err)
+}
+
+// made reports whether a commit is in the log.
+func (e *Engine) made(ctx context.Context, h head) (bool, error) {
+	pair, _, err := e.get(ctx, keyOfRecord(h.Seq), url.Values{"consistent": {""}}, 0, 0)
+	if err != nil || pair == nil {
+		return false, err
+	}
+	r, err := e.decode(ctx, pair)
+	return r.Mark.ID == h.ID, err
 }
 
 // lockOps check that locks are held.
