@@ -51,8 +51,9 @@ test: vet build race $(ENVOY) ## everything that needs only Envoy
 .PHONY: test-peers
 test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real Consul, consul-template and Prometheus
 	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) CROSSFADE_CONSUL_TEMPLATE=$(CURDIR)/$(TEMPLATE) CROSSFADE_PROMETHEUS=$(CURDIR)/$(PROMETHEUS) \
-		$(GO) test -tags peers -p 1 -timeout 10m ./client ./internal/catalog/consul ./internal/consulapi ./internal/dns
-	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 10m ./e2e
+		$(GO) test -tags peers -p 1 -timeout 10m ./client ./internal/catalog/consul ./internal/catalog/consulstore ./internal/consulapi ./internal/dns
+	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run RealConsul -timeout 5m ./internal/server
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 15m ./e2e
 
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul
@@ -84,6 +85,10 @@ lint: $(LINT) ## golangci-lint, set by .golangci.yml
 
 $(LINT): tools/golangci-lint/go.mod tools/golangci-lint/go.sum
 	cd tools/golangci-lint && $(GO) build -o ../../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: soak
+soak: $(ENVOY) ## an hour without a server, in real time, while a service is deployed ten times: no request may fail; one JSON line (SOAK=1h)
+	@set -o pipefail; SOAK=$(or $(SOAK),1h) ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e/outages | tee /dev/stderr | sed -n 's/^.*soak: //p'
 
 .PHONY: bench-datapath
 bench-datapath: build $(ENVOY) ## CPU per request beside hand-written Envoy pairs, one JSON line per path

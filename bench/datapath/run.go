@@ -112,7 +112,7 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	}
 	failed := 0
 	for _, protocol := range s.Protocols {
-		t := &trial{settings: s, protocol: protocol, dir: filepath.Join(dir, protocol), authority: authority}
+		t := &trial{settings: s, protocol: protocol, dir: filepath.Join(dir, protocol), authority: authority.CA}
 		if err := os.Mkdir(t.dir, 0o700); err != nil {
 			return err
 		}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
 // 20,000 requests there and back, and none fails.
@@ -38,11 +40,11 @@ func TestSmoke(t *testing.T) {
 }
 
 func TestVerdict(t *testing.T) {
-	all := map[string]map[string]uint64{}
+	all := map[string]map[shift.Way]uint64{}
 	for _, p := range pairs {
-		all[p.service] = map[string]uint64{}
+		all[p.service] = map[shift.Way]uint64{}
 		for _, way := range ways {
-			all[p.service][way] = 1
+			all[p.service][shift.Way(way)] = 1
 		}
 	}
 	if err := (line{Ways: all}).verdict(); err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
 // settings say what to measure.
@@ -76,7 +77,7 @@ type line struct {
 	Kinds  []kind  `json:"kinds"`
 	Steps  []moved `json:"steps"`
 	// Ways is how many attempts, or connections, the caller's Envoy counted by destination and way.
-	Ways map[string]map[string]uint64 `json:"ways"`
+	Ways map[string]map[shift.Way]uint64 `json:"ways"`
 }
 
 // kind is one pair.
@@ -155,7 +156,7 @@ func (l line) verdict() error {
 	}
 	for _, p := range pairs {
 		for _, way := range ways {
-			if l.Ways[p.service][way] == 0 {
+			if l.Ways[p.service][shift.Way(way)] == 0 {
 				errs = append(errs, fmt.Errorf("nothing went to %s by way %s, so that nothing is shown of it", p.service, way))
 			}
 		}

@@ -2,13 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +16,8 @@ import (
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/demo/load"
 	"github.com/crossfade-mesh/crossfade/internal/demo/shop"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 // caller is the service whose sidecar all requests go through.
@@ -43,8 +45,8 @@ type world struct {
 const startLimit = 60 * time.Second
 
 func (w *world) stop() {
-	for i := len(w.stops) - 1; i >= 0; i-- {
-		w.stops[i]()
+	for _, stop := range slices.Backward(w.stops) {
+		stop()
 	}
 }
 
@@ -82,11 +84,12 @@ func start(ctx context.Context, s settings, dir string) (_ *world, err error) {
 	if err := w.startApps(apps); err != nil {
 		return nil, err
 	}
-	definition := "service: " + caller + "\nport: 9\nprotocol: http\nupstreams:\n"
+	var definition strings.Builder
+	fmt.Fprintf(&definition, "service: %s\nport: 9\nprotocol: http\nupstreams:\n", caller)
 	for _, p := range pairs {
 		port := take()
 		w.upstreams[p.service] = fmt.Sprintf("127.0.0.1:%d", port)
-		definition += fmt.Sprintf("  - %s:%d\n", p.service, port)
+		fmt.Fprintf(&definition, "  - %s:%d\n", p.service, port)
 		legacy := fmt.Sprintf("Legacy { Address = \"127.0.0.1:%d\", Host = \"%s.old\" }", front, p.service)
 		if p.protocol == "tcp" {
 			legacy = fmt.Sprintf("Legacy { Address = \"127.0.0.1:%d\" }", tcpFront)
@@ -103,7 +106,7 @@ func start(ctx context.Context, s settings, dir string) (_ *world, err error) {
 			return nil, err
 		}
 	}
-	if w.caller, err = w.mesh.StartSidecar(ctx, caller, definition); err != nil {
+	if w.caller, err = w.mesh.StartSidecar(ctx, caller, definition.String()); err != nil {
 		return nil, err
 	}
 	w.nodeProxy, err = lab.Start("crossfade node-proxy", filepath.Join(dir, "node-proxy.log"), s.Binaries.Crossfade, "node-proxy",
@@ -189,40 +192,18 @@ func (w *world) clients() (clients, error) {
 }
 
 // ways is how many attempts, or connections, the caller's Envoy counted.
-func (w *world) ways(ctx context.Context) (map[string]map[string]uint64, error) {
-	text, err := lab.AdminGet(ctx, w.caller.Admin, "/stats?format=json&usedonly&filter="+`^cf\.(attempt|connection)(\.|$)`)
+func (w *world) ways(ctx context.Context) (map[string]map[shift.Way]uint64, error) {
+	text, err := lab.AdminGet(ctx, w.caller.Admin, telemetry.AttemptsPath)
 	if err != nil {
 		return nil, err
 	}
-	var got struct {
-		Stats []struct {
-			Name  string `json:"name"`
-			Value uint64 `json:"value"`
-		} `json:"stats"`
-	}
-	if err := json.Unmarshal([]byte(text), &got); err != nil {
+	stats, err := telemetry.ParseStats([]byte(text))
+	if err != nil {
 		return nil, err
 	}
-	out := map[string]map[string]uint64{}
-	for _, s := range got.Stats {
-		destination, way := tag(s.Name, "destination"), tag(s.Name, "way")
-		if way == "" {
-			way = api.MTLS
-		}
-		if out[destination] == nil {
-			out[destination] = map[string]uint64{}
-		}
-		out[destination][way] += s.Value
-	}
-	if len(out) == 0 {
+	counted := stats.Attempts()
+	if len(counted) == 0 {
 		return nil, errors.New("the caller's Envoy counted nothing by way")
 	}
-	return out, nil
-}
-
-// tag is the value of a tag in a counter's name: cf.attempt.destination.catalog.way.legacy.…
-func tag(name, tag string) string {
-	_, rest, _ := strings.Cut(name, "."+tag+".")
-	value, _, _ := strings.Cut(rest, ".")
-	return value
+	return counted, nil
 }

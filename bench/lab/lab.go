@@ -10,13 +10,10 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,10 +21,14 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 )
 
 // Patience is for an Envoy on SIGTERM; it closes at once.
 const Patience = 5 * time.Second
+
+// adminTimeout is for an Envoy of many clusters that prints all of its stats.
+const adminTimeout = 30 * time.Second
 
 // startLimit bounds each step of starting something.
 const startLimit = 90 * time.Second
@@ -116,7 +117,7 @@ func WriteCertificates(authority *ca.CA, stem string) (Certificates, error) {
 	if err != nil {
 		return c, err
 	}
-	leaf, err := authority.Sign(csr, time.Now())
+	leaf, err := authority.Sign(context.Background(), csr, time.Now())
 	if err != nil {
 		return c, err
 	}
@@ -137,29 +138,9 @@ func StartEnvoy(binary, name, file string) (*Process, error) {
 // AdminGet asks an Envoy's admin, on a Unix socket (a path) or at ip:port; any
 // answer but 200 is an error.
 func AdminGet(ctx context.Context, admin, path string) (string, error) {
-	network := "tcp"
-	if strings.HasPrefix(admin, "/") {
-		network = "unix"
-	}
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, admin)
-		},
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
-	if err != nil {
-		return "", err
-	}
-	res, err := (&http.Client{Transport: transport, Timeout: 30 * time.Second}).Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 512<<20))
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("envoy admin %s: %s", path, res.Status)
-	}
+	c := envoyadmin.New(admin, adminTimeout)
+	defer c.Close()
+	body, err := c.Get(ctx, path)
 	return string(body), err
 }
 
@@ -179,23 +160,13 @@ func Enforced(ctx context.Context, admin string) error {
 
 // ListenerPort is where the first listener of an Envoy listens; 0 when there is none yet.
 func ListenerPort(ctx context.Context, admin string) (int, error) {
-	text, err := AdminGet(ctx, admin, "/listeners?format=json")
-	if err != nil {
+	c := envoyadmin.New(admin, adminTimeout)
+	defer c.Close()
+	listeners, err := c.Listeners(ctx)
+	if err != nil || len(listeners) == 0 {
 		return 0, err
 	}
-	var got struct {
-		Statuses []struct {
-			Address struct {
-				Socket struct {
-					Port int `json:"port_value"`
-				} `json:"socket_address"`
-			} `json:"local_address"`
-		} `json:"listener_statuses"`
-	}
-	if err := json.Unmarshal([]byte(text), &got); err != nil || len(got.Statuses) == 0 {
-		return 0, err
-	}
-	return got.Statuses[0].Address.Socket.Port, nil
+	return listeners[0].Port, nil
 }
 
 // Load is the machine's load average over the last minute.

@@ -18,7 +18,7 @@ const gcPercent = 40
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
-	var policy string
+	var policy, authority, consulGRPC, tokenFile string
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a control-plane server",
@@ -30,12 +30,23 @@ Otherwise --data-dir keeps it, and both ports speak TLS to callers that show a t
 or, as sidecars do, their own certificate. The first start makes an operator's token
 and the CA, and prints where they are and the CA's fingerprint.
 
+With --consul the state is in a Consul: any number of servers share it and need no other
+coordination, and --data-dir keeps the last of it that was seen. TLS to it is set as
+for Consul's own tools (CONSUL_CACERT, CONSUL_CLIENT_CERT, ...).
+
 With --config-dir the configuration entries in the files of a folder are written at the
 start and whenever a file changes. A file that is wrong is named in the log, and leaves
-its entry as it was.`,
+its entry as it was.
+
+With --ca consul that Consul's Connect CA
+also signs the sidecars' certificates, so that Consul's own sidecars and these know each
+other. Consul's servers are asked for that over gRPC: $CONSUL_GRPC_CACERT (or
+$CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consul itself.`,
 		Example: `  crossfade server --dev
   crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny
-  crossfade server --dev --config-dir entries --config-prune`,
+  crossfade server --dev --config-dir entries --config-prune
+  crossfade server --data-dir /var/lib/crossfade --consul http://127.0.0.1:8500
+  crossfade server --data-dir /var/lib/crossfade --consul http://127.0.0.1:8500 --ca consul`,
 		Args: exactly(),
 	}
 	f := cmd.Flags()
@@ -53,7 +64,11 @@ its entry as it was.`,
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.ConfigDir, "config-dir", "", "folder of .hcl, .json and .yaml files with one configuration entry each, which are written whenever a file changes")
 	f.BoolVar(&o.ConfigPrune, "config-prune", false, "delete entries that came from a file of --config-dir which is gone")
-	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
+	f.StringVar(&o.Consul, "consul", "", "address of a Consul agent: catalog and health are read from it, and all servers of it share their state there")
+	f.StringVar(&tokenFile, "consul-token-file", "", "file with the token for --consul (default $CONSUL_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN)")
+	complete(cmd, "consul-token-file", files())
+	addChoice(cmd, &authority, "ca", "", "built-in", "who signs the sidecars' certificates: this server, or the Connect CA of --consul", "built-in", "consul")
+	f.StringVar(&consulGRPC, "consul-grpc-addr", "", "gRPC address of a Consul server, for --ca consul (default $CONSUL_GRPC_ADDR, else as Consul's catalog says)")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	complete(cmd, "data-dir", folders())
@@ -68,10 +83,22 @@ its entry as it was.`,
 		if o.ConfigPrune && o.ConfigDir == "" {
 			return usageError{errors.New("--config-prune: deletes what came from --config-dir: give that too"), "crossfade server --help"}
 		}
+		if authority == "consul" {
+			if o.Consul == "" {
+				return usageError{errors.New("--ca consul: there is no Consul: give --consul too"), "crossfade server --help"}
+			}
+			o.ConsulCA = &server.ConsulCA{
+				GRPCAddr:   firstSet(consulGRPC, s.env("CONSUL_GRPC_ADDR")),
+				CAFile:     firstSet(s.env("CONSUL_GRPC_CACERT"), s.env("CONSUL_CACERT")),
+				ServerName: s.env("CONSUL_TLS_SERVER_NAME"),
+			}
+		}
 		offset := 0
 		if o.Consul != "" {
 			offset = 10 // a Consul agent has the others on every such host
-			o.ConsulToken = s.env("CONSUL_HTTP_TOKEN")
+			if o.ConsulAccess, err = consulAccess(s, &o.Consul, tokenFile); err != nil {
+				return err
+			}
 		}
 		if !f.Changed("http-port") {
 			o.HTTPPort = 8500 + offset
@@ -87,8 +114,8 @@ its entry as it was.`,
 			return err
 		}
 		o.Version = Version
-		srv, err := server.New(o)
-		if err != nil {
+		srv, err := startServer(cmd.Context(), o)
+		if err != nil || srv == nil {
 			return err
 		}
 		if os.Getenv("GOGC") == "" {
@@ -102,6 +129,10 @@ its entry as it was.`,
 		if o.Consul != "" {
 			source = "Consul at " + o.Consul
 		}
+		signer := ""
+		if o.ConsulCA != nil {
+			signer = ", of that Consul's CA"
+		}
 		security := "TLS, CA " + srv.Fingerprint()
 		if o.Dev {
 			security = "none: plaintext, open to everybody on this host"
@@ -113,9 +144,9 @@ its entry as it was.`,
   security         %s
   catalog          %s
   datacenter       %s
-  trust domain     %s
+  trust domain     %s%s
   intentions       %s by default
-`, Version, mode, srv.URL(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), security, source, o.Datacenter, srv.TrustDomain(), policy)
+`, Version, mode, srv.URL(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), security, source, o.Datacenter, srv.TrustDomain(), signer, policy)
 		if file := srv.CAFile(); file != "" {
 			fmt.Fprintf(s.err, "  CA certificate   %s\n", file)
 		}

@@ -58,7 +58,9 @@ mesh entry has to allow. Strict is refused while a caller sends anything but mtl
 plaintext came inside the --window-of-silence, while an instance is not watched, and while an app's own port
 can be reached from another host; --force does it in spite of all that, and the history says so.
 
-Whether a way works is not tried before: a warning says what the registry knows.`,
+A legacy address that is new to a pair is tried first, and refused when the server cannot
+connect to it; --force takes it all the same. Of the other ways nothing is tried: a warning
+says when a way that has a share has nobody to go to, as far as the registry knows.`,
 		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
   crossfade shift storefront catalog --via mtls=10
   crossfade shift storefront catalog --via legacy=60 --via direct=30 --via mtls=10
@@ -315,72 +317,4 @@ func count(all ...bool) (n int) {
 		}
 	}
 	return n
-}
-
-func newRevert(s streams) *cobra.Command {
-	var in api.RevertRequest
-	var local, release bool
-	var dirs []string
-	cmd := &cobra.Command{
-		Use:   "revert [SOURCE DESTINATION]",
-		Short: "Put all requests of pairs back on the old way",
-		Long: `Put all requests of a pair, of all callers of a service, or of everything that was
-shifted back on the old way, in one write: legacy if the traffic-shift that decides has an
-address for it, else direct, the destination's own port. It prints the shares before and
-after, and returns when every sidecar that this changes has acknowledged it.
-
-A pair whose old way takes no requests stays as it is, and is named: for legacy the server
-has to be able to connect to the address, for direct one instance of the destination has to
-be healthy. The others go back all the same, and the exit code is 1. --force goes back
-without asking. The entries stay, and config history says "reverted" of them. A second
-revert changes nothing; to undo one, run config rollback.
-
-A pair that was never shifted has no old way, and is not touched: its requests go by mtls.
-
-With --local no server is needed: the sidecars of this host put all their shifted pairs back on
-the old way from what they have on disk, and hold that, over restarts too, until --release.
-Servers see it, and what they send of these pairs meanwhile is kept and not put in force. It
-takes the user that the sidecars run as.`,
-		Example: `  crossfade revert storefront catalog
-  crossfade revert --service catalog
-  crossfade revert --all
-  crossfade revert --local
-  crossfade revert --local --state-dir /var/lib/crossfade/storefront-1 --release`,
-	}
-	t, wait := addTarget(cmd, s), addWaiting(cmd)
-	f := cmd.Flags()
-	f.StringVar(&in.Service, "service", "", "a destination: revert all its callers")
-	f.BoolVar(&in.All, "all", false, "revert everything that was shifted")
-	f.BoolVar(&in.Force, "force", false, "go back even where nothing takes requests on the old way")
-	f.BoolVar(&local, "local", false, "on this host, without a server: hold old ways until --release")
-	f.BoolVar(&release, "release", false, "with --local: let go, servers decide again")
-	f.StringArrayVar(&dirs, "state-dir", nil, "with --local: of a sidecar, or a folder with those of several; may be given several times (default $XDG_STATE_HOME/crossfade)")
-	complete(cmd, "service", t.destinations())
-	cmd.Args = pairOr("SOURCE DESTINATION, --service DESTINATION, --all or --local", func() int { return count(in.Service != "", in.All, local) })
-	cmd.ValidArgsFunction = t.pairArgs()
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := wait.check(cmd); err != nil {
-			return err
-		}
-		if !local && (release || len(dirs) > 0) {
-			return usageError{errors.New("revert: --release and --state-dir go with --local"), cmd.CommandPath() + " --help"}
-		}
-		if local {
-			return revertLocal(cmd, s, dirs, release)
-		}
-		if len(args) > 0 {
-			in.Pairs = []api.PairName{{Source: args[0], Destination: args[1]}}
-		}
-		began := time.Now()
-		var done api.Changed
-		if err := t.post(cmd, "/v1/crossfade/revert", in, &done); err != nil {
-			return err
-		}
-		if len(done.Pairs) == 0 {
-			fmt.Fprintln(s.out, "nothing to revert: no traffic-shift is there")
-			return nil
-		}
-		return wait.tellPairs(cmd, t, "revert", "reverted", done, began)
-	}
-	return cmd
 }

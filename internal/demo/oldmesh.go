@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,7 +38,7 @@ func (m *mesh) startOldMesh() error {
 		return fmt.Errorf("a reader's token: %w", err)
 	}
 	var err error
-	m.old.child, err = m.starter.start("node proxy", filepath.Join(m.dir, "node-proxy.log"), m.env, m.o.Executable,
+	m.old.child, err = start("node proxy", filepath.Join(m.dir, "node-proxy.log"), m.env, m.o.Executable,
 		"node-proxy", "--http-addr", m.api.base, "--ca-file", m.api.caFile(), "--token-file", m.readerFile(), "--node", nodeName, "--domain", oldDomain,
 		"--front", m.old.addr("catalog"), "--peer", "127.0.0.1:"+strconv.Itoa(m.old.peer), "--tcp", fmt.Sprintf("payments=%d:%d", m.old.tcpFront, m.old.tcpPeer),
 		"--envoy", m.o.Envoy, "--concurrency", "1", "--drain-time", "1s")
@@ -48,7 +49,7 @@ func (m *mesh) readerFile() string { return filepath.Join(m.dir, "reader.token")
 
 // stopOldMesh ends the node proxy and waits until it has ended.
 func (m *mesh) stopOldMesh(ctx context.Context) error {
-	m.old.child.signal(syscall.SIGTERM)
+	m.old.child.Signal(syscall.SIGTERM)
 	return m.old.child.waitEnd(ctx, stopLimit)
 }
 
@@ -59,10 +60,10 @@ func (m *mesh) startApp(ctx context.Context, in *instance) error {
 	}
 	env := m.env
 	for name, value := range m.appEnv(in) {
-		env = append(env[:len(env):len(env)], name+"="+value)
+		env = append(slices.Clip(env), name+"="+value)
 	}
 	var err error
-	if in.app, err = m.starter.start("app of "+in.id, filepath.Join(in.dir, "app.log"), env, m.o.Executable, in.appArgs()...); err != nil {
+	if in.app, err = start("app of "+in.id, filepath.Join(in.dir, "app.log"), env, m.o.Executable, in.appArgs()...); err != nil {
 		return err
 	}
 	return m.api.register(ctx, map[string]any{
@@ -86,7 +87,7 @@ func (m *mesh) appEnv(in *instance) map[string]string {
 // crossfade runs a verb as an operator does, and is what it prints.
 func (m *mesh) crossfade(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, m.o.Executable, args...)
-	cmd.Env = append(m.env[:len(m.env):len(m.env)],
+	cmd.Env = append(slices.Clip(m.env),
 		"CROSSFADE_HTTP_ADDR="+m.api.base, "CROSSFADE_CACERT="+m.api.caFile(), "CROSSFADE_HTTP_TOKEN_FILE="+m.api.operatorFile())
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

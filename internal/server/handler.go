@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/docs"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -35,7 +36,7 @@ func (s *Server) handler() http.Handler {
 	mux.Handle("/", s.api)
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", s.deregister)
 	if s.opts.Consul != "" {
-		for _, below := range []string{"/v1/catalog/", "/v1/health/", "/v1/agent/service/", "/v1/agent/services", "/v1/agent/check/", "/v1/agent/checks", "/v1/agent/health/"} {
+		for _, below := range askedOfConsul() {
 			mux.HandleFunc(below, s.askConsul)
 		}
 	}
@@ -56,6 +57,7 @@ func (s *Server) direct() map[string]http.HandlerFunc {
 		"GET /v1/crossfade/openapi.yaml":         s.readable(openAPI),
 		"GET /v1/crossfade/sidecars":             s.readable(s.sidecars),
 		"GET /v1/crossfade/proxies":              s.readable(s.proxies),
+		"GET /v1/crossfade/health":               s.readable(s.health),
 		"PUT /v1/crossfade/tokens":               s.createToken,
 		"GET /v1/crossfade/tokens":               s.listTokens,
 		"DELETE /v1/crossfade/tokens/{accessor}": s.revokeToken,
@@ -91,13 +93,8 @@ func (s *Server) asked() map[string]http.HandlerFunc {
 		"POST /v1/crossfade/shift":                           s.shift,
 		"GET /v1/crossfade/shift/log":                        s.shiftLog,
 		"POST /v1/crossfade/revert":                          s.revert,
+		"GET /v1/crossfade/cuts/{id}":                        s.cutState,
 	}
-}
-
-// askConsul answers for what a real Consul holds: writing it here would be lost on
-// the mesh, and reading it here would find nothing.
-func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {
-	http.Error(w, fmt.Sprintf("%s %s: not served here: this server reads catalog and health from the Consul at %s, ask that", r.Method, r.URL.Path, s.opts.Consul), http.StatusNotImplemented)
 }
 
 // readable is an endpoint for everybody who may read.
@@ -176,13 +173,15 @@ type sidecarStatus struct {
 	Problems []string `json:"problems,omitempty"`
 	// Connections are those open by listener, as the sidecar has reported lately.
 	Connections map[string]int64 `json:"connections,omitempty"`
+	// Drift is what the sidecar says of an Envoy that did not run what it was told.
+	Drift *api.Drift `json:"drift,omitempty"`
 }
 
 // sidecars shows every connected sidecar: what it was told, holds and refused.
 func (s *Server) sidecars(w http.ResponseWriter, _ *http.Request) {
 	out := []sidecarStatus{}
 	for _, st := range s.mesh.xds.Status() {
-		row := sidecarStatus{StreamStatus: st, Connections: s.mesh.openOn(st.Node)}
+		row := sidecarStatus{StreamStatus: st, Connections: s.mesh.openOn(st.Node), Drift: s.mesh.driftOn(st.Node)}
 		for _, p := range s.mesh.problemsOf(st.Node) {
 			row.Problems = append(row.Problems, p.String())
 		}

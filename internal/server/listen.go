@@ -19,6 +19,9 @@ import (
 // handed to those who are to trust the servers.
 const caFile = "ca.pem"
 
+// caDir, in the data directory, holds the CA, where that is not in a Consul.
+const caDir = "ca"
+
 func listen(what, addr string, port int, flag string) (net.Listener, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
 	if err != nil {
@@ -68,7 +71,7 @@ func outward() (net.IP, error) {
 
 // serverLeaf is the certificate of this server's ports. Clients of ours go by its
 // URI; names and addresses are for others.
-func (o Options) serverLeaf(authority *ca.CA) (*ca.ServerLeaf, error) {
+func (o Options) serverLeaf(authority *ca.BuiltIn) (*ca.ServerLeaf, error) {
 	names := []string{"server." + o.Datacenter + "." + authority.TrustDomain(), "server." + o.Datacenter + ".consul", "localhost"}
 	if host, err := os.Hostname(); err == nil && validName(host) {
 		names = append(names, host)
@@ -119,10 +122,10 @@ func (s *Server) openSecurity() (err error) {
 	if s.opts.Dev {
 		return nil
 	}
-	if s.leaf, err = s.opts.serverLeaf(s.ca); err != nil {
+	if s.leaf, err = s.opts.serverLeaf(s.builtIn); err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.CAFile(), s.ca.RootPEM(), 0o644); err != nil {
+	if err := os.WriteFile(s.CAFile(), s.builtIn.RootPEM(), 0o644); err != nil {
 		return fmt.Errorf("CA certificate: %w", err)
 	}
 	s.operatorFile, err = bootstrap(s.tokens, s.opts.DataDir, s.opts.NewOperatorToken)
@@ -138,8 +141,14 @@ func (s *Server) CAFile() string {
 	return filepath.Join(s.opts.DataDir, caFile)
 }
 
-// Fingerprint is the CA's.
-func (s *Server) Fingerprint() string { return s.ca.Fingerprint() }
+// Fingerprint is that of the CA whose certificates this server's ports show; "" where
+// there is none, since they show none.
+func (s *Server) Fingerprint() string {
+	if s.builtIn == nil {
+		return ""
+	}
+	return s.builtIn.Fingerprint()
+}
 
 // OperatorFile is where the secret of an operator's token is that was made by this
 // start, or "".

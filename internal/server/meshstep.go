@@ -34,6 +34,9 @@ func (m *mesh) step(now time.Time, all bool) {
 	appeared := m.learn(changedServices, snap)
 	touched := affected(m.doneCatalog, snap, changedServices)
 	moved := movedServices(m.doneCatalog, snap, touched)
+	cuts := m.liveCuts(now)
+	all = all || len(cuts)+len(m.doneCuts) > 0
+	m.doneCuts = cuts
 	concerned := map[string]struct{}{}
 	for key, n := range connected {
 		if n.streams > 0 {
@@ -75,15 +78,15 @@ func (m *mesh) step(now time.Time, all bool) {
 			_, refusal = reconsider[old.of()]
 		}
 		switch {
-		case !refusal && !m.stale(old, n, snap, changedEntries, appeared, moved, now):
+		case !refusal && !m.stale(old, n, snap, cuts, changedEntries, appeared, moved, now):
 		case old == nil:
 			m.crowd.queue(key)
 		default:
-			m.build(key, n, snap, entries, now, update)
+			m.build(key, n, snap, entries, cuts, now, update)
 			rebuilt[key] = old
 		}
 	}
-	m.welcome(snap, entries, now, update)
+	m.welcome(snap, entries, cuts, now, update)
 	m.rearrange(snap, now, update)
 	for key, old := range rebuilt {
 		record.note(key, m.crowd.nodes[key], old, m.sidecars[key], changedEntries, update.Shared)
@@ -117,7 +120,7 @@ func (m *mesh) step(now time.Time, all bool) {
 
 // welcome builds for newcomers, for a while; the others have their turn in the next step, after
 // what has changed by then.
-func (m *mesh) welcome(snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
+func (m *mesh) welcome(snap *catalog.Snapshot, entries *config.Set, cuts []*cut, now time.Time, update xds.Update) {
 	began := time.Now()
 	for i, key := range m.crowd.newcomers {
 		if i >= welcomeAtLeast && time.Since(began) > welcomeFor {
@@ -128,7 +131,7 @@ func (m *mesh) welcome(snap *catalog.Snapshot, entries *config.Set, now time.Tim
 		delete(m.crowd.queued, key)
 		n, here := m.crowd.nodes[key]
 		if in, ok := snap.Proxy(n.id, n.name); here && m.sidecars[key] == nil && ok && n.mayBe(in) == nil {
-			m.build(key, n, snap, entries, now, update)
+			m.build(key, n, snap, entries, cuts, now, update)
 		}
 	}
 	m.crowd.newcomers = nil

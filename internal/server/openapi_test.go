@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/docs"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
@@ -94,14 +95,22 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	c.call("GET /v1/crossfade/pairs", "", "")
 	c.call("GET /v1/crossfade/pairs/{source}/{destination}", "/v1/crossfade/pairs/web/catalog", "")
 	c.call("GET /v1/crossfade/telemetry/{source}/{destination}", "/v1/crossfade/telemetry/web/catalog", "")
-	c.call("POST /v1/crossfade/revert", "", `{`+pair+`,"force":true}`)
+	var back api.Changed
+	if err := json.Unmarshal(c.call("POST /v1/crossfade/revert", "", `{`+pair+`,"force":true,"cut":true,"over":"1s"}`), &back); err != nil {
+		t.Fatal(err)
+	}
+	c.call("GET /v1/crossfade/cuts/{id}", api.CutPath(back.Cut), "")
 
 	index := write(t, s, `{"Kind":"service-router","Name":"catalog","Routes":[{"Match":{"HTTP":{"PathPrefix":"/refused"}}}]}`)
 	<-sidecar.refused
 	c.call("GET /v1/crossfade/applied", "/v1/crossfade/applied?wait=10s&index="+index, "")
 	c.call("GET /v1/crossfade/sidecars", "", "")
 	c.call("GET /v1/crossfade/proxies", "", "")
-	c.call("PUT /v1/crossfade/sidecars/{id}/connections", "/v1/crossfade/sidecars/web-sidecar-proxy/connections", `{"listeners":{"catalog:127.0.0.1:7100":3}}`)
+	c.call("PUT /v1/crossfade/sidecars/{id}/connections", "/v1/crossfade/sidecars/web-sidecar-proxy/connections", `{"listeners":{"catalog:127.0.0.1:7100":3},"drift":{"since":"2026-01-02T03:04:05Z","faults":["Cluster \"a\": Envoy runs another"],"stuck":true,"done":"sent again","drifts_total":1,"resends_total":1,"restarts_total":0}}`)
+	if b := c.call("GET /v1/crossfade/health", "", ""); !strings.Contains(string(b), "Envoy runs another") {
+		t.Errorf("health says nothing of drift: %s", b)
+	}
+	c.call("GET /v1/crossfade/sidecars", "", "")
 	c.call("GET /v1/crossfade/chain/{service}", "/v1/crossfade/chain/catalog?source=web", "")
 	c.call("GET /v1/crossfade/config/check", "", "")
 	c.call("POST /v1/crossfade/config/plan", "", `{"entries":[{"Kind":"proxy-defaults","Name":"global","Config":{"protocol":"grpc"}}],"delete":[{"kind":"service-router","name":"catalog"}]}`)

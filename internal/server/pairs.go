@@ -29,20 +29,21 @@ type books struct {
 	snap       *catalog.Snapshot
 	shifts     map[string]*store.Entry // traffic-shift entries by name
 	newest     map[string]*store.Version
-	streams    map[*catalog.Service]stream // of registered sidecars with an open one; nil before they are asked for
-	standing   func() map[*catalog.Service]stream
-	legacy     map[string]error // what probing addresses has found
+	streams    map[*catalog.Service]stream            // of registered sidecars with an open one; nil before they are asked for
+	runsThere  map[*catalog.Service]map[string]uint64 // of those that are connected to another server: up to which index services run entries there; with streams
+	look       func()                                 // fills in both
+	legacy     map[string]error                       // what probing addresses has found
 	history    func(address string) (since, last time.Time)
 	book       *telemetry.Book
 
 	sources map[string]*source // nil before they are asked for
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
-	plain   map[string]int                                    // sidecars that take plaintext now, by service
-	probed  func(p api.PairName, way string) telemetry.Probed // what callers say of an old way; may be nil
-	strays  map[api.PairName]telemetry.Sender                 // undeclared pairs; nil before they are looked for
-	unsaved map[string]string                                 // entries in force that are not saved, and why
-	decides map[string][]api.PairName                         // pairs by the name of the entry that counts for them; nil before it is asked for
+	plain   map[string]int                                             // sidecars that take plaintext now, by service
+	probed  func(p api.PairName, way, address string) telemetry.Probed // what callers say of an old way; may be nil
+	strays  map[api.PairName]telemetry.Sender                          // undeclared pairs; nil before they are looked for
+	unsaved map[string]string                                          // entries in force that are not saved, and why
+	decides map[string][]api.PairName                                  // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
 // stream is how far a connected sidecar is.
@@ -58,7 +59,10 @@ type source struct {
 func (s *Server) books(ctx context.Context) *books {
 	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
 		unsaved: map[string]string{}, book: s.mesh.book, history: s.probes.history}
-	b.standing = func() map[*catalog.Service]stream { return s.mesh.standing(b.snap) }
+	b.look = func() {
+		b.streams = s.mesh.standing(b.snap)
+		b.elsewhere(s.others.moments())
+	}
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
 		for _, row := range r.Entries(config.KindTrafficShift) {
@@ -75,8 +79,8 @@ func (s *Server) books(ctx context.Context) *books {
 		b.unsaved[name] = u.why
 	}
 	now := time.Now()
-	b.probed = func(p api.PairName, way string) telemetry.Probed {
-		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), now)
+	b.probed = func(p api.PairName, way, address string) telemetry.Probed {
+		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), address, now)
 	}
 	return b
 }
@@ -93,7 +97,7 @@ func (b *books) declared() map[string]*source {
 // connected says how far a registered sidecar is that has an open stream.
 func (b *books) connected(in catalog.Instance) (st stream, ok bool) {
 	if b.streams == nil {
-		b.streams = b.standing()
+		b.look()
 	}
 	st, ok = b.streams[in.Service]
 	return st, ok

@@ -19,7 +19,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -31,6 +30,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/check"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -75,30 +75,38 @@ type Options struct {
 	// file which is gone are deleted.
 	ConfigDir   string
 	ConfigPrune bool
-	// Consul, if set, is the address of a real Consul whose catalog and health are
-	// read in place of the embedded registry's.
-	Consul, ConsulToken string
-	LeafTTL             time.Duration // default: the CA's
-	Version             string
-	Log                 *slog.Logger
+	// Consul, if set, is the address of a real Consul whose catalog and health are read in
+	// place of the embedded registry's, and which keeps what servers share.
+	Consul       string
+	ConsulAccess ConsulAccess
+	// ConsulCA, if set, makes the Connect CA of that Consul the mesh's.
+	ConsulCA *ConsulCA
+	LeafTTL  time.Duration // default: the CA's
+	Version  string
+	Log      *slog.Logger
 }
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].
 type Server struct {
-	opts   Options
-	store  *store.Store
-	ca     *ca.CA
-	source catalog.Source
-	agent  *consulapi.Agent
-	api    http.Handler
-	mesh   *mesh
-	door   *door
-	tokens *tokens.Tokens
-	dir    *configDir // nil for none
-	steps  *stepper
-	probes *prober
-	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
+	opts     Options
+	store    *store.Store
+	ca       *ca.CA
+	source   catalog.Source
+	agent    *consulapi.Agent
+	api      http.Handler
+	mesh     *mesh
+	door     *door
+	tokens   *tokens.Tokens
+	dir      *configDir // nil for none
+	steps    *stepper
+	probes   *prober
+	engine   *consulstore.Engine // nil without a Consul
+	others   others
+	leaf     *ca.ServerLeaf // nil in development mode, which has no TLS
+	strictly sync.Map       // services that [Server.strict] is writing, which has seen the evidence
 
+	builtIn      *ca.BuiltIn    // of this server's ports; nil in development mode with another CA
+	consul       *consulServers // nil unless the mesh's CA is Consul's
 	operatorFile string
 	httpLis      net.Listener
 	grpcLis      net.Listener
@@ -117,7 +125,10 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: o.judge, Log: o.Log}); err != nil {
+	if s.engine, err = o.engine(); err != nil {
+		return nil, err
+	}
+	if s.store, err = s.openStore(); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
@@ -128,34 +139,35 @@ func New(o Options) (_ *Server, err error) {
 		}
 	}
 	s.door = newDoor(o.Dev, o.Log)
-	if s.tokens, err = tokens.Open(tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}); err != nil {
+	who := tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}
+	if o.Consul != "" {
+		who.Shelf = shelf{s.store}
+	}
+	if s.tokens, err = tokens.Open(who); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.tokens.Close)
-	caDir := ""
-	if o.DataDir != "" {
-		caDir = filepath.Join(o.DataDir, "ca")
+	s.source = s.store
+	var source *consul.Source
+	if o.Consul != "" {
+		if source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulAccess.Token, TLS: o.ConsulAccess.TLS, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
+			return nil, err
+		}
+		s.source = source
 	}
-	if s.ca, err = ca.Open(ca.Options{Dir: caDir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}); err != nil {
+	if err := s.openCA(source); err != nil {
 		return nil, err
 	}
-	s.shutdown = append(s.shutdown, func() error { s.ca.Close(); return nil })
 	s.door.ca, s.door.tokens = s.ca, s.tokens
 	if err := s.openSecurity(); err != nil {
 		return nil, err
-	}
-	s.source = s.store
-	if o.Consul != "" {
-		if s.source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
-			return nil, err
-		}
 	}
 	var mint *minter
 	if o.Dev {
 		mint = newMinter(s.ca)
 	}
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
-	s.mesh.allowHatches = o.AllowEscapeHatches
+	s.mesh.allowHatches, s.mesh.bindAny, s.mesh.consulCallers = o.AllowEscapeHatches, o.Consul != "", o.ConsulCA != nil
 	s.mesh.adopt = s.adopt
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
@@ -194,10 +206,13 @@ func New(o Options) (_ *Server, err error) {
 }
 
 // judge refuses a write of entries that would break what is in force.
-func (o Options) judge(before, after *config.Set) error {
+func (s *Server) judge(before, after *config.Set) error {
 	var refusal error
-	if err := isolated(func() error { refusal = judge(before, after, o.Datacenter); return nil }); err != nil {
-		o.Log.Error("entries can't be judged, they are not written", "reason", err)
+	if err := isolated(func() error {
+		refusal = errors.Join(judge(before, after, s.opts.Datacenter), s.judgeStrict(before, after, time.Now()))
+		return nil
+	}); err != nil {
+		s.opts.Log.Error("entries can't be judged, they are not written", "reason", err)
 		return errors.New("entries cannot be judged; the server's log says why")
 	}
 	return refusal
@@ -281,8 +296,13 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.dir != nil {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })
 	}
+	part("CA", func() error { s.runCA(ctx); return nil })
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("shifts", func() error { s.steps.run(ctx); return nil })
+	if s.opts.Consul != "" {
+		part("commands of other servers", func() error { s.steps.hear(ctx); return nil })
+		part("what servers tell each other", func() error { s.tell(ctx, s.engine); return nil })
+	}
 	part("old ways", func() error { s.watchOldWays(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })

@@ -20,7 +20,14 @@ import (
 
 // reporters is who may report, and what becomes of reports.
 func (s *Server) reporters() *telemetry.Server {
-	return &telemetry.Server{Admit: s.mesh.reporter, Take: s.mesh.report}
+	take := s.mesh.report
+	if s.engine != nil {
+		take = func(key telemetry.Key, r telemetry.Report, now time.Time) {
+			s.others.keep(key, r, now)
+			s.mesh.report(key, r, now)
+		}
+	}
+	return &telemetry.Server{Admit: s.mesh.reporter, Take: take}
 }
 
 // reporter admits a sidecar's reports: outside development mode, of an instance of the
@@ -59,6 +66,7 @@ func (m *mesh) report(key telemetry.Key, r telemetry.Report, now time.Time) {
 	r.Outbound = slices.DeleteFunc(r.Outbound, func(o telemetry.Outbound) bool { return !declares(o.Destination) })
 	r.Open = slices.DeleteFunc(r.Open, func(o telemetry.Open) bool { return !declares(o.Destination) })
 	r.Probes = slices.DeleteFunc(r.Probes, func(p telemetry.Probe) bool { return !declares(p.Destination) })
+	r.Cuts = slices.DeleteFunc(r.Cuts, func(c telemetry.Cut) bool { return !declares(c.Destination) })
 	m.book.Put(key, r, now)
 }
 

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
 )
 
 const (
@@ -30,14 +32,15 @@ var (
 	errRefused = errors.New("refused")
 )
 
-// agent speaks Consul's agent API to the servers, one at a time: the last that
-// answered until it fails, then the next.
+// agent speaks Consul's agent API to the servers, or to a Consul agent, one at a time:
+// the last that answered until it fails, then the next.
 type agent struct {
 	addrs  []string // base URLs
 	node   string
 	addr   string // the node's
 	client *http.Client
 	cred   *credential
+	bearer func() (string, error) // the token of each call; nil: the join token while there is no leaf
 
 	mu      sync.Mutex
 	current int
@@ -111,12 +114,18 @@ func (a *agent) callAt(ctx context.Context, timeout time.Duration, addr, method,
 	if err != nil {
 		return answer{}, fmt.Errorf("server %s: %w", addr, err)
 	}
-	if a.cred.secure() && a.cred.certificate() == nil {
-		token, err := a.cred.token()
+	bearer := a.bearer
+	if bearer == nil && a.cred.secure() && a.cred.certificate() == nil {
+		bearer = a.cred.token
+	}
+	if bearer != nil {
+		token, err := bearer()
 		if err != nil {
 			return answer{}, err
 		}
-		req.Header.Set(tokenHeader, token)
+		if token != "" {
+			req.Header.Set(tokenHeader, token)
+		}
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
@@ -240,9 +249,14 @@ func (a *agent) deregister(ctx context.Context, id string, wait time.Duration) (
 	return res.header.Get("X-Crossfade-Waited"), nil
 }
 
-// connections tells a crossfade server how many connections the sidecar's listeners have open.
-func (a *agent) connections(ctx context.Context, proxyID string, open map[string]int64) error {
-	body, err := json.Marshal(map[string]any{"listeners": open})
+// connections tells a crossfade server how many connections the sidecar's listeners have open,
+// and of drift, if there was any.
+func (a *agent) connections(ctx context.Context, proxyID string, open map[string]int64, drift *api.Drift) error {
+	report := map[string]any{"listeners": open}
+	if drift != nil {
+		report["drift"] = drift
+	}
+	body, err := json.Marshal(report)
 	if err != nil {
 		return err
 	}

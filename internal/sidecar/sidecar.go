@@ -29,8 +29,11 @@ import (
 // ends; then it drains and stops everything it started. An app that ended by
 // itself, and not with success, gives an [*ExitError].
 func Run(ctx context.Context, o Options) error {
-	o, err := o.withDefaults()
+	o, err := o.adopt(ctx)
 	if err != nil {
+		return err
+	}
+	if o, err = o.withDefaults(); err != nil {
 		return err
 	}
 	s, err := open(ctx, o)
@@ -141,6 +144,8 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.reportConnections)
 	s.serving.run(s.reporter.run)
 	s.serving.run(s.oldWays.run)
+	s.serving.run(s.drift.Run)
+	s.serving.run(s.cutter.run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:
@@ -179,15 +184,15 @@ func (s *sidecar) startApp(ctx context.Context) bool {
 			return false
 		}
 		s.app = p
-		s.log.Info("app started", "app", s.opts.App[0], "pid", p.pid)
-		s.board.set(func(st *Status) { st.App = &AppStatus{PID: p.pid} })
+		s.log.Info("app started", "app", s.opts.App[0], "pid", p.PID)
+		s.board.set(func(st *Status) { st.App = &AppStatus{PID: p.PID} })
 		s.serving.run(func(ctx context.Context) {
 			select {
 			case <-ctx.Done():
-			case <-p.done:
-				s.log.Info("app ended", "app", s.opts.App[0], "how", p.state.String())
+			case <-p.Done():
+				s.log.Info("app ended", "app", s.opts.App[0], "how", p.State().String())
 				s.board.set(func(st *Status) { st.App.PID = 0 })
-				s.stop(appEnded(s.opts.App[0], p.state))
+				s.stop(appEnded(s.opts.App[0], p.State()))
 			}
 		})
 		if network, address := s.appAddress(); address != "" && !awaitApp(ctx, p, network, address, s.log) {
@@ -199,6 +204,11 @@ func (s *sidecar) startApp(ctx context.Context) bool {
 	if err := s.health.start(s.runner, s.opts.Node); err != nil {
 		s.stop(err)
 		return false
+	}
+	if s.adopted() {
+		if err := s.registry.maintenance(ctx, s.proxy.ID, false); err != nil {
+			s.log.Warn("the Consul agent cannot be told that the sidecar is back", "sidecar", s.proxy.ID, "error", err)
+		}
 	}
 	s.started.Store(true)
 	s.board.set(s.settle)
@@ -219,7 +229,7 @@ func (s *sidecar) leave(hurry context.Context) {
 	} else if isClosed(s.registration.first) {
 		s.drain.sayGoodbye(hurry)
 	}
-	if s.app != nil && s.app.stop(hurry, s.opts.AppStopTime) {
+	if s.app != nil && s.app.Stop(hurry, s.opts.AppStopTime) {
 		s.log.Warn("the app did not end in time and was killed", "app", s.opts.App[0], "after", s.opts.AppStopTime)
 	}
 	s.envoys.stop()
@@ -274,7 +284,10 @@ func (s *sidecar) mirror(ctx context.Context) {
 }
 
 func (s *sidecar) xdsStatus(r relay.Status) XDSStatus {
-	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood, Local: r.Local}
+	x := XDSStatus{
+		Connected: r.Connected, Since: r.Since.UTC(), LastUpdate: s.relay.LastChange().Time.Truncate(updateGrain),
+		FromLastGood: r.FromLastGood, Local: r.Local,
+	}
 	if r.Connected {
 		x.Server = s.contact.connectedTo()
 	}

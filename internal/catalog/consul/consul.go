@@ -17,6 +17,7 @@ package consul
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,6 +50,8 @@ type Options struct {
 	Token string
 	// Datacenter to read; empty: the agent's own.
 	Datacenter string
+	// TLS is for https addresses; nil: the system's roots.
+	TLS *tls.Config
 	// HTTPClient carries the requests, for instance with TLS roots; nil: a client
 	// of its own. Its Timeout is not used, and redirects are refused, since they
 	// would carry the token elsewhere. With it, Address cannot be a Unix socket.
@@ -62,12 +65,10 @@ type Options struct {
 
 // Source reads one Consul. See [New].
 type Source struct {
-	client     *http.Client
-	base       *url.URL
-	token      string
-	datacenter string
-	log        *slog.Logger
-	slots      chan struct{} // one token per health query that is open
+	*Client
+	log     *slog.Logger
+	slots   chan struct{} // one token per health query that is open
+	trouble *trouble
 }
 
 var _ catalog.Source = (*Source)(nil)
@@ -80,24 +81,12 @@ func New(o Options) (*Source, error) {
 	if o.MaxQueries <= 0 {
 		o.MaxQueries = defaultQueries
 	}
-	base, socket, err := parseAddress(o.Address)
+	client, err := NewClient(o)
 	if err != nil {
-		return nil, fmt.Errorf("consul address %q: %w", o.Address, err)
+		return nil, err
 	}
-	client := newClient(socket, o.MaxQueries)
-	if o.HTTPClient != nil {
-		if socket != "" {
-			return nil, fmt.Errorf("consul address %q: a Unix socket cannot be used with an HTTP client of one's own", o.Address)
-		}
-		given := *o.HTTPClient
-		client = &given
-		client.Timeout = 0
-	}
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Source{
-		client: client, base: base, token: o.Token, datacenter: o.Datacenter,
-		log: o.Log.With("consul", o.Address), slots: make(chan struct{}, o.MaxQueries),
-	}, nil
+	log := o.Log.With("consul", o.Address)
+	return &Source{Client: client, log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log)}, nil
 }
 
 func parseAddress(address string) (base *url.URL, socket string, err error) {
@@ -126,10 +115,11 @@ func parseAddress(address string) (base *url.URL, socket string, err error) {
 	return base, "", nil
 }
 
-func newClient(socket string, queries int) *http.Client {
+func newClient(socket string, queries int, secure *tls.Config) *http.Client {
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
+		TLSClientConfig:       secure,
 		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		MaxIdleConnsPerHost:   queries + 1,
@@ -151,7 +141,7 @@ func newClient(socket string, queries int) *http.Client {
 // that Consul names has been read once. When ctx ends it returns nil.
 func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &run{source: s, trouble: newTrouble(s.log), ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
+	r := &run{source: s, trouble: s.trouble, ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
 	defer func() {
 		cancel()
 		r.wg.Wait()
