@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +13,8 @@ import (
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
-	var policy string
+	var policy, guard string
+	var most, rate int
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a control-plane server",
@@ -23,6 +25,9 @@ With --dev everything is kept in memory, in plaintext, and every client is serve
 Otherwise --data-dir keeps it, and both ports speak TLS to callers that show a token,
 or, as sidecars do, their own certificate. The first start makes an operator's token
 and the CA, and prints where they are and the CA's fingerprint.
+
+The endpoint guard holds instances that a registry loses at once and unexplained:
+see crossfade catalog held. --endpoint-guard off takes whatever the registry says.
 
 With --config-dir the configuration entries in the files of a folder are written at the
 start and whenever a file changes. A file that is wrong is named in the log, and leaves
@@ -48,6 +53,10 @@ its entry as it was.`,
 	f.StringVar(&o.ConfigDir, "config-dir", "", "folder of .hcl, .json and .yaml files with one configuration entry each, which are written whenever a file changes")
 	f.BoolVar(&o.ConfigPrune, "config-prune", false, "delete entries that came from a file of --config-dir which is gone")
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
+	addChoice(cmd, &guard, "endpoint-guard", "", "on", "whether instances that vanish together unexplained are held", "on", "off")
+	f.IntVar(&most, "endpoint-guard-most", 50, "percent of a service's instances that may leave within the window with nothing to explain it; the others of 100 are the floor of health")
+	f.DurationVar(&o.Guard.Window, "endpoint-guard-window", time.Minute, "how long an unexplained departure counts")
+	f.IntVar(&rate, "endpoint-guard-rate", 0, "percent of a service's instances that may leave in a second, explained or not, and at least one; 0 for no limit")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	complete(cmd, "data-dir", folders())
@@ -59,6 +68,10 @@ its entry as it was.`,
 			checkIP("dns-bind", o.DNSBind), checkDatacenter(o.Datacenter)); err != nil {
 			return usageError{err, "crossfade server --help"}
 		}
+		if most < 1 || most > 100 || rate < 0 || rate > 100 || o.Guard.Window <= 0 {
+			return usageError{errors.New("--endpoint-guard-most: want 1 to 100; --endpoint-guard-rate: 0 to 100; --endpoint-guard-window: more than 0"), "crossfade server --help"}
+		}
+		o.Guard.Off, o.Guard.Most, o.Guard.Rate = guard == "off", float64(most)/100, float64(rate)/100
 		if o.ConfigPrune && o.ConfigDir == "" {
 			return usageError{errors.New("--config-prune: deletes what came from --config-dir: give that too"), "crossfade server --help"}
 		}

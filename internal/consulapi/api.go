@@ -194,6 +194,10 @@ func routes() []route {
 		{path: "/v1/crossfade/shift", post: askServer},
 		{path: "/v1/crossfade/shift/log", get: askServer},
 		{path: "/v1/crossfade/revert", post: askServer},
+		{path: "/v1/crossfade/catalog/held", get: askServer},
+		{path: "/v1/crossfade/catalog/release/", put: askServer},
+		{path: "/v1/crossfade/catalog/keep/", put: askServer},
+		{path: "/v1/crossfade/metrics", get: askServer},
 		{path: "/v1/crossfade/config/history/", get: entryHistory},
 		{path: "/v1/crossfade/config/rollback/", put: rollBackEntry},
 

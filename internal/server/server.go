@@ -78,7 +78,9 @@ type Options struct {
 	// Consul, if set, is the address of a real Consul whose catalog and health are
 	// read in place of the embedded registry's.
 	Consul, ConsulToken string
-	LeafTTL             time.Duration // default: the CA's
+	// Guard is how much the registry may lose at once that nothing explains.
+	Guard   catalog.GuardPolicy
+	LeafTTL time.Duration // default: the CA's
 	Version             string
 	Log                 *slog.Logger
 }
@@ -88,7 +90,7 @@ type Server struct {
 	opts   Options
 	store  *store.Store
 	ca     *ca.CA
-	source catalog.Source
+	guard  *endpointGuard // before the registry, or the Consul
 	agent  *consulapi.Agent
 	api    http.Handler
 	mesh   *mesh
@@ -144,12 +146,13 @@ func New(o Options) (_ *Server, err error) {
 	if err := s.openSecurity(); err != nil {
 		return nil, err
 	}
-	s.source = s.store
+	var source catalog.Source = s.store
 	if o.Consul != "" {
-		if s.source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
+		if source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
 			return nil, err
 		}
 	}
+	s.guard = newEndpointGuard(source, o.Guard, o.DataDir, o.Log)
 	var mint *minter
 	if o.Dev {
 		mint = newMinter(s.ca)
@@ -218,7 +221,7 @@ func (s *Server) runChecks(ctx context.Context) error {
 		},
 		Alias: s.agent.Alias,
 		Deregister: func(node, service string) {
-			if _, err := s.agent.Deregister(node, service); err != nil {
+			if _, err := s.agent.Expire(node, service); err != nil {
 				s.opts.Log.Error("service that was critical for too long not deregistered", "service", service, "node", node, "reason", err)
 			}
 		},
@@ -273,7 +276,7 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	part("catalog", func() error { return s.source.Run(ctx, s.mesh.setCatalog) })
+	part("catalog", func() error { return s.guard.Run(ctx, s.mesh.setCatalog) })
 	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
 	if s.dir != nil {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })

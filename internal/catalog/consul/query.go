@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -20,6 +21,8 @@ const (
 	answerWithin = 15 * time.Second
 	// crowdedWait is how long a query blocks when there are more services than slots.
 	crowdedWait = time.Second
+	// quorum, in place of an index, asks for what a quorum of Consul's servers agrees on now.
+	quorum = math.MaxUint64
 
 	// A query that returns again and again is held to a burst, then to one per paceEvery.
 	paceBurst = 5
@@ -48,7 +51,9 @@ func (s *Source) get(ctx context.Context, path string, after uint64, wait time.D
 	if s.datacenter != "" {
 		query.Set("dc", s.datacenter)
 	}
-	if after > 0 {
+	if after == quorum {
+		query.Set("consistent", "")
+	} else if after > 0 {
 		query.Set("index", strconv.FormatUint(after, 10))
 		query.Set("wait", strconv.FormatInt(wait.Milliseconds(), 10)+"ms")
 		timeout += wait + wait/16 // Consul adds up to a sixteenth
@@ -90,6 +95,56 @@ func (s *Source) get(ctx context.Context, path string, after uint64, wait time.D
 		a.index = max(a.index, 1)
 	}
 	return a, nil
+}
+
+// errKicked is what a query that was under way at a [Source.Recheck] ends with.
+var errKicked = errors.New("asked anew")
+
+// getUnlessKicked is get that a [Source.Recheck] of the path ends.
+func (s *Source) getUnlessKicked(ctx context.Context, path string, after uint64, wait time.Duration) (answer, error) {
+	s.mu.Lock()
+	kick := s.kicks[path]
+	if kick == nil {
+		kick = make(chan struct{})
+		s.kicks[path] = kick
+	}
+	s.mu.Unlock()
+	asking, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-kick:
+			cancel(errKicked)
+		case <-done:
+		}
+	}()
+	a, err := s.get(asking, path, after, wait)
+	if err != nil && errors.Is(context.Cause(asking), errKicked) {
+		return answer{}, errKicked
+	}
+	return a, err
+}
+
+// Recheck makes what is known of the services, and which there are, be read anew: an answer
+// that was wrong with an index too high would else hide the next one for a minute.
+func (s *Source) Recheck(services []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, path := range append([]string{pathServices}, paths(services)...) {
+		if kick := s.kicks[path]; kick != nil {
+			close(kick)
+			delete(s.kicks, path)
+		}
+	}
+}
+
+func paths(services []string) (out []string) {
+	for _, name := range services {
+		out = append(out, pathHealth(name))
+	}
+	return out
 }
 
 func statusError(code int, body []byte) error {
@@ -136,10 +191,14 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 			wait = crowdedWait
 		}
 		asked := time.Now()
-		a, err := f.source.get(ctx, f.path, last, wait)
+		a, err := f.source.getUnlessKicked(ctx, f.path, last, wait)
 		f.release()
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errKicked) {
+			last = 0
+			continue
 		}
 		if !errors.As(err, new(unreachable)) {
 			f.trouble.ok("")
@@ -149,6 +208,7 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 		}
 		if err == nil && a.index < last {
 			// Consul was restored or rebuilt. This answer is dropped; a fresh read decides.
+			f.source.Doubt()
 			f.source.log.Debug("index runs backwards", "query", f.path, "from", last, "to", a.index)
 			last = 0
 			continue
