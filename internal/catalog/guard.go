@@ -15,7 +15,7 @@ import (
 // enough stay or come; when nobody would be left, or the set would have shrunk by more than
 // [GuardPolicy.Most] within [GuardPolicy.Window], all of them are held: they stay in the
 // snapshot until they are registered again, their absence is explained, or somebody decides.
-// One that was critical when it left is missed by nobody, and leaves.
+// One that said it was critical before it left is missed by nobody, and leaves.
 //
 // What explains an absence is [Evidence]'s to say. That a registry's index has grown
 // explains nothing: an emptied one has a higher index as well.
@@ -44,7 +44,7 @@ type GuardPolicy struct {
 	// Most is the part by which a set may shrink within Window with nothing to explain it.
 	// Default one half. 1: only to have nobody left is a collapse.
 	Most float64
-	// Window is how long a departure counts. Default a minute.
+	// Window is how long a departure counts. Default ten minutes.
 	Window time.Duration
 	// Rate is the part of a set that may leave in one second, explained or not, and at least
 	// one instance. 0: no limit.
@@ -57,7 +57,7 @@ func (p GuardPolicy) Defaults() GuardPolicy {
 		p.Most = 0.5
 	}
 	if p.Window <= 0 {
-		p.Window = time.Minute
+		p.Window = 10 * time.Minute
 	}
 	if !(p.Rate > 0) {
 		p.Rate = 0
@@ -92,7 +92,7 @@ type Decided struct {
 
 // guard is what is known of one service.
 type guard struct {
-	left   map[InstanceKey]time.Time // unexplained and let go, within the window
+	left   map[InstanceKey]time.Time // let go, or silent and believed, within the window
 	held   []Instance                // gone from the registry; sorted
 	since  time.Time                 // when holding began; zero: nothing is held
 	kept   Decided                   // zero: nobody decided
@@ -101,6 +101,18 @@ type guard struct {
 	silent map[InstanceKey]time.Time // that were well before, and when they fell silent
 	floor  []Instance                // those of silent that stay; sorted
 	many   bool                      // they fell silent with others
+}
+
+// leave notes who is gone, or not well any more, with nothing to explain it.
+func (s *guard) leave(now time.Time, who []Instance) {
+	for _, in := range who {
+		if s.left == nil {
+			s.left = map[InstanceKey]time.Time{}
+		}
+		if _, ok := s.left[KeyOf(in)]; !ok {
+			s.left[KeyOf(in)] = now
+		}
+	}
 }
 
 // done reports whether the service needs no second look.
@@ -181,31 +193,28 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 	s.left = maps.Clone(s.left)
 	maps.DeleteFunc(s.left, func(_ InstanceKey, at time.Time) bool { return now.Sub(at) > g.Policy.Window })
 	for _, in := range instances(raw) {
-		delete(s.left, KeyOf(in))
+		if in.Status() != Critical {
+			delete(s.left, KeyOf(in))
+		}
 	}
-	present := g.heard(now, &s, instances(raw), instances(g.raw.Set(name)))
+	missed := s.missed()
+	present := g.heard(now, &s, instances(raw), instances(was))
 	gone := without(instances(was), present)
 	unexplained := slices.Clone(gone)
 	if s.kept.Time.IsZero() {
-		unexplained = slices.DeleteFunc(unexplained, func(in Instance) bool { return in.Status() == Critical || evidence.Explains(in) != "" })
+		unexplained = slices.DeleteFunc(unexplained, func(in Instance) bool { return !missed(in) || evidence.Explains(in) != "" })
 	}
 	switch {
 	case len(unexplained) == 0:
 		s.since, s.kept = time.Time{}, Decided{}
-	case s.since.IsZero() && g.collapses(s, instances(was), present, unexplained):
+	case s.since.IsZero() && g.collapses(s, missed, instances(was), present, unexplained):
 		s.since = now
 	case s.since.IsZero():
-		if s.left == nil {
-			s.left = map[InstanceKey]time.Time{}
-		}
-		for _, in := range unexplained {
-			if _, ok := s.left[KeyOf(in)]; !ok {
-				s.left[KeyOf(in)] = now
-			}
-		}
+		s.leave(now, unexplained)
 		unexplained = nil
 	}
 	s.held = unexplained
+	s.leave(now, fallen(present, instances(was)))
 	s.going = g.pace(now, &s, without(gone, s.held), len(instances(was)))
 	if s.done() {
 		delete(g.sets, name)
@@ -223,17 +232,33 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 	return &Set{Name: name, Instances: all}, true
 }
 
+// missed tells whose absence matters: who is critical gets nothing anyway, unless others
+// fell silent with it.
+func (s guard) missed() func(Instance) bool {
+	suspect := map[InstanceKey]bool{}
+	if s.many {
+		for k := range s.silent {
+			suspect[k] = true
+		}
+	}
+	for _, in := range s.held {
+		suspect[KeyOf(in)] = true
+	}
+	return func(in Instance) bool { return suspect[KeyOf(in)] || in.Status() != Critical }
+}
+
 // collapses decides whether a set may have as few as are present now when these leave
-// unexplained. Those that left before, within the window, count as well; whoever is
-// critical does not, before or after, since nobody is sent there.
-func (g Guard) collapses(s guard, was, present, leave []Instance) bool {
+// unexplained. Those that left before, within the window, count as well; whoever was not
+// to be missed, or says itself that it is ill, does not.
+func (g Guard) collapses(s guard, missed func(Instance) bool, was, present, leave []Instance) bool {
 	before, now := 0, 0
 	for _, in := range present {
-		if in.Status() == Critical {
-			continue
+		well := in.Status() != Critical
+		if well {
+			now++
 		}
-		now++
-		if i, ok := slices.BinarySearchFunc(was, in, CompareInstances); ok && was[i].Status() != Critical {
+		i, ok := slices.BinarySearchFunc(was, in, CompareInstances)
+		if ok && missed(was[i]) && (well || in.silent()) {
 			before++
 		}
 	}

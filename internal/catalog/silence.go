@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -37,11 +38,11 @@ func (i Instance) silent() bool {
 // A set's floor of health. An instance whose own check says that it is ill leaves, whatever
 // others do: splits pass over a leg where nobody is well, and failovers begin, because of
 // that, and who went there would be told no. That one node falls silent is believed as
-// well. When several do within the window, whatever hears them is as likely to be at fault:
-// then a set keeps [GuardPolicy.Most]'s complement of those that would be well but for the
+// well. When several do within the window, or others of the set vanish, whatever hears them
+// is as likely to be at fault: then a set keeps [GuardPolicy.Most]'s complement of those that would be well but for the
 // silence, the last to fall silent first. Nobody listening there is no worse than a 503.
 
-// hush notes the nodes that fell silent between the last snapshot and this one.
+// hush notes the nodes that fell silent since the last step.
 func (g Guard) hush(now time.Time, raw *Snapshot, changed []string) {
 	for node, at := range g.quiet {
 		if now.Sub(at) > g.Policy.Window {
@@ -49,13 +50,15 @@ func (g Guard) hush(now time.Time, raw *Snapshot, changed []string) {
 		}
 	}
 	for _, name := range changed {
-		for _, in := range fallen(instances(raw.Set(name)), instances(g.raw.Set(name))) {
-			g.quiet[in.Node.Name] = now
+		for _, in := range fallen(instances(raw.Set(name)), instances(g.passed.Set(name))) {
+			if _, known := g.sets[name].silent[KeyOf(in)]; !known {
+				g.quiet[in.Node.Name] = now
+			}
 		}
 	}
 }
 
-// fallen lists those that are silent now and were well before. Both are sorted.
+// fallen lists those that are silent now and that sidecars were told are well. Both are sorted.
 func fallen(now, before []Instance) (out []Instance) {
 	for _, in := range now {
 		if !in.silent() {
@@ -71,25 +74,37 @@ func fallen(now, before []Instance) (out []Instance) {
 
 // heard keeps account of who is silent, and returns the registered instances as sidecars
 // are to be told of them: those of the floor without what silence says of them.
-func (g Guard) heard(now time.Time, s *guard, raw, before []Instance) []Instance {
+func (g Guard) heard(now time.Time, s *guard, raw, was []Instance) []Instance {
 	silent := map[InstanceKey]time.Time{}
-	for _, in := range fallen(raw, before) {
+	for _, in := range fallen(raw, was) {
 		silent[KeyOf(in)] = now
 	}
+	back := map[InstanceKey]time.Time{} // who comes back silent
+	for _, in := range s.held {
+		back[KeyOf(in)] = now
+	}
+	maps.Copy(back, s.left)
+	maps.Copy(back, s.silent)
 	well := 0
 	for _, in := range raw {
 		switch k := KeyOf(in); {
 		case in.silent():
-			if at, ok := s.silent[k]; ok {
+			if at, ok := back[k]; ok {
 				silent[k] = at
 			}
 		case in.Status() != Critical:
 			well++
 		}
 	}
+	away := len(s.left) // of those that left with nothing to explain it
+	for _, in := range raw {
+		if _, ok := s.left[KeyOf(in)]; ok {
+			away--
+		}
+	}
 	s.silent, s.floor = silent, nil
-	s.many = len(silent) > 0 && (s.many || len(g.quiet) > 1)
-	missing := g.Policy.floor(well+len(silent)) - well
+	s.many = len(silent) > 0 && (s.many || len(g.quiet) > 1 || away > 0)
+	missing := g.Policy.floor(well+len(silent)+away) - well
 	if !s.many || missing <= 0 {
 		return raw
 	}

@@ -55,7 +55,7 @@ its entry as it was.`,
 	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
 	addChoice(cmd, &guard, "endpoint-guard", "", "on", "whether instances that vanish together unexplained are held", "on", "off")
 	f.IntVar(&most, "endpoint-guard-most", 50, "percent of a service's instances that may leave within the window with nothing to explain it; the others of 100 are the floor of health")
-	f.DurationVar(&o.Guard.Window, "endpoint-guard-window", time.Minute, "how long an unexplained departure counts")
+	f.DurationVar(&o.Guard.Window, "endpoint-guard-window", 10*time.Minute, "how long an unexplained departure counts")
 	f.IntVar(&rate, "endpoint-guard-rate", 0, "percent of a service's instances that may leave in a second, explained or not, and at least one; 0 for no limit")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")

@@ -81,8 +81,8 @@ type Options struct {
 	// Guard is how much the registry may lose at once that nothing explains.
 	Guard   catalog.GuardPolicy
 	LeafTTL time.Duration // default: the CA's
-	Version             string
-	Log                 *slog.Logger
+	Version string
+	Log     *slog.Logger
 }
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].

@@ -78,6 +78,8 @@ type Source struct {
 	doubt time.Time  // until when the registry's history is not trusted; see [Source.Explain]
 	kicks map[string]chan struct{}
 	bad   map[string]map[string]bool // by service: which instances are left out, and why
+
+	recovered chan struct{} // closed, and replaced, when the names can be read again
 }
 
 var _ catalog.Source = (*Source)(nil)
@@ -110,7 +112,7 @@ func New(o Options) (*Source, error) {
 	return &Source{
 		client: client, base: base, token: o.Token, datacenter: o.Datacenter,
 		log: o.Log.With("consul", o.Address), slots: make(chan struct{}, o.MaxQueries),
-		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{},
+		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{}, recovered: make(chan struct{}),
 	}, nil
 }
 

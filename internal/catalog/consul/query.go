@@ -29,7 +29,10 @@ const (
 	paceEvery = 200 * time.Millisecond
 
 	minBackOff = 200 * time.Millisecond
-	maxBackOff = 15 * time.Second
+	maxBackOff = 5 * time.Second
+	// farBackOff is the longest while nothing can be reached at all: the list of names is
+	// asked for more often, and wakes the others.
+	farBackOff = 15 * time.Second
 )
 
 // answer is a body that came with status 200.
@@ -222,12 +225,14 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 				last = 0
 			}
 			f.trouble.fail(f.path, err)
-			if !pause(ctx, again.next()) {
+			if !f.retreat(ctx, again.next(f.longest(err))) {
 				return
 			}
 			continue
 		}
-		f.trouble.ok(f.path)
+		if f.trouble.ok(f.path) && f.path == pathServices {
+			f.source.wakeAll()
+		}
 		again = backOff{}
 		if a.index == last && time.Since(asked) < wait/2 {
 			// Something between us and Consul does not block.
@@ -237,6 +242,37 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 		}
 		last = a.index
 	}
+}
+
+// longest is the longest back-off after that error.
+func (f *follower) longest(err error) time.Duration {
+	if errors.As(err, new(unreachable)) && f.path != pathServices {
+		return farBackOff
+	}
+	return maxBackOff
+}
+
+// retreat is pause that ends when Consul can be read again.
+func (f *follower) retreat(ctx context.Context, d time.Duration) bool {
+	f.source.mu.Lock()
+	recovered := f.source.recovered
+	f.source.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-recovered:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// wakeAll ends all back-offs.
+func (s *Source) wakeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.recovered)
+	s.recovered = make(chan struct{})
 }
 
 func (f *follower) acquire(ctx context.Context) bool {
@@ -272,11 +308,11 @@ func (p *pace) delay(now time.Time) time.Duration {
 	return max(d, 0)
 }
 
-// backOff doubles from minBackOff to maxBackOff, with jitter.
+// backOff doubles from minBackOff to a longest one, with jitter.
 type backOff struct{ last time.Duration }
 
-func (b *backOff) next() time.Duration {
-	b.last = min(max(2*b.last, minBackOff), maxBackOff)
+func (b *backOff) next(longest time.Duration) time.Duration {
+	b.last = min(max(2*b.last, minBackOff), longest)
 	return jitter(b.last)
 }
 

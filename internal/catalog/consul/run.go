@@ -82,7 +82,7 @@ func (r *run) learnDatacenter() string {
 			return ""
 		}
 		r.trouble.fail(path, err)
-		if !pause(r.ctx, again.next()) {
+		if !pause(r.ctx, again.next(maxBackOff)) {
 			return ""
 		}
 	}
