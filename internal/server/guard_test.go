@@ -579,8 +579,11 @@ func mutate(rng *rand.Rand, path string, a *fakeAnswer, older map[string][]byte)
 // after the last of them all is as it should be. Without the guard the same seeds are caught.
 func TestEndpointGuardMutatedAnswers(t *testing.T) {
 	mutated, caught := 0, 0
-	for seed := range uint64(5) {
+	for seed := range uint64(3) {
 		for _, off := range []bool{false, true} {
+			if off && seed > 0 {
+				continue
+			}
 			synctest.Test(t, func(t *testing.T) {
 				f := newFakeConsul()
 				services := f.fleet(10, 4)
