@@ -67,7 +67,7 @@ func (s *Source) doubted() bool {
 }
 
 // Explain looks why instances are gone that Consul had before. It is explained when a quorum
-// agrees that the node is in the catalog and passing serfHealth, that neither its services nor
+// agrees that the node is in the catalog, as it was, and passing serfHealth, that neither its services nor
 // its checks mention the instance, and that something about the node was written after the
 // instance was. What cannot be read explains nothing, nor does anything while there is [Source.Doubt].
 func (s *Source) Explain(ctx context.Context, gone []catalog.Instance) map[catalog.InstanceKey]string {
@@ -150,6 +150,8 @@ func (s *Source) explainNode(ctx context.Context, node string, gone []catalog.In
 		switch {
 		case listed.index <= in.Service.ModifyIndex || listed.filtered || a.filtered:
 			// From before it was registered, or only a part of what there is.
+		case runs.Node.CreateIndex > in.Service.ModifyIndex:
+			// The node was gone as a whole, and its agent may not have registered all again.
 		case !there:
 			out[catalog.KeyOf(in)] = "its node is there, reachable, and without it"
 		case name != "" && name != in.Service.Name:
