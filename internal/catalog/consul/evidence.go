@@ -2,6 +2,7 @@ package consul
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/url"
@@ -107,11 +108,15 @@ func (s *Source) Explain(ctx context.Context, gone []catalog.Instance) map[catal
 func (s *Source) explainNode(ctx context.Context, node string, gone []catalog.Instance) (map[catalog.InstanceKey]string, error) {
 	var runs struct {
 		Node     *catalog.Node
-		Services []*catalog.Service
+		Services json.RawMessage // null when there are none
 	}
+	var services []*catalog.Service
 	listed, err := s.get(ctx, "/v1/catalog/node-services/"+url.PathEscape(node), quorum, 0)
 	if err == nil {
 		err = decode(listed.body, &runs)
+	}
+	if err == nil && runs.Services != nil {
+		err = decode(runs.Services, &services)
 	}
 	if err != nil || runs.Node == nil || runs.Node.Name != node || runs.Services == nil {
 		return nil, err
@@ -138,7 +143,7 @@ func (s *Source) explainNode(ctx context.Context, node string, gone []catalog.In
 	if !reachable {
 		return nil, nil
 	}
-	for _, svc := range runs.Services {
+	for _, svc := range services {
 		if svc == nil || svc.ID == "" {
 			return nil, fmt.Errorf("node %q: a service without an ID", node)
 		}
