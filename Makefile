@@ -85,6 +85,10 @@ lint: $(LINT) ## golangci-lint, set by .golangci.yml
 $(LINT): tools/golangci-lint/go.mod tools/golangci-lint/go.sum
 	cd tools/golangci-lint && $(GO) build -o ../../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
+.PHONY: soak
+soak: $(ENVOY) ## an hour without a server, in real time, while a service is deployed ten times: no request may fail; one JSON line (SOAK=1h)
+	@set -o pipefail; SOAK=$(or $(SOAK),1h) ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e/outages | tee /dev/stderr | sed -n 's/^.*soak: //p'
+
 .PHONY: bench-datapath
 bench-datapath: build $(ENVOY) ## CPU per request beside hand-written Envoy pairs, one JSON line per path
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/datapath

@@ -166,11 +166,13 @@ type Failing struct {
 
 // ShiftStatus is how far a shift is.
 type ShiftStatus struct {
-	Status string    `json:"status"` // queued, running, paused, done, reverting, reverted, aborted
-	From   string    `json:"from"`
-	To     string    `json:"to"`
-	Held   bool      `json:"held,omitempty"` // it takes no steps: it watches shares that people set
-	Steps  []float64 `json:"steps,omitempty"`
+	Status string `json:"status"` // queued, running, paused, done, reverting, reverted, aborted
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Held   bool   `json:"held,omitempty"` // it takes no steps: it watches shares that people set
+	// GuardOff says that the pair's traffic-shift turns the shift guard off: nothing is compared.
+	GuardOff bool      `json:"guard_off,omitempty"`
+	Steps    []float64 `json:"steps,omitempty"`
 	// Wait and Reason are what it waits for, or why it is as it is.
 	Wait    string    `json:"wait,omitempty"`
 	Reason  string    `json:"reason,omitempty"`

@@ -98,7 +98,7 @@ func (p *Pair) answered(a answer) {
 	p.over(KVUnreachable, p.key)
 	share, ok := p.env, true
 	if a.found {
-		share, ok = parsePercent(a.value)
+		share, ok = ParsePercent(a.value)
 	}
 	if !ok {
 		p.report(Problem{BadPercent, p.key, notPercent(a.value)})

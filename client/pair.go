@@ -122,7 +122,7 @@ func Open(o Options) (*Pair, error) {
 	p.old = p.address(Old, oldVar, o.OldAddr)
 	p.new = p.address(New, newVar, "")
 	if value, variable := p.lookup(percentVar); value != "" {
-		if share, ok := parsePercent(value); ok {
+		if share, ok := ParsePercent(value); ok {
 			p.env = share
 		} else {
 			p.report(Problem{BadPercent, variable, notPercent(value)})

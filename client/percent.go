@@ -11,10 +11,11 @@ import (
 // every language divides calls alike.
 const whole = 10_000
 
-// parsePercent reads digits, and optionally a point and up to two decimals, which
+// ParsePercent reads a percent as the convention has it, in hundredths, also for those who
+// follow the same keys and variables without this package: digits, and optionally a point and up to two decimals, which
 // zeros may follow. White space around it is ignored, since editors and echo add it.
 // What is longer than maxValue is not read to its end, and no percent.
-func parsePercent(s string) (share int, ok bool) {
+func ParsePercent(s string) (hundredths int, ok bool) {
 	if len(s) > maxValue {
 		return 0, false
 	}
@@ -33,14 +34,10 @@ func parsePercent(s string) (share int, ok bool) {
 		if c < '0' || c > '9' {
 			return 0, false
 		}
-		share = share*10 + int(c-'0')
+		hundredths = hundredths*10 + int(c-'0')
 	}
-	return share, share <= whole
+	return hundredths, hundredths <= whole
 }
-
-// ParsePercent reads a percent as the convention has it, in hundredths: for those who follow
-// the same keys and variables without this package.
-func ParsePercent(s string) (hundredths int, ok bool) { return parsePercent(s) }
 
 // bucket is where a key falls among whole places. It is part of the convention.
 func bucket(key string) int {

@@ -10,7 +10,7 @@ import (
 )
 
 // ways are all by which requests travel, in the order of the move.
-var ways = []string{api.Legacy, api.Direct, api.Plain, api.MTLS}
+var ways = api.Ways()
 
 // step moves a percent of all pairs' requests to a way, or all of them back.
 type step struct {

@@ -2,20 +2,20 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/demo/load"
 	"github.com/crossfade-mesh/crossfade/internal/demo/shop"
+	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 // caller is the service whose sidecar all requests go through.
@@ -136,7 +136,11 @@ func (w *world) startApps(ports map[string]int) error {
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(chat), ReadHeaderTimeout: startLimit}
 	w.stops = append(w.stops, func() { srv.Close() })
-	go srv.Serve(ln) //nolint:errcheck // that it was closed
+	go func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			fmt.Fprintln(os.Stderr, "impact: chat:", err)
+		}
+	}()
 	return nil
 }
 
@@ -189,40 +193,18 @@ func (w *world) clients() (clients, error) {
 }
 
 // ways is how many attempts, or connections, the caller's Envoy counted.
-func (w *world) ways(ctx context.Context) (map[string]map[string]uint64, error) {
-	text, err := lab.AdminGet(ctx, w.caller.Admin, "/stats?format=json&usedonly&filter="+`^cf\.(attempt|connection)(\.|$)`)
+func (w *world) ways(ctx context.Context) (map[string]map[shift.Way]uint64, error) {
+	text, err := lab.AdminGet(ctx, w.caller.Admin, telemetry.AttemptsPath)
 	if err != nil {
 		return nil, err
 	}
-	var got struct {
-		Stats []struct {
-			Name  string `json:"name"`
-			Value uint64 `json:"value"`
-		} `json:"stats"`
-	}
-	if err := json.Unmarshal([]byte(text), &got); err != nil {
+	stats, err := telemetry.ParseStats([]byte(text))
+	if err != nil {
 		return nil, err
 	}
-	out := map[string]map[string]uint64{}
-	for _, s := range got.Stats {
-		destination, way := tag(s.Name, "destination"), tag(s.Name, "way")
-		if way == "" {
-			way = api.MTLS
-		}
-		if out[destination] == nil {
-			out[destination] = map[string]uint64{}
-		}
-		out[destination][way] += s.Value
-	}
-	if len(out) == 0 {
+	counted := stats.Attempts()
+	if len(counted) == 0 {
 		return nil, errors.New("the caller's Envoy counted nothing by way")
 	}
-	return out, nil
-}
-
-// tag is the value of a tag in a counter's name: cf.attempt.destination.catalog.way.legacy.…
-func tag(name, tag string) string {
-	_, rest, _ := strings.Cut(name, "."+tag+".")
-	value, _, _ := strings.Cut(rest, ".")
-	return value
+	return counted, nil
 }

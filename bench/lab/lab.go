@@ -3,31 +3,31 @@
 //
 // In: paths of binaries, a directory, definitions and configuration entries. Out:
 // running processes with the ids of their Envoys, what those cost ([CPUTime],
-// [ResidentSize]) and what they say of themselves ([AdminGet], [Scrape]).
+// [ResidentSize]) and what they say of themselves ([AdminGet], [Scrape]). Besides, what
+// makes a benchmark a command: its settings ([Env]) and [Main].
 //
 // It leaves load, arithmetic and reports to the commands beside it.
 package lab
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 )
 
 // Patience is for an Envoy on SIGTERM; it closes at once.
 const Patience = 5 * time.Second
+
+// adminTimeout is for an Envoy of many clusters that prints all of its stats.
+const adminTimeout = 30 * time.Second
 
 // startLimit bounds each step of starting something.
 const startLimit = 90 * time.Second
@@ -37,54 +37,6 @@ type Binaries struct {
 	Envoy     string
 	Crossfade string
 	Consul    string // empty: there is none
-}
-
-// FindConsul is the consul binary named by CONSUL, else bin/consul in the
-// repository; "" when there is none.
-func FindConsul(getenv func(string) string, root string) (string, error) {
-	if path := getenv("CONSUL"); path != "" {
-		_, err := os.Stat(path)
-		if err != nil {
-			err = fmt.Errorf("CONSUL %q: %w", path, err)
-		}
-		return path, err
-	}
-	path := filepath.Join(root, "bin", "consul")
-	if _, err := os.Stat(path); err != nil {
-		return "", nil
-	}
-	return path, nil
-}
-
-// RepositoryRoot is the nearest directory upwards with a go.mod.
-func RepositoryRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return "", errors.New("no go.mod here or above: run it inside the repository")
-		}
-		dir = up
-	}
-}
-
-// Positive is the number above 0 in an environment variable, or unset when it has none.
-func Positive(getenv func(string) string, name string, unset float64) (float64, error) {
-	text := getenv(name)
-	if text == "" {
-		return unset, nil
-	}
-	v, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(v > 0 && v < 1e6) {
-		return 0, fmt.Errorf("%s %q: want a number above 0", name, text)
-	}
-	return v, nil
 }
 
 // FreePorts finds ports that nothing listens on at the moment, below those that the
@@ -137,29 +89,9 @@ func StartEnvoy(binary, name, file string) (*Process, error) {
 // AdminGet asks an Envoy's admin, on a Unix socket (a path) or at ip:port; any
 // answer but 200 is an error.
 func AdminGet(ctx context.Context, admin, path string) (string, error) {
-	network := "tcp"
-	if strings.HasPrefix(admin, "/") {
-		network = "unix"
-	}
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, admin)
-		},
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
-	if err != nil {
-		return "", err
-	}
-	res, err := (&http.Client{Transport: transport, Timeout: 30 * time.Second}).Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 512<<20))
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("envoy admin %s: %s", path, res.Status)
-	}
+	c := envoyadmin.New(admin, adminTimeout)
+	defer c.Close()
+	body, err := c.Get(ctx, path)
 	return string(body), err
 }
 
@@ -179,23 +111,13 @@ func Enforced(ctx context.Context, admin string) error {
 
 // ListenerPort is where the first listener of an Envoy listens; 0 when there is none yet.
 func ListenerPort(ctx context.Context, admin string) (int, error) {
-	text, err := AdminGet(ctx, admin, "/listeners?format=json")
-	if err != nil {
+	c := envoyadmin.New(admin, adminTimeout)
+	defer c.Close()
+	listeners, err := c.Listeners(ctx)
+	if err != nil || len(listeners) == 0 {
 		return 0, err
 	}
-	var got struct {
-		Statuses []struct {
-			Address struct {
-				Socket struct {
-					Port int `json:"port_value"`
-				} `json:"socket_address"`
-			} `json:"local_address"`
-		} `json:"listener_statuses"`
-	}
-	if err := json.Unmarshal([]byte(text), &got); err != nil || len(got.Statuses) == 0 {
-		return 0, err
-	}
-	return got.Statuses[0].Address.Socket.Port, nil
+	return listeners[0].Port, nil
 }
 
 // Load is the machine's load average over the last minute.

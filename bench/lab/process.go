@@ -67,7 +67,8 @@ type Process struct {
 	err  error         // how; valid after done
 }
 
-// Start starts a child that dies with this process.
+// Start starts a child that dies with this process. It is forked by the caller's thread, so
+// that it is where [Place.Start] has put that.
 func Start(name, logFile, path string, args ...string) (*Process, error) {
 	out, err := os.Create(logFile)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
@@ -15,6 +16,10 @@ func TestModesChangeHot(t *testing.T) {
 	speaks := map[string]string{"catalog": "http", "chat": "grpc", "payments": "tcp"}
 	mode := func(mode string) {
 		for service, protocol := range speaks {
+			if mode == "strict" {
+				w.restaged(api.ShiftRequest{Service: service, Stage: mode, Force: true}) // the old ways were in use just now
+				continue
+			}
 			w.apply(fmt.Sprintf("Kind = \"service-defaults\"\nName = %q\nProtocol = %q\nMutualTLSMode = %q\n", service, protocol, mode))
 		}
 	}

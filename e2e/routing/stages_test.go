@@ -294,24 +294,11 @@ func TestWalkThroughStages(t *testing.T) {
 func (w *world) takesPlaintext(service string, n int) {
 	w.t.Helper()
 	meshtest.Eventually(w.t, service+" takes plaintext", func() error {
-		_, body := w.server.Call(http.MethodGet, "/v1/crossfade/chain/"+service+"?source=web", nil)
-		var view struct {
-			Pair struct {
-				Ways []struct {
-					Way     string
-					Healthy int
-				}
-			}
+		got, err := w.healthy(service)
+		if err == nil && got["plain"] != n {
+			err = fmt.Errorf("healthy: %v", got)
 		}
-		if err := json.Unmarshal(body, &view); err != nil {
-			return err
-		}
-		for _, way := range view.Pair.Ways {
-			if way.Way == "plain" && way.Healthy == n {
-				return nil
-			}
-		}
-		return fmt.Errorf("%s", body)
+		return err
 	})
 }
 

@@ -80,3 +80,35 @@ func TestStatsKeepTheirNames(t *testing.T) {
 		t.Error("what another leg stood in for is not counted as a retry of the one that was wanted")
 	}
 }
+
+// What is counted for the control plane can be left out of a scrape, as docs/telemetry.md says.
+func TestScrapeWithoutAttempts(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/telemetry.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(doc), "GET /stats/prometheus?")
+	query, _, ok := strings.Cut(rest, "\n")
+	if !ok {
+		t.Fatal("docs/telemetry.md says nothing of /stats/prometheus")
+	}
+	w := newWorld(t)
+	w.write(allHTTP)
+	w.http("catalog", "v1-a", version(1))
+	web := w.caller("web", "web-1", "catalog")
+	web.shares(50, "catalog", "/")
+	for _, c := range []struct {
+		path     string
+		attempts bool
+	}{{"/stats/prometheus", true}, {"/stats/prometheus?" + query, false}} {
+		text := web.admin(t, c.path)
+		for _, want := range []string{"envoy_cluster_upstream_rq_total{", "envoy_http_catalog_default_default_dc1_downstream_rq_total{", "envoy_server_live{", "envoy_control_plane_connected_state{"} {
+			if !strings.Contains(text, "\n"+want) {
+				t.Errorf("%s: no %s", c.path, want)
+			}
+		}
+		if got := strings.Contains(text, "\nenvoy_cf_attempt{"); got != c.attempts {
+			t.Errorf("%s: attempts %v, want %v", c.path, got, c.attempts)
+		}
+	}
+}

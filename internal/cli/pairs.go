@@ -93,6 +93,8 @@ func shiftInShort(at *api.ShiftStatus) string {
 	switch {
 	case at == nil:
 		return "-"
+	case at.Held && at.Status == "running" && at.GuardOff:
+		return "guard off"
 	case at.Held && at.Status == "running":
 		return "watched"
 	case at.Wait != "":
@@ -174,6 +176,9 @@ func showPair(w io.Writer, p api.PairDetail) {
 		what := fmt.Sprintf("from %s to %s, %s", at.From, at.To, at.Status)
 		if at.Held {
 			what = fmt.Sprintf("shares set by hand are watched, %s against %s: %s", at.To, at.From, at.Status)
+		}
+		if at.GuardOff {
+			what += "; the shift guard is off, nothing is compared"
 		}
 		fmt.Fprintf(w, "Shift:\t%s\n", what)
 		if at.Reason != "" && at.Breach == "" {

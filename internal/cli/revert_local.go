@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -75,28 +74,29 @@ func revertOne(cmd *cobra.Command, s streams, dir string, release bool) error {
 	if err != nil {
 		return fmt.Errorf("sidecar in %q: %w", dir, err)
 	}
-	st, err := statusIn(dir)
+	l, err := sidecar.LookAt(dir)
 	if err != nil {
 		return err
 	}
+	st := l.Status
 	if st.State == sidecar.Stopped || syscall.Kill(st.PID, syscall.SIGUSR1) != nil {
 		fmt.Fprintf(s.out, "%s: does not run; it counts when it starts\n", st.ID)
 		return nil
 	}
 	for time.Since(began) < localWait {
-		if st, err = statusIn(dir); err != nil {
+		if l, err = sidecar.LookAt(dir); err != nil {
 			return err
 		}
-		l := st.XDS.Local
+		held := l.Status.XDS.Local
 		switch {
-		case release && l == nil:
+		case release && held == nil:
 			fmt.Fprintf(s.out, "%s: released, servers decide again\n", st.ID)
 			return nil
-		case !release && l != nil && l.Waiting == 0 && len(l.Destinations) == 0:
+		case !release && held != nil && held.Waiting == 0 && len(held.Destinations) == 0:
 			fmt.Fprintf(s.out, "%s: none of its pairs was shifted; those that are will stay on their old way\n", st.ID)
 			return nil
-		case !release && l != nil && l.Waiting == 0:
-			fmt.Fprintf(s.out, "%s: %d pairs on their old way: %s; acknowledged by Envoy in %v\n", st.ID, len(l.Destinations), strings.Join(l.Destinations, ", "), time.Since(began).Round(time.Millisecond))
+		case !release && held != nil && held.Waiting == 0:
+			fmt.Fprintf(s.out, "%s: %d pairs on their old way: %s; acknowledged by Envoy in %v\n", st.ID, len(held.Destinations), strings.Join(held.Destinations, ", "), time.Since(began).Round(time.Millisecond))
 			return nil
 		}
 		select {
@@ -106,15 +106,4 @@ func revertOne(cmd *cobra.Command, s streams, dir string, release bool) error {
 		}
 	}
 	return fmt.Errorf("sidecar %q: its Envoy has not acknowledged it in %v: look at %s", st.ID, localWait, filepath.Join(dir, sidecar.StatusFile))
-}
-
-func statusIn(dir string) (st sidecar.Status, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, sidecar.StatusFile))
-	if err == nil {
-		err = json.Unmarshal(b, &st)
-	}
-	if err != nil {
-		err = fmt.Errorf("sidecar in %q: its status can't be read: %w", dir, err)
-	}
-	return st, err
 }

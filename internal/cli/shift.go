@@ -58,7 +58,9 @@ mesh entry has to allow. Strict is refused while a caller sends anything but mtl
 plaintext came inside the --window-of-silence, while an instance is not watched, and while an app's own port
 can be reached from another host; --force does it in spite of all that, and the history says so.
 
-Whether a way works is not tried before: a warning says what the registry knows.`,
+A legacy address that is new to a pair is tried first, and refused when the server cannot
+connect to it; --force takes it all the same. Of the other ways nothing is tried: a warning
+says when a way that has a share has nobody to go to, as far as the registry knows.`,
 		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
   crossfade shift storefront catalog --via mtls=10
   crossfade shift storefront catalog --via legacy=60 --via direct=30 --via mtls=10

@@ -36,8 +36,11 @@ type TrafficShift struct {
 	Guard   *ShiftGuard `json:"Guard,omitempty"`
 	// Sticky keeps a caller on its way while shares move. Connections are sticky by
 	// Source alone.
-	Sticky *Sticky           `json:"Sticky,omitempty"`
-	Meta   map[string]string `json:"Meta,omitempty"`
+	Sticky *Sticky `json:"Sticky,omitempty"`
+	// Slots are which callers are on which way, where moves have made that more than shares in
+	// order. It is kept by the store, so that moves move nobody else: see [Slot].
+	Slots string            `json:"Slots,omitempty"`
+	Meta  map[string]string `json:"Meta,omitempty"`
 }
 
 // ShiftGuard says when the new way is too bad, compared with the old one of the same pair
@@ -127,28 +130,27 @@ func (e *TrafficShift) Normalize() {
 func (e *TrafficShift) Validate() error { return validate(e) }
 
 // Succeed is what is written in place of an entry, or of none: a traffic-shift with other
-// shares than before has a higher generation, whoever wrote it and whatever it said.
+// shares than before has a higher generation, whoever wrote it and whatever it said, and slots
+// in which no more callers have moved than must.
 func Succeed(before, next Entry) Entry {
 	e, ok := next.(*TrafficShift)
 	if !ok {
 		return next
 	}
-	was, ok := before.(*TrafficShift)
-	if !ok {
-		return e
-	}
-	generation := e.Generation
+	was, _ := before.(*TrafficShift)
+	generation, slots := e.Generation, e.succeedSlots(was)
 	switch {
+	case was == nil:
 	case was.Shares == e.Shares:
 		generation = max(generation, was.Generation)
 	default:
 		generation = max(generation, was.Generation+1)
 	}
-	if generation == e.Generation {
+	if generation == e.Generation && slots == e.Slots {
 		return e
 	}
 	raised := *e
-	raised.Generation = generation
+	raised.Generation, raised.Slots = generation, slots
 	return &raised
 }
 
@@ -230,6 +232,9 @@ func (e *TrafficShift) checkPlan(r *report) {
 				r.addf(index("Windows", i), "%v", err)
 			}
 		}
+	}
+	if _, err := parseSlots(e.Slots); err != nil {
+		r.addf("Slots", "%v", err)
 	}
 	if g := e.Guard; g != nil {
 		r.oneOf("Guard.OnBreach", g.OnBreach, "", OnBreachRevert, OnBreachPause)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +17,8 @@ import (
 
 	wire "github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 // api is the server's HTTP API, which is Consul's.
@@ -202,23 +203,10 @@ func (a *api) healthy(ctx context.Context, service string) ([]string, error) {
 
 // admin asks an Envoy's admin interface.
 func admin(ctx context.Context, socket, path string, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}
-	defer t.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, "GET", "http://envoy"+path, nil)
-	if err != nil {
-		return err
-	}
-	b, err := read(t.RoundTrip(req))
-	if err == nil {
-		err = json.Unmarshal(b, out)
-	}
-	if err != nil {
-		return fmt.Errorf("Envoy's admin interface %s: %s: %w", socket, path, err)
+	c := envoyadmin.New(socket, apiTimeout)
+	defer c.Close()
+	if err := c.JSON(ctx, path, out); err != nil {
+		return fmt.Errorf("Envoy at %s: %w", socket, err)
 	}
 	return nil
 }
@@ -286,19 +274,27 @@ func endpoints(ctx context.Context, socket, service string) ([]string, error) {
 }
 
 // counted are an Envoy's counters and gauges whose names match a regular expression.
-func counted(ctx context.Context, socket, filter string) (map[string]uint64, error) {
-	var stats struct {
-		Stats []struct {
-			Name  string `json:"name"`
-			Value uint64 `json:"value"`
-		} `json:"stats"`
+func counted(ctx context.Context, socket, filter string) (map[string]int64, error) {
+	c := envoyadmin.New(socket, apiTimeout)
+	defer c.Close()
+	return c.Stats(ctx, filter)
+}
+
+// attempts is how many attempts, or connections, a caller's Envoy counted by way.
+func attempts(ctx context.Context, socket, destination string) (map[string]uint64, error) {
+	c := envoyadmin.New(socket, apiTimeout)
+	defer c.Close()
+	body, err := c.Get(ctx, telemetry.AttemptsPath)
+	if err != nil {
+		return nil, err
 	}
-	if err := admin(ctx, socket, "/stats?format=json&filter="+url.QueryEscape(filter), &stats); err != nil {
+	stats, err := telemetry.ParseStats(body)
+	if err != nil {
 		return nil, err
 	}
 	out := map[string]uint64{}
-	for _, s := range stats.Stats {
-		out[s.Name] = s.Value
+	for way, n := range stats.Attempts()[destination] {
+		out[string(way)] = n
 	}
 	return out, nil
 }

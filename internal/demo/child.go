@@ -5,92 +5,40 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
-
-// starter starts child processes that the kernel kills when this process dies.
-// That holds for the thread that started a child, so one thread starts all and
-// lives until the starter is closed.
-type starter struct {
-	requests chan func()
-}
-
-func newStarter() *starter {
-	s := &starter{requests: make(chan func())}
-	go func() {
-		// Never unlocked: the thread ends with the goroutine.
-		runtime.LockOSThread()
-		for f := range s.requests {
-			f()
-		}
-	}()
-	return s
-}
-
-// close lets the thread end, which kills every child still alive.
-func (s *starter) close() { close(s.requests) }
 
 // child is a process that was started.
 type child struct {
+	*process.Process
 	name string
-	pid  int
-	log  string        // where its output is
-	done chan struct{} // closed when it has ended and was waited for
-	err  error         // how it ended; read after done
+	log  string // where its output is
 }
 
-// start runs a command in a process group of its own. Its output is appended to
-// the file log.
-func (s *starter) start(name, log string, env []string, path string, args ...string) (*child, error) {
+// start runs a command. Its output is appended to the file log.
+func start(name, log string, env []string, path string, args ...string) (*child, error) {
 	f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	cmd := exec.Command(path, args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = env, f, f
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	s.requests <- func() { started <- cmd.Start() }
-	if err := <-started; err != nil {
+	p, err := process.Start(process.Command{Argv: append([]string{path}, args...), Env: env, Stdout: f, Stderr: f})
+	if err != nil {
 		return nil, fmt.Errorf("%s: cannot be started: %w", name, err)
 	}
-	c := &child{name: name, pid: cmd.Process.Pid, log: log, done: make(chan struct{})}
-	go func() {
-		c.err = cmd.Wait()
-		close(c.done)
-	}()
-	return c, nil
-}
-
-// alive reports whether the process still runs.
-func (c *child) alive() bool {
-	select {
-	case <-c.done:
-		return false
-	default:
-		return true
-	}
-}
-
-// signal does nothing to a process that has ended.
-func (c *child) signal(sig syscall.Signal) {
-	if c.alive() {
-		_ = syscall.Kill(c.pid, sig)
-	}
+	return &child{p, name, log}, nil
 }
 
 // waitEnd waits for the process to end by itself and fails unless its exit code is 0.
 func (c *child) waitEnd(ctx context.Context, limit time.Duration) error {
 	select {
-	case <-c.done:
-		if c.err != nil {
-			return fmt.Errorf("%s: %w", c.name, c.err)
+	case <-c.Done():
+		if s := c.State(); !s.Success() {
+			return fmt.Errorf("%s: %s", c.name, s)
 		}
 		return nil
 	case <-ctx.Done():

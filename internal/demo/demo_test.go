@@ -23,11 +23,11 @@ const asParent = "CROSSFADE_DEMO_TEST_PARENT"
 
 func TestMain(m *testing.M) {
 	if log := os.Getenv(asParent); log != "" {
-		c, err := newStarter().start("child", log, os.Environ(), "/bin/sleep", "600")
+		c, err := start("child", log, os.Environ(), "/bin/sleep", "600")
 		if err != nil {
 			panic(err)
 		}
-		os.Stdout.WriteString(strconv.Itoa(c.pid) + "\n")
+		os.Stdout.WriteString(strconv.Itoa(c.PID) + "\n")
 		select {}
 	}
 	os.Exit(m.Run())
@@ -61,35 +61,33 @@ func TestChildrenDieWithAKilledDemo(t *testing.T) {
 }
 
 func TestChildEndsAndSaysHow(t *testing.T) {
-	s := newStarter()
-	defer s.close()
 	dir := t.TempDir()
 	mark := "CROSSFADE_DEMO_TEST_MARK=" + dir
-	start := func(script string) *child {
+	run := func(script string) *child {
 		t.Helper()
-		c, err := s.start("sh", filepath.Join(dir, "log"), append(os.Environ(), mark), "/bin/sh", "-c", script)
+		c, err := start("sh", filepath.Join(dir, "log"), append(os.Environ(), mark), "/bin/sh", "-c", script)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return c
 	}
-	failing := start("echo first; echo no such thing >&2; exit 3")
+	failing := run("echo first; echo no such thing >&2; exit 3")
 	if err := failing.waitEnd(t.Context(), 10*time.Second); err == nil || !strings.Contains(err.Error(), "sh: exit status 3") {
 		t.Errorf("got %v", err)
 	}
 	if got := failing.tail(1); len(got) != 1 || got[0] != "no such thing" {
 		t.Errorf("tail is %q", got)
 	}
-	living := start("exec sleep 600")
-	if got := processesWith(mark); len(got) != 1 || got[0] != living.pid {
-		t.Errorf("processes with the mark: %v, want %d", got, living.pid)
+	living := run("exec sleep 600")
+	if got := processesWith(mark); len(got) != 1 || got[0] != living.PID {
+		t.Errorf("processes with the mark: %v, want %d", got, living.PID)
 	}
-	living.signal(syscall.SIGKILL)
-	<-living.done
-	if got := processesWith(mark); len(got) != 0 || !processGone(living.pid) {
+	living.Signal(syscall.SIGKILL)
+	<-living.Done()
+	if got := processesWith(mark); len(got) != 0 || !processGone(living.PID) {
 		t.Errorf("left: %v", got)
 	}
-	if _, err := s.start("x", filepath.Join(dir, "log"), nil, filepath.Join(dir, "missing")); err == nil || !strings.Contains(err.Error(), "x: cannot be started") {
+	if _, err := start("x", filepath.Join(dir, "log"), nil, filepath.Join(dir, "missing")); err == nil || !strings.Contains(err.Error(), "x: cannot be started") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -151,7 +151,7 @@ func TestAdminIsReadAsEnvoyWritesIt(t *testing.T) {
 				{"address":{"socket_address":{"address":"127.0.0.1","port_value":21001}}}]}]}`)
 	})
 	mux.HandleFunc("/stats", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, `{"stats":[{"name":%q,"value":7},{"histograms":{}}]}`, r.URL.Query().Get("filter"))
+		fmt.Fprintf(w, "%s: 7\nof time: P0(nan,1) P100(nan,2)\n", r.URL.Query().Get("filter"))
 	})
 	srv := &http.Server{Handler: mux}
 	done := make(chan struct{})

@@ -131,7 +131,7 @@ func (m *mesh) startInstance(in *instance) error {
 	if in.app == nil {
 		args = append(append(args, "--", m.o.Executable), in.appArgs()...)
 	}
-	in.child, err = m.starter.start("sidecar of "+in.id, filepath.Join(in.dir, "log"), m.env, m.o.Executable, args...)
+	in.child, err = start("sidecar of "+in.id, filepath.Join(in.dir, "log"), m.env, m.o.Executable, args...)
 	return err
 }
 
@@ -154,8 +154,8 @@ func (in *instance) status() (status, error) {
 
 // ready fails until the sidecar that runs now says that it serves.
 func (in *instance) ready() error {
-	if !in.child.alive() {
-		return final(fmt.Errorf("%s has ended: %v", in.child.name, in.child.err))
+	if !in.child.Alive() {
+		return final(fmt.Errorf("%s has ended: %v", in.child.name, in.child.State()))
 	}
 	s, err := in.status()
 	if err != nil {
@@ -170,7 +170,7 @@ func (in *instance) ready() error {
 // leave tells the sidecar to end and waits until it has. An app that it has not started
 // stays.
 func (in *instance) leave(ctx context.Context) error {
-	in.child.signal(syscall.SIGTERM)
+	in.child.Signal(syscall.SIGTERM)
 	return in.child.waitEnd(ctx, stopLimit)
 }
 
@@ -178,7 +178,7 @@ func (in *instance) leave(ctx context.Context) error {
 func (in *instance) stop(ctx context.Context) error {
 	err := in.leave(ctx)
 	if err == nil && in.app != nil {
-		in.app.signal(syscall.SIGTERM)
+		in.app.Signal(syscall.SIGTERM)
 		err = in.app.waitEnd(ctx, stopLimit)
 	}
 	return err
@@ -187,7 +187,7 @@ func (in *instance) stop(ctx context.Context) error {
 // appPID is the app's process.
 func (in *instance) appPID(s status) int {
 	if in.app != nil {
-		return in.app.pid
+		return in.app.PID
 	}
 	return s.App.PID
 }

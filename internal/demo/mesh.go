@@ -31,7 +31,6 @@ type mesh struct {
 	dir     string
 	env     []string
 	envMark string // an entry of env that no other process has
-	starter *starter
 	api     *api
 
 	httpPort, grpcPort int
@@ -84,7 +83,6 @@ func newMesh(o Options) (*mesh, error) {
 	}
 	m.add(&instance{service: "assignments", id: "assignments-1", protocol: "grpc", appPort: take()})
 	m.add(&instance{service: "payments", id: "payments-1", protocol: "tcp", appPort: take()})
-	m.starter = newStarter()
 	return m, nil
 }
 
@@ -105,20 +103,20 @@ func (m *mesh) instance(id string) *instance {
 
 // running lists the instances whose sidecar runs.
 func (m *mesh) running() []*instance {
-	return slices.DeleteFunc(slices.Clone(m.instances), func(in *instance) bool { return in.child == nil || !in.child.alive() })
+	return slices.DeleteFunc(slices.Clone(m.instances), func(in *instance) bool { return in.child == nil || !in.child.Alive() })
 }
 
 // startServer starts the server on its data directory and waits until it answers.
 func (m *mesh) startServer(ctx context.Context) error {
 	var err error
-	m.server, err = m.starter.start("server", filepath.Join(m.dir, "server.log"), m.env, m.o.Executable,
+	m.server, err = start("server", filepath.Join(m.dir, "server.log"), m.env, m.o.Executable,
 		"server", "--data-dir", m.api.server, "--http-port", strconv.Itoa(m.httpPort), "--grpc-port", strconv.Itoa(m.grpcPort), "--dns-port", "-1")
 	if err != nil {
 		return err
 	}
 	return await(ctx, startLimit, "the server answers", func() error {
-		if !m.server.alive() {
-			return final(fmt.Errorf("it has ended: %v", m.server.err))
+		if !m.server.Alive() {
+			return final(fmt.Errorf("it has ended: %v", m.server.State()))
 		}
 		return m.api.leader(ctx)
 	})
@@ -126,8 +124,8 @@ func (m *mesh) startServer(ctx context.Context) error {
 
 // killServer kills the server with SIGKILL and waits until it is gone.
 func (m *mesh) killServer() {
-	m.server.signal(syscall.SIGKILL)
-	<-m.server.done
+	m.server.Signal(syscall.SIGKILL)
+	<-m.server.Done()
 }
 
 // children lists all that was started and may still run.
@@ -137,12 +135,12 @@ func (m *mesh) children() []*child {
 		out = append(out, in.child)
 	}
 	for _, in := range m.instances {
-		if in.app != nil && in.app.alive() {
+		if in.app != nil && in.app.Alive() {
 			out = append(out, in.app)
 		}
 	}
 	for _, c := range []*child{m.old.child, m.server} {
-		if c != nil && c.alive() {
+		if c != nil && c.Alive() {
 			out = append(out, c)
 		}
 	}
@@ -153,8 +151,8 @@ func (m *mesh) children() []*child {
 // directory unless the user named it.
 func (m *mesh) abandon() error {
 	for _, c := range m.children() {
-		c.signal(syscall.SIGKILL)
-		<-c.done
+		c.Signal(syscall.SIGKILL)
+		<-c.Done()
 	}
 	// A sidecar's Envoy and app die with it; this is for one that does not.
 	err := await(context.Background(), 5*time.Second, "all processes are gone", func() error {
@@ -167,7 +165,6 @@ func (m *mesh) abandon() error {
 		}
 		return nil
 	})
-	m.starter.close()
 	if m.o.Dir == "" {
 		err = errors.Join(err, os.RemoveAll(m.dir))
 	}
@@ -186,7 +183,7 @@ func (m *mesh) lastWords() map[string][]string {
 		all = append(all, in.app, in.child)
 	}
 	for _, c := range all {
-		if c != nil && !c.alive() && c.err != nil {
+		if c != nil && !c.Alive() && !c.State().Success() {
 			out[c.name] = c.tail(8)
 		}
 	}

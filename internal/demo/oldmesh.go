@@ -37,7 +37,7 @@ func (m *mesh) startOldMesh() error {
 		return fmt.Errorf("a reader's token: %w", err)
 	}
 	var err error
-	m.old.child, err = m.starter.start("node proxy", filepath.Join(m.dir, "node-proxy.log"), m.env, m.o.Executable,
+	m.old.child, err = start("node proxy", filepath.Join(m.dir, "node-proxy.log"), m.env, m.o.Executable,
 		"node-proxy", "--http-addr", m.api.base, "--ca-file", m.api.caFile(), "--token-file", m.readerFile(), "--node", nodeName, "--domain", oldDomain,
 		"--front", m.old.addr("catalog"), "--peer", "127.0.0.1:"+strconv.Itoa(m.old.peer), "--tcp", fmt.Sprintf("payments=%d:%d", m.old.tcpFront, m.old.tcpPeer),
 		"--envoy", m.o.Envoy, "--concurrency", "1", "--drain-time", "1s")
@@ -48,7 +48,7 @@ func (m *mesh) readerFile() string { return filepath.Join(m.dir, "reader.token")
 
 // stopOldMesh ends the node proxy and waits until it has ended.
 func (m *mesh) stopOldMesh(ctx context.Context) error {
-	m.old.child.signal(syscall.SIGTERM)
+	m.old.child.Signal(syscall.SIGTERM)
 	return m.old.child.waitEnd(ctx, stopLimit)
 }
 
@@ -62,7 +62,7 @@ func (m *mesh) startApp(ctx context.Context, in *instance) error {
 		env = append(env[:len(env):len(env)], name+"="+value)
 	}
 	var err error
-	if in.app, err = m.starter.start("app of "+in.id, filepath.Join(in.dir, "app.log"), env, m.o.Executable, in.appArgs()...); err != nil {
+	if in.app, err = start("app of "+in.id, filepath.Join(in.dir, "app.log"), env, m.o.Executable, in.appArgs()...); err != nil {
 		return err
 	}
 	return m.api.register(ctx, map[string]any{

@@ -49,7 +49,7 @@ func (d *demo) end(ctx context.Context, p *Proof) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	d.mesh.server.signal(syscall.SIGTERM)
+	d.mesh.server.Signal(syscall.SIGTERM)
 	if err := d.mesh.server.waitEnd(ctx, stopLimit); err != nil {
 		return err
 	}

@@ -81,10 +81,10 @@ func (d *demo) drain(ctx context.Context, p *Proof) error {
 	begun := time.Now()
 	if d.o.Sabotage == "drain" {
 		d.out.step("sabotage: %s is killed instead of told to stop", in.id)
-		for _, pid := range []int{in.child.pid, st.Envoy.PID, in.appPID(st)} {
+		for _, pid := range []int{in.child.PID, st.Envoy.PID, in.appPID(st)} {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		<-in.child.done
+		<-in.child.Done()
 	} else if err := in.stop(ctx); err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/demo/load"
 )
 
 // first are the instances that are there from the beginning.
@@ -118,11 +120,11 @@ func (d *demo) join(ctx context.Context, p *Proof) error {
 		if err := await(ctx, startLimit, in.id+" is ready", in.ready); err != nil {
 			return err
 		}
-		d.out.step("%s has joined after %s, beside its app, which runs on as process %d", in.id, seconds(time.Since(since)), in.app.pid)
+		d.out.step("%s has joined after %s, beside its app, which runs on as process %d", in.id, seconds(time.Since(since)), in.app.PID)
 	}
 	still := 0
 	for _, in := range order {
-		if in.app.alive() {
+		if in.app.Alive() {
 			still++
 		}
 	}
@@ -161,7 +163,7 @@ func (d *demo) join(ctx context.Context, p *Proof) error {
 		if err != nil {
 			return err
 		}
-		now = since(now, before)
+		now = load.Since(now, before)
 		p.check(now["legacy"] > 0 && len(now) == 1, "%s: the caller's Envoy has it, and sends all on to the old mesh: %s", pr.key(), byWay(now))
 	}
 	return d.nothingFailed(ctx, p, mark)
@@ -207,8 +209,8 @@ func (d *demo) awaitReady(ctx context.Context, all []*instance) error {
 func (d *demo) awaitAnswers(ctx context.Context) error {
 	seen, n := map[string]bool{}, uint64(0)
 	return await(ctx, startLimit, "every pair answers", func() error {
-		if c := d.mesh.old.child; !c.alive() {
-			return final(fmt.Errorf("the node proxy has ended: %v", c.err))
+		if c := d.mesh.old.child; !c.Alive() {
+			return final(fmt.Errorf("the node proxy has ended: %v", c.State()))
 		}
 		n++
 		if err := d.traffic.probe(n); err != nil {

@@ -19,7 +19,7 @@ type snapshot struct {
 	// closed are connections to callees that each Envoy has seen end: all it had,
 	// without those it has. Only HTTP is in it, since a TCP client that hangs up
 	// ends its connection between the sidecars too.
-	closed map[string]uint64
+	closed map[string]int64
 }
 
 // rotate makes every sidecar replace its certificate.
@@ -31,7 +31,7 @@ func (d *demo) rotate(ctx context.Context, p *Proof) error {
 		return err
 	}
 	for _, in := range all {
-		in.child.signal(syscall.SIGHUP)
+		in.child.Signal(syscall.SIGHUP)
 	}
 	if d.o.Sabotage == "rotate" {
 		d.out.step("sabotage: every Envoy is restarted for its new certificate")
@@ -72,7 +72,7 @@ func (d *demo) rotate(ctx context.Context, p *Proof) error {
 		}
 	}
 	p.check(shown == len(all), "%d of %d public ports show the serial that was issued last", shown, len(all))
-	lost, ended := 0, uint64(0)
+	lost, ended := 0, int64(0)
 	for c := range before.kept {
 		if !after.kept[c] {
 			lost++
@@ -118,7 +118,7 @@ func (d *demo) awaitRotated(ctx context.Context, all []*instance, before map[str
 }
 
 func (d *demo) snapshot(ctx context.Context, all []*instance) (snapshot, error) {
-	out := snapshot{serials: map[string]string{}, closed: map[string]uint64{}}
+	out := snapshot{serials: map[string]string{}, closed: map[string]int64{}}
 	var addrs []string
 	for _, in := range all {
 		s, err := in.status()

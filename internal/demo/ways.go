@@ -10,39 +10,6 @@ import (
 	wire "github.com/crossfade-mesh/crossfade/api"
 )
 
-// attempts is how many attempts, or connections, a caller's Envoy counted by way.
-func attempts(ctx context.Context, socket, destination string) (map[string]uint64, error) {
-	stats, err := counted(ctx, socket, `^cf\.(attempt|connection)\.`)
-	out := map[string]uint64{}
-	for name, n := range stats {
-		tag := func(tag string) string {
-			_, rest, _ := strings.Cut(name, "."+tag+".")
-			value, _, _ := strings.Cut(rest, ".")
-			return value
-		}
-		if tag("destination") != destination {
-			continue
-		}
-		way := tag("way")
-		if way == "" {
-			way = wire.MTLS
-		}
-		out[way] += n
-	}
-	return out, err
-}
-
-// since is what was counted after earlier.
-func since(now, earlier map[string]uint64) map[string]uint64 {
-	out := map[string]uint64{}
-	for key, n := range now {
-		if n > earlier[key] {
-			out[key] = n - earlier[key]
-		}
-	}
-	return out
-}
-
 // byWay writes counts as "legacy 80.0 %, mtls 20.0 % of 220", in the order of the move.
 func byWay(counts map[string]uint64) string {
 	var parts []string

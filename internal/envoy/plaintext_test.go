@@ -260,17 +260,9 @@ func tlsEcho(t *testing.T, l *live) int {
 	return lis.Addr().(*net.TCPAddr).Port
 }
 
+// echoes answers all connections with what they send.
 func echoes(lis net.Listener) {
-	for {
-		c, err := lis.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer c.Close()
-			_, _ = io.Copy(c, bufio.NewReader(c))
-		}()
-	}
+	accept(lis, func(c net.Conn) { io.Copy(c, c) })
 }
 
 // greeting is what the app says first, "" where the connection ends instead, and when.

@@ -102,20 +102,25 @@ func bannerApp(t *testing.T) int {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				fmt.Fprintln(c, "payments ready")
-				io.Copy(c, c)
-			}()
-		}
-	}()
+	go accept(l, func(c net.Conn) {
+		fmt.Fprintln(c, "payments ready")
+		io.Copy(c, c)
+	})
 	return l.Addr().(*net.TCPAddr).Port
+}
+
+// accept hands over connections until the listener closes, and closes each after it.
+func accept(l net.Listener, speak func(net.Conn)) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			speak(c)
+		}()
+	}
 }
 
 // healthApp is a gRPC server without TLS.

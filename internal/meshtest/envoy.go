@@ -4,20 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
 
 // Envoy is a running Envoy with its admin interface on a Unix socket.
@@ -25,9 +24,8 @@ type Envoy struct {
 	PID int
 
 	t     testing.TB
-	admin *http.Client
+	admin *envoyadmin.Client
 	log   *os.File
-	ended chan struct{} // closed when the process is gone
 }
 
 // StartEnvoy runs Envoy with a bootstrap whose admin address is a Unix socket, one
@@ -52,38 +50,27 @@ func StartEnvoy(t testing.TB, bootstrap []byte, args ...string) *Envoy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary(t), append([]string{
-		"--config-path", writeBootstrap(t, dir, bootstrap), "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
-	}, args...)...)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	p, err := process.Start(process.Command{Stdout: log, Stderr: log, Argv: append([]string{
+		binary(t), "--config-path", writeBootstrap(t, dir, bootstrap), "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
+	}, args...)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Envoy{PID: cmd.Process.Pid, t: t, log: log, ended: make(chan struct{}), admin: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}}
-	go func() {
-		_ = cmd.Wait() // it is killed; its log says why if it ended before
-		close(e.ended)
-	}()
+	e := &Envoy{PID: p.PID, t: t, log: log, admin: envoyadmin.New(socket, 5*time.Second)}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-e.ended
-		e.admin.CloseIdleConnections()
+		p.Signal(syscall.SIGKILL)
+		<-p.Done()
+		e.admin.Close()
 		if t.Failed() {
 			t.Logf("log of Envoy:\n%s", e.Log())
 		}
 		log.Close()
 	})
 	Eventually(t, "Envoy's admin interface", func() error {
-		select {
-		case <-e.ended:
+		if !p.Alive() {
 			return errors.New("Envoy has ended: " + e.Log())
-		default:
 		}
-		_, err := e.get("/server_info")
+		_, err := e.admin.Get(context.Background(), "/server_info")
 		return err
 	})
 	return e
@@ -93,66 +80,37 @@ func StartEnvoy(t testing.TB, bootstrap []byte, args ...string) *Envoy {
 func (e *Envoy) WaitReady() {
 	e.t.Helper()
 	Eventually(e.t, "Envoy ready", func() error {
-		body, err := e.get("/ready")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, strings.TrimSpace(body))
-		}
-		return nil
+		_, err := e.admin.Get(context.Background(), "/ready")
+		return err
 	})
 }
 
 // Admin is the answer of an admin path, which must be 200.
 func (e *Envoy) Admin(path string) string {
 	e.t.Helper()
-	body, err := e.get(path)
+	body, err := e.admin.Get(context.Background(), path)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	return body
+	return string(body)
 }
 
 // Post changes something by an admin path.
 func (e *Envoy) Post(path string) {
 	e.t.Helper()
-	resp, err := e.admin.Post("http://admin"+path, "", nil)
-	if err != nil {
+	if err := e.admin.Post(context.Background(), path); err != nil {
 		e.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		e.t.Fatalf("admin %s: %s", path, resp.Status)
 	}
 }
 
 // Stat is a counter or gauge, 0 when Envoy does not have it.
 func (e *Envoy) Stat(name string) int {
 	e.t.Helper()
-	for line := range strings.Lines(e.Admin("/stats")) {
-		if value, ok := strings.CutPrefix(line, name+": "); ok {
-			n, err := strconv.Atoi(strings.TrimSpace(value))
-			if err != nil {
-				e.t.Fatalf("stat %q: %v", name, err)
-			}
-			return n
-		}
-	}
-	return 0
-}
-
-func (e *Envoy) get(path string) (string, error) {
-	resp, err := e.admin.Get("http://admin" + path)
+	stats, err := e.admin.Stats(context.Background(), "^"+regexp.QuoteMeta(name)+"$")
 	if err != nil {
-		return "", err
+		e.t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return "", err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return string(body), fmt.Errorf("admin %s: %s", path, resp.Status)
-	}
-	return string(body), nil
+	return int(stats[name])
 }
 
 // Log is what Envoy has written so far.

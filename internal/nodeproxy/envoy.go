@@ -2,22 +2,16 @@ package nodeproxy
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
 
 const (
@@ -59,50 +53,40 @@ func (e *envoy) once(ctx context.Context) error {
 	if err := os.Remove(e.socket()); err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	cmd := exec.Command(e.o.Envoy, "-c", filepath.Join(e.o.Dir, bootName), "--disable-hot-restart",
-		"--concurrency", strconv.Itoa(max(1, e.o.Concurrency)), "--log-level", "warning", "--drain-strategy", "immediate")
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.Contains(kv, "_HTTP_TOKEN") })
-	cmd.Stdout, cmd.Stderr = e.o.Output, e.o.Output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started, ended := make(chan error, 1), make(chan error, 1)
-	go func() {
-		// The kernel ends Envoy when the thread that started it ends, and so with this process.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			ended <- cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
+	p, err := process.Start(process.Command{
+		Argv: []string{
+			e.o.Envoy, "-c", filepath.Join(e.o.Dir, bootName), "--disable-hot-restart",
+			"--concurrency", strconv.Itoa(max(1, e.o.Concurrency)), "--log-level", "warning", "--drain-strategy", "immediate",
+		},
+		Env:    slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.Contains(kv, "_HTTP_TOKEN") }),
+		Stdout: e.o.Output, Stderr: e.o.Output,
+	})
+	if err != nil {
 		return err
 	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	go e.sayReady(watching, cmd.Process.Pid)
+	go e.sayReady(watching, p.PID)
 	select {
-	case err := <-ended:
-		return errors.Join(errors.New("it was not told to"), err)
+	case <-p.Done():
+		return fmt.Errorf("it was not told to: %s", p.State())
 	case <-ctx.Done():
 	}
-	_ = syscall.Kill(cmd.Process.Pid, syscall.SIGTERM)
-	select {
-	case <-ended:
-	case <-time.After(stopTime):
-		_ = syscall.Kill(cmd.Process.Pid, syscall.SIGKILL)
-		<-ended
-	}
+	p.Stop(context.WithoutCancel(ctx), stopTime)
 	return nil
 }
 
 func (e *envoy) socket() string { return filepath.Join(e.o.Dir, adminName) }
 
+// admin is a client of Envoy, to be closed.
+func (e *envoy) admin() *envoyadmin.Client { return envoyadmin.New(e.socket(), adminTime) }
+
 // sayReady logs once that everything Envoy was started with is in force.
 func (e *envoy) sayReady(ctx context.Context, pid int) {
-	begun := time.Now()
+	begun, admin := time.Now(), e.admin()
+	defer admin.Close()
 	for {
-		if _, err := e.ask(ctx, http.MethodGet, "/ready"); err == nil {
+		if ready, _, err := admin.Ready(ctx); err == nil && ready {
 			e.o.Log.Info("ready", "envoy", pid, "after", time.Since(begun).Round(time.Millisecond))
 			return
 		}
@@ -121,13 +105,15 @@ func (e *envoy) drain(limit time.Duration) {
 	if limit <= 0 {
 		return
 	}
+	admin := e.admin()
+	defer admin.Close()
 	// Going on to accept meanwhile: nobody is told to call elsewhere.
-	if _, err := e.ask(ctx, http.MethodPost, "/drain_listeners?graceful&skip_exit"); err != nil {
+	if err := admin.Drain(ctx); err != nil {
 		e.o.Log.Warn("draining", "error", err)
 		return
 	}
 	for {
-		n, err := e.open(ctx)
+		n, err := open(ctx, admin)
 		if err != nil || n == 0 {
 			return
 		}
@@ -142,44 +128,10 @@ func (e *envoy) drain(limit time.Duration) {
 
 // open is how many clients of this host are connected, and how many requests of others
 // are being answered.
-func (e *envoy) open(ctx context.Context) (n uint64, err error) {
-	body, err := e.ask(ctx, http.MethodGet, "/stats?format=json&filter="+url.QueryEscape(`^(http\.front\.downstream_cx_active|http\.peer\.downstream_rq_active|tcp\..*\.downstream_cx_active)$`))
-	if err != nil {
-		return 0, err
+func open(ctx context.Context, admin *envoyadmin.Client) (n int64, err error) {
+	stats, err := admin.Stats(ctx, `^(http\.front\.downstream_cx_active|http\.peer\.downstream_rq_active|tcp\..*\.downstream_cx_active)$`)
+	for _, active := range stats {
+		n += active
 	}
-	var stats struct {
-		Stats []struct {
-			Value uint64 `json:"value"`
-		} `json:"stats"`
-	}
-	if err := json.Unmarshal(body, &stats); err != nil {
-		return 0, err
-	}
-	for _, s := range stats.Stats {
-		n += s.Value
-	}
-	return n, nil
-}
-
-// ask is an answer of Envoy's admin interface, which has to be 200.
-func (e *envoy) ask(ctx context.Context, method, path string) ([]byte, error) {
-	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", e.socket())
-	}}
-	ctx, cancel := context.WithTimeout(ctx, adminTime)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://envoy"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := t.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("Envoy's admin interface %s: %s", path, resp.Status)
-	}
-	return b, err
+	return n, err
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
@@ -113,7 +114,7 @@ func (r *run) until(ctx context.Context, version string) error {
 		<-failed
 		return nil
 	}
-	if err := write(r.o.Dir, bootName, Bootstrap(l, r.o.Dir, filepath.Join(r.o.Dir, adminName))); err != nil {
+	if err := atomicfile.Write(filepath.Join(r.o.Dir, bootName), Bootstrap(l, r.o.Dir, filepath.Join(r.o.Dir, adminName))); err != nil {
 		return fmt.Errorf("node-proxy: %w", err)
 	}
 	log.Info("starting Envoy", "version", version, "node", l.Node, "front", l.Front, "peer", l.Peer, "tcp", len(l.TCP))
@@ -145,11 +146,12 @@ func (r *run) publish(s *catalog.Snapshot) error {
 		r.said = problems
 	}
 	changed := 0
+	// A file is put in place whole, which is what Envoy watches for.
 	for _, name := range inOrder(files) {
 		if bytes.Equal(r.written[name], files[name]) {
 			continue
 		}
-		if err := write(r.o.Dir, name, files[name]); err != nil {
+		if err := atomicfile.Write(filepath.Join(r.o.Dir, name), files[name]); err != nil {
 			return fmt.Errorf("node-proxy: %w", err)
 		}
 		changed++
@@ -168,7 +170,7 @@ func (r *run) publish(s *catalog.Snapshot) error {
 	}
 	r.begun = true
 	defer close(r.first)
-	if err := write(r.o.Dir, lastName, nil); err != nil {
+	if err := atomicfile.Write(filepath.Join(r.o.Dir, lastName), nil); err != nil {
 		return fmt.Errorf("node-proxy: %w", err)
 	}
 	return nil
@@ -180,13 +182,4 @@ func inOrder(files Files) []string {
 	names := slices.Sorted(maps.Keys(files))
 	slices.SortStableFunc(names, func(a, b string) int { return rank[a] - rank[b] })
 	return names
-}
-
-// write puts a whole file in place at once, which is what Envoy watches for.
-func write(dir, name string, content []byte) error {
-	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }

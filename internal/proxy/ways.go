@@ -157,9 +157,13 @@ func (p *planner) stickiness(r routing.Route) (*config.Sticky, config.Key) {
 	return nil, config.Key{}
 }
 
-// ranges divides callers among legs. Where a traffic-shift is, ways without a share
-// are named as well: so a caller's place does not depend on how many ways are open.
+// ranges divides callers among legs. Where a traffic-shift is, its slots say who is on which
+// way; but where the callee itself is split as well, legs are dealt out by their names, among
+// them ways without a share: so a caller's place does not depend on how many ways are open.
 func (p *planner) ranges(legs []leg) []routing.Range {
+	if out, ok := p.slots(legs); ok {
+		return out
+	}
 	var names []string
 	var weights []uint32
 	for _, l := range legs {
@@ -173,6 +177,30 @@ func (p *planner) ranges(legs []leg) []routing.Range {
 		}
 	}
 	return routing.Ranges(names, weights)
+}
+
+// slots are the ranges of a traffic-shift's ways; false where a way has more than one leg.
+func (p *planner) slots(legs []leg) (out []routing.Range, ok bool) {
+	if !legs[0].paired {
+		return nil, false
+	}
+	at := map[string]int{}
+	for i, l := range legs {
+		if _, twice := at[l.way]; twice {
+			return nil, false
+		}
+		at[l.way] = i
+	}
+	weight := func(way string) int {
+		if i, open := at[way]; open {
+			return int(legs[i].Weight)
+		}
+		return 0
+	}
+	for _, s := range p.shift.SlotsFor(weight) {
+		out = append(out, routing.Range{Leg: at[s.Way], Weight: uint32(s.Width)})
+	}
+	return out, true
 }
 
 // rewrites reports whether the Host of a request depends on its leg.

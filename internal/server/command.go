@@ -33,7 +33,7 @@ func checkShift(in api.ShiftRequest) error {
 		return refuse(http.StatusBadRequest, "shift: %.40q: no such command: want %s, %s or %s", in.Do, api.Pause, api.Resume, api.Abort)
 	case in.To != "" && !slices.Contains(api.Ways(), in.To):
 		return refuse(http.StatusBadRequest, "shift: to %.40q: no such way: want one of %v", in.To, api.Ways())
-	case in.To == "" && (in.Plan != nil):
+	case in.To == "" && in.Plan != nil:
 		return refuse(http.StatusBadRequest, "shift: steps, dwell, windows and on_breach belong to a way to move to")
 	}
 	return nil

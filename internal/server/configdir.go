@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,11 +27,15 @@ const (
 	maxDirFile  = 8 << 20
 	// dirAuthor begins the author of what comes from the folder; the file's name ends it.
 	dirAuthor = "config-dir "
+	// dirName is under which the store remembers what shares files have given.
+	dirName = "config-dir"
 )
 
 // configDir keeps the store's entries as the files of a folder have them. A file is
 // taken when it is new or has changed, and at the start; between, what somebody writes
 // by other means stays. What a file that is wrong was when it was last right stays, too.
+// Shares of a traffic-shift are taken when they differ from those that the folder gave last:
+// what people, shifts and reverts have made of them since is newer.
 type configDir struct {
 	path  string
 	prune bool
@@ -309,17 +314,28 @@ func (d *configDir) refuse(owners map[config.Key]string, keys []config.Key, reas
 
 // apply writes entries of files and, with prune, deletes what is to be, all or nothing.
 func (d *configDir) apply(owners map[config.Key]string, keys []config.Key, prune bool, now time.Time) error {
-	var wrote, pruned []string
+	var wrote, pruned, kept []string
 	err := d.store.Update(func(w *store.Writer) error {
-		wrote, pruned = nil, nil
+		wrote, pruned, kept = nil, nil, nil
+		gave := gaveOf(&w.Reader)
+		before := maps.Clone(gave)
 		for _, k := range keys {
 			name := owners[k]
+			e, older := gave.succeed(w.Entry(k), d.files[name].entry)
+			if older {
+				kept = append(kept, k.String())
+			}
 			before := w.Index()
-			if err := w.PutEntry(d.files[name].entry, store.Author{Who: dirAuthor + name, Time: now}); err != nil {
+			if err := w.PutEntry(e, store.Author{Who: dirAuthor + name, Time: now}); err != nil {
 				return err
 			}
 			if w.Index() != before {
 				wrote = append(wrote, k.String())
+			}
+		}
+		if !maps.Equal(before, gave) {
+			if err := gave.put(w); err != nil {
+				return err
 			}
 		}
 		if !prune {
@@ -344,10 +360,53 @@ func (d *configDir) apply(owners map[config.Key]string, keys []config.Key, prune
 	for _, k := range wrote {
 		d.log.Info("entry taken from the configuration directory", "entry", k)
 	}
+	for _, k := range kept {
+		d.log.Info("shares in the configuration directory are older than those in force, which stay", "entry", k)
+	}
 	for _, k := range pruned {
 		d.log.Info("entry deleted: its file in the configuration directory is gone", "entry", k)
 	}
 	return nil
+}
+
+// gave are the shares that files gave last, by traffic-shift.
+type gave map[string]config.Shares
+
+func gaveOf(r *store.Reader) gave {
+	out := gave{}
+	if err := json.Unmarshal(r.State(dirName), &out); err != nil {
+		return gave{}
+	}
+	return out
+}
+
+func (g gave) put(w *store.Writer) error {
+	b, err := json.Marshal(g)
+	if err != nil {
+		return err
+	}
+	return w.PutState(dirName, b)
+}
+
+// succeed is what is written for a file, given what the store has. Shares that the folder gave
+// before leave those alone that the store has by now, unless they are of a higher generation.
+func (g gave) succeed(was *store.Entry, next config.Entry) (e config.Entry, older bool) {
+	file, ok := next.(*config.TrafficShift)
+	if !ok {
+		return next, false
+	}
+	last, again := g[file.EntryName()]
+	g[file.EntryName()] = file.Shares
+	if was == nil || !again || last != file.Shares {
+		return next, false
+	}
+	now, ok := was.Entry.(*config.TrafficShift)
+	if !ok || now.Shares == file.Shares || file.Generation > now.Generation {
+		return next, false
+	}
+	merged := *file
+	merged.Shares, merged.Generation = now.Shares, now.Generation
+	return &merged, true
 }
 
 // fromDir is the file that the newest version of an entry came from, if it came from one.

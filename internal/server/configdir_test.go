@@ -263,3 +263,56 @@ func TestConfigDirWithWhatDoesNotFit(t *testing.T) {
 	f.file("c.yaml", "")
 	is("another subset, and something to prune", "service-resolver/web: service \"web\": ", "service-defaults/web", "service-resolver/web", "service-splitter/web")
 }
+
+// Shares that a folder has given once are not given again, over those that people, shifts or a
+// revert have set since: not by a server that starts, and not by a file that says the same.
+func TestConfigDirBringsBackNoOlderShares(t *testing.T) {
+	f := newFolder(t, false)
+	shift := func(rest, shares string) string {
+		return "Kind: traffic-shift\nSource: web\nDestination: catalog\n" + rest + "Shares: {" + shares + "}\n"
+	}
+	is := func(what string, want config.Shares, generation uint64, dwell config.Duration) {
+		t.Helper()
+		if err := f.look(time.Unix(5000, 0)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		f.store.Read(t.Context(), 0, func(r *store.Reader) {
+			e, _ := r.Entry(config.Key{Kind: config.KindTrafficShift, Name: "web~catalog"}).Entry.(*config.TrafficShift)
+			if e == nil || e.Shares != want || e.Generation != generation || e.Dwell != dwell {
+				t.Errorf("%s: %+v, want %+v, generation %d, dwell %v", what, e, want, generation, dwell)
+			}
+		})
+	}
+	set := func(shares config.Shares, by store.Author) {
+		t.Helper()
+		if err := f.store.Update(func(w *store.Writer) error {
+			e := *w.Entry(config.Key{Kind: config.KindTrafficShift, Name: "web~catalog"}).Entry.(*config.TrafficShift)
+			e.Shares = shares
+			return w.PutEntry(&e, by)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	half, back, minute := config.Shares{Direct: 50, MTLS: 50}, config.Shares{Direct: 100}, config.Duration(time.Minute)
+	f.file("web.yaml", shift("", "Direct: 50, MTLS: 50"))
+	is("at first", half, 0, 0)
+	set(back, store.Author{Who: "ann", Reverted: true})
+	is("reverted", back, 1, 0)
+	f.again()
+	is("a server that starts", back, 1, 0)
+	f.says("older than those in force, which stay")
+	f.file("web.yaml", shift("", "Direct: 50, MTLS: 50"))
+	is("the file, as it was", back, 1, 0)
+	f.file("web.yaml", shift("Dwell: 1m\n", "Direct: 50, MTLS: 50"))
+	f.again()
+	is("all but the shares counts", back, 1, minute)
+	f.file("web.yaml", shift("Dwell: 1m\n", "Direct: 60, MTLS: 40"))
+	f.again()
+	is("other shares count", config.Shares{Direct: 60, MTLS: 40}, 2, minute)
+	set(back, store.Author{Who: "shift guard", Reverted: true})
+	f.file("web.yaml", shift("Dwell: 1m\n", "Direct: 50, MTLS: 50"))
+	is("and those of long ago, given anew", half, 4, minute)
+	set(back, store.Author{Who: "shift guard", Reverted: true})
+	f.file("web.yaml", shift("Dwell: 1m\nGeneration: 9\n", "Direct: 50, MTLS: 50"))
+	is("a higher generation counts", half, 9, minute)
+}

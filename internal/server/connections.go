@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 )
@@ -17,6 +18,7 @@ const (
 	maxReport          = 256 << 10
 	maxReportListeners = 2000
 	maxListenerName    = 512
+	maxReportFaults    = 20
 	// reportAge is how old a report may be to count: sidecars repeat theirs every minute.
 	reportAge = 3 * time.Minute
 )
@@ -32,12 +34,14 @@ type openConnections struct {
 type openReport struct {
 	at        time.Time
 	listeners map[string]int64
+	drift     *api.Drift // nil: there was none
 }
 
-func (o *openConnections) put(in catalog.Instance, listeners map[string]int64, now time.Time) {
+func (o *openConnections) put(in catalog.Instance, r openReport) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.by[instanceKey(in)] = openReport{now, listeners}
+	now := r.at
+	o.by[instanceKey(in)] = r
 	if len(o.by) <= o.tidy {
 		return
 	}
@@ -57,21 +61,32 @@ func (o *openConnections) of(in catalog.Instance, listener string, now time.Time
 	return n, known
 }
 
-// openOn is what a connected node has reported, not to be changed.
-func (m *mesh) openOn(key string) map[string]int64 {
+// openOn is what a connected node has reported of its connections, not to be changed.
+func (m *mesh) openOn(key string) map[string]int64 { return m.reportOf(key).listeners }
+
+// driftOn is what a connected node has reported lately of drift, not to be changed; nil: none.
+func (m *mesh) driftOn(key string) *api.Drift {
+	r := m.reportOf(key)
+	if time.Since(r.at) > reportAge {
+		return nil
+	}
+	return r.drift
+}
+
+func (m *mesh) reportOf(key string) openReport {
 	m.mu.Lock()
 	n, snap := m.connected[key], m.catalog
 	m.mu.Unlock()
 	if snap == nil {
-		return nil
+		return openReport{}
 	}
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
-		return nil
+		return openReport{}
 	}
 	m.open.mu.Lock()
 	defer m.open.mu.Unlock()
-	return m.open.by[instanceKey(in)].listeners
+	return m.open.by[instanceKey(in)]
 }
 
 func instanceKey(in catalog.Instance) string { return in.Node.Name + "/" + in.Service.ID }
@@ -90,6 +105,7 @@ func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
 	}
 	var body struct {
 		Listeners map[string]int64 `json:"listeners"`
+		Drift     *api.Drift       `json:"drift"`
 	}
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxReport)).Decode(&body); err != nil {
 		http.Error(w, fmt.Sprintf("sidecar %q: its report cannot be read: %v", id, err), http.StatusBadRequest)
@@ -105,6 +121,12 @@ func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	s.mesh.open.put(in, body.Listeners, time.Now())
+	if d := body.Drift; d != nil {
+		d.Faults = d.Faults[:min(len(d.Faults), maxReportFaults)]
+		for i, text := range d.Faults {
+			d.Faults[i] = text[:min(len(text), maxListenerName)]
+		}
+	}
+	s.mesh.open.put(in, openReport{time.Now(), body.Listeners, body.Drift})
 	s.answer(w, struct{}{})
 }

@@ -296,10 +296,10 @@ func TestRevertEndsWhatWaits(t *testing.T) {
 		c.publish()
 	}
 	c.set("app", config.Shares{Direct: 70, MTLS: 30}) // by hand, before its shift begins
-	c.s.steps.mu.Lock()                               // as if it hung
+	c.s.steps.turn <- struct{}{}                      // as if it hung
 	revert("web")
 	revert("app")
-	c.s.steps.mu.Unlock()
+	<-c.s.steps.turn
 	for range 5 {
 		c.second(nil)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/docs"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -56,6 +57,7 @@ func (s *Server) direct() map[string]http.HandlerFunc {
 		"GET /v1/crossfade/openapi.yaml":         s.readable(openAPI),
 		"GET /v1/crossfade/sidecars":             s.readable(s.sidecars),
 		"GET /v1/crossfade/proxies":              s.readable(s.proxies),
+		"GET /v1/crossfade/health":               s.readable(s.health),
 		"PUT /v1/crossfade/tokens":               s.createToken,
 		"GET /v1/crossfade/tokens":               s.listTokens,
 		"DELETE /v1/crossfade/tokens/{accessor}": s.revokeToken,
@@ -183,13 +185,15 @@ type sidecarStatus struct {
 	Problems []string `json:"problems,omitempty"`
 	// Connections are those open by listener, as the sidecar has reported lately.
 	Connections map[string]int64 `json:"connections,omitempty"`
+	// Drift is what the sidecar says of an Envoy that did not run what it was told.
+	Drift *api.Drift `json:"drift,omitempty"`
 }
 
 // sidecars shows every connected sidecar: what it was told, holds and refused.
 func (s *Server) sidecars(w http.ResponseWriter, _ *http.Request) {
 	out := []sidecarStatus{}
 	for _, st := range s.mesh.xds.Status() {
-		row := sidecarStatus{StreamStatus: st, Connections: s.mesh.openOn(st.Node)}
+		row := sidecarStatus{StreamStatus: st, Connections: s.mesh.openOn(st.Node), Drift: s.mesh.driftOn(st.Node)}
 		for _, p := range s.mesh.problemsOf(st.Node) {
 			row.Problems = append(row.Problems, p.String())
 		}

@@ -61,6 +61,9 @@ func TestHeldOverTheAPI(t *testing.T) {
 			t.Errorf("metrics lack %q:\n%s", want, metrics)
 		}
 	}
+	if _, health := s.Call(http.MethodGet, "/v1/crossfade/health", nil); !strings.Contains(string(health), `service \"older\": 1 of 1 instances are gone`) {
+		t.Errorf("health does not say it: %s", health)
+	}
 	_, reader := s.Token(`{"role":"reader"}`)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, s.URL()+"/v1/crossfade/catalog/release/old", nil)
 	if err != nil {

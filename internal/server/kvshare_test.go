@@ -48,6 +48,27 @@ func TestSharesFollowKV(t *testing.T) {
 	eventually("back", api.Shares{Direct: 100}, "")
 	s.Write(shiftEntry(config.Shares{Direct: 40, MTLS: 60}))
 	eventually("what is written later counts", api.Shares{Direct: 40, MTLS: 60}, "")
+	drop := func() { s.Call(http.MethodDelete, "/v1/kv/crossfade/web/catalog/mesh_percent", nil) }
+	put("catalog", "70")
+	eventually("over what is there", api.Shares{Direct: 30, MTLS: 70}, "")
+	put("catalog", "80")
+	eventually("more", api.Shares{Direct: 20, MTLS: 80}, "")
+	put("catalog", "never")
+	eventually("the last one holds", api.Shares{Direct: 20, MTLS: 80}, "want a percentage")
+	drop()
+	eventually("without the key, as it was", api.Shares{Direct: 40, MTLS: 60}, "")
+	put("catalog", "70")
+	eventually("again", api.Shares{Direct: 30, MTLS: 70}, "")
+	s.Write(shiftEntry(config.Shares{Direct: 90, MTLS: 10}))
+	drop()
+	put("other", "what") // seen in the same look, or a later one
+	meshtest.Eventually(t, "a look", func() error {
+		if p, err := c.Pair(t.Context(), "web", "other"); err != nil || len(p.Blockers) == 0 || !strings.Contains(fmt.Sprint(p.Blockers), `"what"`) {
+			return fmt.Errorf("%v %v", p.Blockers, err)
+		}
+		return nil
+	})
+	eventually("what was written after the key stays", api.Shares{Direct: 90, MTLS: 10}, "")
 	e := shiftEntry(config.Shares{Direct: 100})
 	e.Stage = config.StageClient
 	s.Write(e)

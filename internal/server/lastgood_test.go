@@ -22,34 +22,17 @@ type picky struct {
 // pick subscribes as Envoy does, and refuses routes that contain a word.
 func pick(t *testing.T, s *servertest.Server, id, word string, names ...xds.Key) *picky {
 	t.Helper()
-	p := &picky{&peer{t: t, c: s.Stream(id, true), held: map[xds.Key]*xds.Resource{}, seen: make(chan xds.Response, 1000)}, make(chan string, 100)}
-	p.ask(xds.Request{Type: xds.ClusterType})
-	p.ask(xds.Request{Type: xds.ListenerType})
-	for _, k := range names {
-		p.ask(xds.Request{Type: k.Type, Subscribe: []string{k.Name}})
-	}
-	go func() {
-		defer close(p.seen)
-		for {
-			r, err := p.c.Recv()
-			if err != nil {
-				return
+	refused := make(chan string, 100)
+	refusal := func(r xds.Response) string {
+		for _, res := range r.Resources {
+			if b, err := res.Body(); err == nil && r.Type == xds.RouteType && strings.Contains(string(b), word) {
+				refused <- word
+				return "route to " + word
 			}
-			bad := ""
-			for _, res := range r.Resources {
-				if b, err := res.Body(); err == nil && r.Type == xds.RouteType && strings.Contains(string(b), word) {
-					bad = "route to " + word
-				}
-			}
-			p.c.Send(xds.Request{Type: r.Type, Nonce: r.Nonce, Error: bad})
-			if bad != "" {
-				p.refused <- bad
-				continue
-			}
-			p.seen <- r
 		}
-	}()
-	return p
+		return ""
+	}
+	return &picky{followBut(t, s, id, true, refusal, names...), refused}
 }
 
 // The last good routes need the clusters of before, and these their endpoints: for those

@@ -105,7 +105,7 @@ func fill(row *api.Pair, r shift.Row) {
 
 func shiftStatus(at shift.Shift) *api.ShiftStatus {
 	out := &api.ShiftStatus{
-		Status: string(at.Status), From: string(at.Plan.From), To: string(at.Plan.To), Held: at.Plan.Hold, Wait: string(at.Wait), Reason: at.Reason,
+		Status: string(at.Status), From: string(at.Plan.From), To: string(at.Plan.To), Held: at.Plan.Hold, GuardOff: at.Plan.Off, Wait: string(at.Wait), Reason: at.Reason,
 		By: at.By, Started: at.Started, Changed: at.Changed, Dwelt: at.Dwelt.Truncate(time.Second).String(),
 	}
 	for _, s := range at.Plan.Steps {

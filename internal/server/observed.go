@@ -4,10 +4,10 @@ import (
 	"math"
 	"net/http"
 	"slices"
-	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 const (
@@ -18,95 +18,27 @@ const (
 	// attemptsAtLeast is how many one request may make on a way: the first and the retries that
 	// every request has.
 	attemptsAtLeast = 3
-	// rateOver is about how long a rate looks back. Sidecars report each second, and not in step
-	// with whoever looks: a second without a report says nothing.
-	rateOver = 10 * time.Second
 )
 
-// window is what a pair did since the last look.
-type window struct {
-	ways    []shift.WayTelemetry
-	failing []shift.FailedRequest
+// rates are attempts a second as of late, of pairs and of all that call a service by each way.
+type rates struct {
+	pairs   map[shift.Pair]float64
+	callees map[string]map[shift.Way]float64
 }
 
-// rates are attempts a second of pairs by way, as of late.
-type rates map[shift.Pair]map[shift.Way]rate
-
-type rate struct {
-	perSecond float64
-	at        time.Time
-}
-
-// take counts what came since it was last called.
-func (r rates) take(now time.Time, windows map[shift.Pair]int, counted []window) {
-	for pair, i := range windows {
-		if r[pair] == nil {
-			r[pair] = map[shift.Way]rate{}
-		}
-		for _, t := range counted[i].ways {
-			if _, known := r[pair][t.Way]; !known {
-				r[pair][t.Way] = rate{at: now.Add(-rateOver)}
-			}
-		}
-	}
-	for pair, ways := range r {
-		for way, was := range ways {
-			n := uint64(0)
-			if i, ok := windows[pair]; ok {
-				for _, t := range counted[i].ways {
-					if t.Way == way {
-						n += t.Attempts
-					}
-				}
-			}
-			over := now.Sub(was.at).Seconds()
-			if over <= 0 {
-				over = stepEvery.Seconds()
-			}
-			old := math.Exp(-over / rateOver.Seconds())
-			was = rate{was.perSecond*old + float64(n)/over*(1-old), now}
-			if was.perSecond < 0.001 && n == 0 {
-				delete(ways, way)
-				continue
-			}
-			ways[way] = was
-		}
-		if len(ways) == 0 {
-			delete(r, pair)
-		}
-	}
-}
-
-// of is a pair's rate, by all ways.
-func (r rates) of(pair shift.Pair) (sum float64) {
-	for _, way := range shift.Ways() {
-		sum += r[pair][way].perSecond
-	}
-	return rounded(sum)
-}
-
-// byCallee are the rates of all pairs of a callee.
-func (r rates) byCallee() map[string]map[shift.Way]float64 {
-	out := map[string]map[shift.Way]float64{}
-	for _, pair := range sortedPairs(r) {
-		of := out[pair.Destination]
+func ratesOf(list []telemetry.Rate) rates {
+	out := rates{map[shift.Pair]float64{}, map[string]map[shift.Way]float64{}}
+	for _, r := range list { // sorted, and so are the ways: a log of steps is the same byte for byte
+		of := out.callees[r.Pair.Destination]
 		if of == nil {
 			of = map[shift.Way]float64{}
-			out[pair.Destination] = of
+			out.callees[r.Pair.Destination] = of
 		}
-		for way, one := range r[pair] {
-			of[way] += rounded(one.perSecond)
+		for _, way := range shift.Ways() {
+			out.pairs[r.Pair] = rounded(out.pairs[r.Pair] + r.Ways[way])
+			of[way] = rounded(of[way] + r.Ways[way])
 		}
 	}
-	return out
-}
-
-func sortedPairs(r rates) []shift.Pair {
-	out := make([]shift.Pair, 0, len(r))
-	for pair := range r {
-		out = append(out, pair)
-	}
-	slices.SortFunc(out, shift.Pair.Compare)
 	return out
 }
 
@@ -127,7 +59,8 @@ func attemptsOf(entries *config.Set, service string) int {
 	return out
 }
 
-// remember keeps a step, and the state before the oldest that is kept. The caller holds mu.
+// remember keeps a step, and the state before the oldest that is kept. The caller
+// has the turn.
 func (p *stepper) remember(e shift.LogEntry) {
 	if len(p.steps) == 0 {
 		p.start = p.state
@@ -156,9 +89,8 @@ type stepLog struct {
 
 // recorded is the log, for a replay.
 func (p *stepper) recorded() stepLog {
-	p.mu.Lock()
-	out := stepLog{Start: p.start, Steps: slices.Clone(p.steps)}
-	p.mu.Unlock()
+	seen := p.seen.Load()
+	out := stepLog{Start: seen.start, Steps: seen.steps}
 	_, out.Actions = shift.Replay(out.Start, out.Steps)
 	return out
 }

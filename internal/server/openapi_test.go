@@ -101,7 +101,11 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	c.call("GET /v1/crossfade/applied", "/v1/crossfade/applied?wait=10s&index="+index, "")
 	c.call("GET /v1/crossfade/sidecars", "", "")
 	c.call("GET /v1/crossfade/proxies", "", "")
-	c.call("PUT /v1/crossfade/sidecars/{id}/connections", "/v1/crossfade/sidecars/web-sidecar-proxy/connections", `{"listeners":{"catalog:127.0.0.1:7100":3}}`)
+	c.call("PUT /v1/crossfade/sidecars/{id}/connections", "/v1/crossfade/sidecars/web-sidecar-proxy/connections", `{"listeners":{"catalog:127.0.0.1:7100":3},"drift":{"since":"2026-01-02T03:04:05Z","faults":["Cluster \"a\": Envoy runs another"],"stuck":true,"done":"sent again","drifts_total":1,"resends_total":1,"restarts_total":0}}`)
+	if b := c.call("GET /v1/crossfade/health", "", ""); !strings.Contains(string(b), "Envoy runs another") {
+		t.Errorf("health says nothing of drift: %s", b)
+	}
+	c.call("GET /v1/crossfade/sidecars", "", "")
 	c.call("GET /v1/crossfade/chain/{service}", "/v1/crossfade/chain/catalog?source=web", "")
 	c.call("GET /v1/crossfade/config/check", "", "")
 	c.call("POST /v1/crossfade/config/plan", "", `{"entries":[{"Kind":"proxy-defaults","Name":"global","Config":{"protocol":"grpc"}}],"delete":[{"kind":"service-router","name":"catalog"}]}`)

@@ -118,6 +118,11 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "plan: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	entries := s.mesh.config()
+	if err := s.judgeStrict(entries, entries.With(put, drop), time.Now()); err != nil {
+		answer.Problems = append(answer.Problems, refusedLines(err)...)
+		slices.Sort(answer.Problems)
+	}
 	s.answer(w, answer)
 }
 
@@ -169,6 +174,14 @@ type difference struct {
 	in       []catalog.Instance
 }
 
+// refusedLines is why a write would be refused, for people.
+func refusedLines(err error) (out []string) {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		out = append(out, "the write would be refused: "+line)
+	}
+	return out
+}
+
 // plan builds every registered sidecar that reads what would change, with and without
 // the change. It does not hold the mesh up.
 func (m *mesh) plan(ctx context.Context, put []config.Entry, drop []config.Key, now time.Time) (*planAnswer, error) {
@@ -191,8 +204,8 @@ func (m *mesh) plan(ctx context.Context, put []config.Entry, drop []config.Key, 
 	found := map[string]*difference{}
 	problems := map[string]struct{}{}
 	if err := judge(entries, next, m.datacenter); err != nil {
-		for line := range strings.SplitSeq(err.Error(), "\n") {
-			problems["the write would be refused: "+line] = struct{}{}
+		for _, line := range refusedLines(err) {
+			problems[line] = struct{}{}
 		}
 	}
 	proxies := snap.Proxies()
@@ -242,7 +255,9 @@ func (out *planAnswer) take(entries *config.Set, put []config.Entry, drop []conf
 	}
 	for _, e := range put {
 		k := config.KeyOf(e)
-		switch old := entries.Get(k); {
+		old := entries.Get(k)
+		e = config.Succeed(old, e) // as it would be written
+		switch {
 		case old == nil:
 			note(k, "create")
 			changed = append(changed, e)

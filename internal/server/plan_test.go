@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -210,7 +211,14 @@ func TestPlanOfAModeNamesPlaintext(t *testing.T) {
 	} {
 		from := map[string]string{"permissive": "strict", "strict": "permissive"}[tc.to]
 		entry := `{"Kind":"service-defaults","Name":"catalog","Protocol":"` + tc.protocol + `","MutualTLSMode":"%s"}`
-		s.Call(http.MethodPut, "/v1/config", fmt.Appendf(nil, entry, from))
+		if from == "strict" {
+			s.Call(http.MethodPut, "/v1/config", fmt.Appendf(nil, entry, ""))
+			if _, err := apiOf(t, s, "").Shift(t.Context(), api.ShiftRequest{Service: "catalog", Stage: "strict", Force: true}); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			s.Call(http.MethodPut, "/v1/config", fmt.Appendf(nil, entry, from))
+		}
 		found := false
 		for _, c := range plan(t, s, `{"entries":[`+fmt.Sprintf(entry, tc.to)+`]}`).Changes {
 			if c.Type != "Listener" {

@@ -36,6 +36,18 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 	return out
 }
 
+// noWayBack is why no caller of a pair would get anywhere by the old way; "" when some would, or
+// nobody knows.
+func (b *books) noWayBack(p api.PairName, e *config.TrafficShift) string {
+	if b.probed != nil && b.probed(p, oldWay(e)).Works > 0 {
+		return ""
+	}
+	if r := b.revertible(p, e); r.State == api.No {
+		return r.Why
+	}
+	return ""
+}
+
 // seen is what the server knows itself, beside what callers say.
 func (b *books) seen(p api.PairName, e *config.TrafficShift, said telemetry.Probed) api.Revertible {
 	out := api.Revertible{State: api.Yes}

@@ -87,19 +87,20 @@ type Options struct {
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].
 type Server struct {
-	opts   Options
-	store  *store.Store
-	ca     *ca.CA
-	guard  *endpointGuard // before the registry, or the Consul
-	agent  *consulapi.Agent
-	api    http.Handler
-	mesh   *mesh
-	door   *door
-	tokens *tokens.Tokens
-	dir    *configDir // nil for none
-	steps  *stepper
-	probes *prober
-	leaf   *ca.ServerLeaf // nil in development mode, which has no TLS
+	opts     Options
+	store    *store.Store
+	ca       *ca.CA
+	guard    *endpointGuard // before the registry, or the Consul
+	agent    *consulapi.Agent
+	api      http.Handler
+	mesh     *mesh
+	door     *door
+	tokens   *tokens.Tokens
+	dir      *configDir // nil for none
+	steps    *stepper
+	probes   *prober
+	leaf     *ca.ServerLeaf // nil in development mode, which has no TLS
+	strictly sync.Map       // services that [Server.strict] is writing, which has seen the evidence
 
 	operatorFile string
 	httpLis      net.Listener
@@ -119,7 +120,7 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: o.judge, Log: o.Log}); err != nil {
+	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: s.judge, Log: o.Log}); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
@@ -197,10 +198,13 @@ func New(o Options) (_ *Server, err error) {
 }
 
 // judge refuses a write of entries that would break what is in force.
-func (o Options) judge(before, after *config.Set) error {
+func (s *Server) judge(before, after *config.Set) error {
 	var refusal error
-	if err := isolated(func() error { refusal = judge(before, after, o.Datacenter); return nil }); err != nil {
-		o.Log.Error("entries can't be judged, they are not written", "reason", err)
+	if err := isolated(func() error {
+		refusal = errors.Join(judge(before, after, s.opts.Datacenter), s.judgeStrict(before, after, time.Now()))
+		return nil
+	}); err != nil {
+		s.opts.Log.Error("entries can't be judged, they are not written", "reason", err)
 		return errors.New("entries cannot be judged; the server's log says why")
 	}
 	return refusal

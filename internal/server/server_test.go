@@ -34,6 +34,12 @@ type peer struct {
 // follow subscribes as Envoy does and keeps acknowledging until the stream ends.
 func follow(t *testing.T, s *servertest.Server, id string, relayed bool, names ...xds.Key) *peer {
 	t.Helper()
+	return followBut(t, s, id, relayed, func(xds.Response) string { return "" }, names...)
+}
+
+// followBut follows, but refuses a response for which refusal has words.
+func followBut(t *testing.T, s *servertest.Server, id string, relayed bool, refusal func(xds.Response) string, names ...xds.Key) *peer {
+	t.Helper()
 	p := &peer{t: t, c: s.Stream(id, relayed), held: map[xds.Key]*xds.Resource{}, seen: make(chan xds.Response, 1000)}
 	p.ask(xds.Request{Type: xds.ClusterType})
 	p.ask(xds.Request{Type: xds.ListenerType})
@@ -47,8 +53,11 @@ func follow(t *testing.T, s *servertest.Server, id string, relayed bool, names .
 			if err != nil {
 				return
 			}
-			p.c.Send(xds.Request{Type: r.Type, Nonce: r.Nonce})
-			p.seen <- r
+			words := refusal(r)
+			p.c.Send(xds.Request{Type: r.Type, Nonce: r.Nonce, Error: words})
+			if words == "" {
+				p.seen <- r
+			}
 		}
 	}()
 	return p

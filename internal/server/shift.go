@@ -141,13 +141,11 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := &api.Changed{}
-	change := func(from *store.Reader, w *store.Writer) (err error) {
+	change := func(from *store.Reader, w *store.Writer) error {
 		*out = api.Changed{Pairs: []api.PairChanged{}}
-		targets := b.targets(in)
-		if in.Service != "" {
-			if targets = b.callers(in.Service, from); len(targets) == 0 {
-				return refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
-			}
+		targets, err := b.expand(in, from)
+		if err != nil {
+			return err
 		}
 		for _, t := range targets {
 			one := shiftOne
@@ -232,6 +230,18 @@ func (b *books) targets(in api.ShiftRequest) []target {
 	return out
 }
 
+// expand is what a request is about: its pairs, or those of all callers of its service.
+func (b *books) expand(in api.ShiftRequest, from *store.Reader) ([]target, error) {
+	if in.Service == "" {
+		return b.targets(in), nil
+	}
+	out := b.callers(in.Service, from)
+	if len(out) == 0 {
+		return nil, refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
+	}
+	return out, nil
+}
+
 // callers are the pairs of a destination that are declared or have an entry.
 func (b *books) callers(service string, from *store.Reader) (out []target) {
 	found := map[api.PairName]struct{}{}
@@ -298,6 +308,7 @@ func next(p api.PairName, old *config.TrafficShift) *config.TrafficShift {
 	e := &config.TrafficShift{Kind: config.KindTrafficShift, Source: p.Source, Destination: p.Destination, Shares: unshifted()}
 	if old != nil {
 		e.Legacy, e.Shares, e.Sticky, e.Stage = old.Legacy, old.Shares, old.Sticky, old.Stage
+		e.Slots = old.Slots
 		e.Generation, e.Steps, e.Dwell, e.Windows, e.Guard = old.Generation, old.Steps, old.Dwell, old.Windows, old.Guard
 		if old.Source == p.Source && old.Destination == p.Destination {
 			e.Meta = old.Meta

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -60,11 +61,9 @@ func (s *Server) stage(ctx context.Context, b *books, in api.ShiftRequest, by st
 	}
 	write := func(from *store.Reader, w *store.Writer) error {
 		*out = api.Changed{Pairs: []api.PairChanged{}}
-		targets := b.targets(in)
-		if in.Service != "" {
-			if targets = b.callers(in.Service, from); len(targets) == 0 {
-				return refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
-			}
+		targets, err := b.expand(in, from)
+		if err != nil {
+			return err
 		}
 		callees := map[string]bool{}
 		for _, t := range targets {
@@ -217,10 +216,10 @@ func (s *Server) strict(ctx context.Context, b *books, in api.ShiftRequest, by s
 	if err != nil {
 		return nil, err
 	}
-	against := s.againstStrict(b, in.Service, window, by.Time)
+	against := s.againstStrict(b, s.mesh.config(), in.Service, window, by.Time)
 	if len(against) == 0 && !in.DryRun {
 		s.hearAll(ctx, b, in.Service, by.Time) // plaintext of the last seconds
-		against = s.againstStrict(s.books(ctx), in.Service, window, time.Now())
+		against = s.againstStrict(s.books(ctx), s.mesh.config(), in.Service, window, time.Now())
 	}
 	if len(against) > 0 && !in.Force {
 		return nil, refuse(http.StatusConflict, "shift: service %q cannot be strict: %s", clipped(in.Service), strings.Join(against, "; "))
@@ -238,6 +237,8 @@ func (s *Server) strict(ctx context.Context, b *books, in api.ShiftRequest, by s
 		out.Pairs = append(out.Pairs, api.PairChanged{PairName: p, Before: shares, After: shares, Index: entryIndex(row), Stage: string(shift.StrictStage)})
 	}
 	if !in.DryRun {
+		s.strictly.Store(in.Service, true)
+		defer s.strictly.Delete(in.Service)
 		out.Index, err = s.change(func(w *store.Writer) error { return putMode(in.Service, config.MutualTLSStrict, w, by) })
 	}
 	if len(against) > 0 {
@@ -246,8 +247,48 @@ func (s *Server) strict(ctx context.Context, b *books, in api.ShiftRequest, by s
 	return out, err
 }
 
+// judgeStrict refuses a write of entries, by whatever means, that makes a callee strict against
+// the evidence. A callee without an instance is nobody's yet. It waits for no report, so that
+// plaintext of the last two seconds may be missed.
+func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
+	becomes := func(service string) bool {
+		return after.MutualTLSMode(service) == config.MutualTLSStrict && before.MutualTLSMode(service) != config.MutualTLSStrict
+	}
+	var errs []error
+	if s.mesh == nil { // a server that starts, with entries of a folder: it knows of nobody yet
+		for _, k := range before.Keys() {
+			if k.Kind == config.KindServiceDefaults && becomes(k.Name) && before.MutualTLSMode(k.Name) == config.MutualTLSPermissive {
+				errs = append(errs, fmt.Errorf("service %q cannot be strict: it took plaintext, and a server that has just started does not know from whom", k.Name))
+			}
+		}
+		return errors.Join(errs...)
+	}
+	var b *books
+	for _, service := range s.mesh.snapshot().Services() {
+		if !becomes(service) {
+			continue
+		}
+		if _, judged := s.strictly.Load(service); judged {
+			continue
+		}
+		if b == nil {
+			b = s.books(context.Background())
+		}
+		if b.callee(service).Instances == 0 {
+			continue
+		}
+		if against := s.againstStrict(b, before, service, silence, now); len(against) > 0 {
+			errs = append(errs, fmt.Errorf("service %q cannot be strict: %s; crossfade shift --service %s --stage strict asks for the same, and takes --force", service, clipped(strings.Join(against, ", ")), service))
+		}
+		if len(errs) == maxNamed {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // againstStrict says all that speaks against refusing plaintext.
-func (s *Server) againstStrict(b *books, service string, window time.Duration, now time.Time) (out []string) {
+func (s *Server) againstStrict(b *books, entries *config.Set, service string, window time.Duration, now time.Time) (out []string) {
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, p := range b.names(func(p api.PairName) bool { return p.Destination == service }) {
 		if e, _ := b.deciding(p); e != nil && e.Shares.Hundredths(config.WayMTLS) != whole {
@@ -261,7 +302,7 @@ func (s *Server) againstStrict(b *books, service string, window time.Duration, n
 	case c.Sidecars < c.Instances:
 		add("%d of %d instances have a sidecar", c.Sidecars, c.Instances)
 	}
-	if s.mesh.config().MutualTLSMode(service) == config.MutualTLSPermissive {
+	if entries.MutualTLSMode(service) == config.MutualTLSPermissive {
 		out = append(out, s.heard(b, service, window, now)...)
 	}
 	for _, in := range b.snap.Connect(service) {
@@ -339,9 +380,7 @@ func (p *stepper) watch(now time.Time, b *books) {
 
 // watched is for how long a callee was silent.
 func (p *stepper) watched(service string) shift.Watch {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.watches[service]
+	return p.seen.Load().watches[service]
 }
 
 // remembered is what the stepper keeps over a restart.

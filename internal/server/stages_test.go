@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -101,8 +103,13 @@ func TestStagesOverHTTP(t *testing.T) {
 			s.Write(&config.Mesh{Kind: config.KindMesh, AllowEnablingPermissiveMutualTLS: true})
 		case "defaults strict":
 			s.Call(http.MethodDelete, "/v1/config/traffic-shift/web~catalog", nil)
-			s.Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "catalog", Protocol: "http"})
+			for _, service := range []string{"catalog", "web"} { // strict by their own entries, so that the one for all makes none strict
+				if _, err := c.Shift(t.Context(), api.ShiftRequest{Service: service, Stage: "strict", Force: true}); err != nil {
+					t.Fatal(err)
+				}
+			}
 			s.Write(&config.ProxyDefaults{Kind: config.KindProxyDefaults, Name: config.Global, MutualTLSMode: "strict"})
+			s.Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "catalog", Protocol: "http"})
 		default:
 			meshtest.Eventually(t, "settled", func() error { // what the server knows of entries follows their writes
 				if got, err = stageTo(t, c, tc.stage, tc.edit...); (err == nil) != (tc.refused == "") || tc.refused != "" && !strings.Contains(err.Error(), tc.refused) {
@@ -142,5 +149,84 @@ func TestStageBackToADeadWay(t *testing.T) {
 	}
 	if got, err := stageTo(t, c, "client"); err != nil || got != "client: legacy 100%" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// Entries that make a callee strict by any other means are held to the same evidence, and so
+// are those for all callees, a rollback, and a folder's. One of nobody yet is not.
+func TestStrictByEntriesTakesEvidence(t *testing.T) {
+	s, c := staged(t)
+	s.Write(&config.Mesh{Kind: config.KindMesh, AllowEnablingPermissiveMutualTLS: true})
+	strict := func(kind, name string) string {
+		return fmt.Sprintf(`{"Kind":%q,"Name":%q,"Protocol":"","MutualTLSMode":"strict"}`, kind, name)
+	}
+	all := `{"Kind":"proxy-defaults","Name":"global","MutualTLSMode":"strict"}`
+	const unknown = `instance "catalog": its sidecar does not say how the app's own port can be reached`
+	for _, tc := range []struct {
+		method, path, body string
+		status             int
+		want               []string
+	}{
+		{"PUT", "/v1/config", strict("service-defaults", "catalog"), http.StatusBadRequest, []string{"Shares.direct"}},
+		{"PUT", "/v1/config", `{"Kind":"traffic-shift","Source":"web","Destination":"catalog","Shares":{"mtls":100}}`, http.StatusOK, nil},
+		{"PUT", "/v1/config", strict("service-defaults", "catalog"), http.StatusBadRequest, []string{`service "catalog" cannot be strict: `, unknown, "crossfade shift --service catalog --stage strict"}},
+		{"POST", "/v1/crossfade/config/plan", `{"entries":[` + strict("service-defaults", "catalog") + `]}`, http.StatusOK, []string{`the write would be refused: service \"catalog\" cannot be strict: `}},
+		{"PUT", "/v1/config", all, http.StatusBadRequest, []string{`service "catalog" cannot be strict: `, `service "web" cannot be strict: `}},
+		{"PUT", "/v1/config", strict("service-defaults", "nobody"), http.StatusOK, nil},
+		{"PUT", "/v1/config", `{"Kind":"service-defaults","Name":"catalog","MutualTLSMode":"permissive"}`, http.StatusOK, nil},
+		{"PUT", "/v1/config", strict("service-defaults", "catalog"), http.StatusBadRequest, []string{"no plaintext was seen so far, in "}},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), tc.method, "http://"+s.HTTPAddr()+tc.path, strings.NewReader(tc.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, text := answerOf(t, r)
+		if code != tc.status {
+			t.Errorf("%s %s %s: %d %s, want %d", tc.method, tc.path, tc.body, code, text, tc.status)
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s %s %s: %s, want %q", tc.method, tc.path, tc.body, text, want)
+			}
+		}
+	}
+	if _, err := stageTo(t, c, "strict", forced); err != nil {
+		t.Fatal(err)
+	}
+	s.Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "catalog", MutualTLSMode: "strict", Protocol: "http"}) // it is so already
+	s.Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "catalog", MutualTLSMode: "permissive", Protocol: "http"})
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+s.HTTPAddr()+"/v1/crossfade/config/rollback/service-defaults/catalog", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, text := answerOf(t, r); code != http.StatusBadRequest || !strings.Contains(text, "cannot be strict") {
+		t.Errorf("rolled back: %d %s", code, text)
+	}
+	if mode := modeOf(t, s); mode != "permissive" {
+		t.Errorf("the catalog is %q", mode)
+	}
+}
+
+// A server that starts knows of no evidence: what a folder makes strict then was not permissive.
+func TestStrictFromAFolderAtTheStart(t *testing.T) {
+	dir, data := t.TempDir(), t.TempDir()
+	file := func(mode string) {
+		text := fmt.Sprintf("Kind: service-defaults\nName: catalog\nMutualTLSMode: %s\n", mode)
+		if err := os.WriteFile(filepath.Join(dir, "catalog.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a-mesh.yaml"), []byte("Kind: mesh\nAllowEnablingPermissiveMutualTLS: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ file, want string }{{"strict", "strict"}, {"permissive", "permissive"}, {"strict", "permissive"}} {
+		file(tc.file)
+		t.Run(tc.file, func(t *testing.T) {
+			s := servertest.Start(t, server.Options{DataDir: data, ConfigDir: dir, DefaultAllow: true})
+			if got := modeOf(t, s); got != tc.want {
+				t.Errorf("a file of %s: the catalog is %q, want %q", tc.file, got, tc.want)
+			}
+			s.Register("catalog.yaml", "service: catalog\nport: 8081\n")
+		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
@@ -27,33 +28,55 @@ const (
 	// generations are saved at once.
 	saveEvery = 5 * time.Second
 	// settleFor is for how long after its callers have new shares nothing of a pair is
-	// compared: counts from before would be among them.
+	// compared: counts from before would be among them. A sidecar that could not report tells of
+	// a longer stretch than usualOver at once, which takes as much longer.
 	settleFor = 2 * time.Second
+	usualOver = time.Second
+	// orderWithin is how long a command waits for a look that is under way.
+	orderWithin = time.Second
 	// stateName is under which the store remembers the shifts.
 	stateName = "shifts"
 )
 
 // stepper moves shares by time and evidence: it observes, asks [shift.Step] what is to be
-// done, and does it. Nothing that people do waits for it.
+// done, and does it. A look lasts as long as the store's disk takes: only commands wait for
+// it, and not for long; whoever reads has what was so last.
 type stepper struct {
 	s   *Server
 	log *slog.Logger
 	// runs reports whether all callers run the entries of an index; [mesh.runs].
 	runs func(b *books, source string, index uint64) bool
 
-	mu      sync.Mutex // held during a step
+	seen atomic.Pointer[sight] // never nil
+
+	turn    chan struct{} // holds one: whoever steps, who has the following to itself
 	state   shift.State
 	saved   []byte    // what the store has, but for the guard's memory
 	savedAt time.Time // when all of it was
 	settled map[shift.Pair]settled
-	steps   []shift.LogEntry // the newest
-	heavy   int              // pairs in them
-	start   shift.State      // before the first of them
-	rates   rates
-	over    []shift.Command // that nobody waits for, under overMu
-	overMu  sync.Mutex
+	steps   []shift.LogEntry       // the newest
+	heavy   int                    // pairs in them
+	start   shift.State            // before the first of them
 	watches map[string]shift.Watch // of permissive callees
 	kvWrong map[shift.Pair]string  // keys that can't be followed
+
+	overMu sync.Mutex
+	over   []shift.Command // that nobody waits for, guarded by overMu
+}
+
+// sight is what others may read of a stepper. Nothing in it changes any more.
+type sight struct {
+	shifts  []shift.Shift
+	watches map[string]shift.Watch
+	kvWrong map[shift.Pair]string
+	steps   []shift.LogEntry
+	start   shift.State
+}
+
+// show lets others read what is so now. Of what it shows maps and lists are replaced when they
+// change, and steps are only added. The caller has the turn.
+func (p *stepper) show() {
+	p.seen.Store(&sight{p.state.Shifts, p.watches, p.kvWrong, slices.Clip(p.steps), p.start})
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -63,7 +86,9 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	return &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, rates: rates{}}
+	p := &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, turn: make(chan struct{}, 1)}
+	p.show()
+	return p
 }
 
 // open reads what was remembered.
@@ -79,6 +104,7 @@ func (p *stepper) open() error {
 	}
 	p.state, p.watches = was.State, was.Watches
 	p.state.Seen = time.Time{} // the time since then is no time that anybody watched
+	p.show()
 	return nil
 }
 
@@ -104,7 +130,18 @@ func (p *stepper) order(list []shift.Command) map[shift.Pair]string {
 	if len(list) == 0 {
 		return refused
 	}
-	for _, a := range p.step(time.Now(), list, false) {
+	late := time.NewTimer(orderWithin)
+	defer late.Stop()
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-late.C:
+		for _, c := range list {
+			refused[c.Pair] = fmt.Sprintf("not within %v: shifts wait for the server's store: try again, or revert, which does not wait for them", orderWithin)
+		}
+		return refused
+	}
+	for _, a := range p.look(time.Now(), list, false) {
 		if a.Kind == shift.Refused {
 			refused[a.Pair] = a.Reason
 		}
@@ -126,7 +163,7 @@ func (p *stepper) reverted(pairs []api.PairChanged, who string) {
 }
 
 // overruled takes what [stepper.reverted] was told, of shifts that would go on. The caller
-// holds mu.
+// has the turn.
 func (p *stepper) overruled() []shift.Command {
 	p.overMu.Lock()
 	list := p.over
@@ -145,22 +182,23 @@ func underWay(at shift.Shift) bool {
 
 // find is the shift of a pair.
 func (p *stepper) find(pair shift.Pair) (shift.Shift, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.state.Find(pair)
+	return shift.State{Shifts: p.shifts()}.Find(pair)
 }
 
 // shifts are all there are, not to be changed.
-func (p *stepper) shifts() []shift.Shift {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.state.Shifts
+func (p *stepper) shifts() []shift.Shift { return p.seen.Load().shifts }
+
+// step looks once, in its turn.
+func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
+	return p.look(now, commands, count)
 }
 
-// step looks once. Only with count is what sidecars counted taken, so that it is compared once.
-func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// look does what is to be done now. Only with count is what sidecars counted taken, so that it
+// is compared once. The caller has the turn.
+func (p *stepper) look(now time.Time, commands []shift.Command, count bool) []shift.Action {
+	defer p.show()
 	b := p.s.books(context.Background())
 	commands = append(p.overruled(), commands...)
 	if count {
@@ -181,6 +219,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 	p.remember(shift.LogEntry{Now: now.Round(0), Observed: observed})
 	state, actions := shift.Step(now, p.state, observed)
 	p.state = state
+	p.show()
 	p.save(now) // first: what is written to entries is to be known after a restart
 	for _, a := range actions {
 		p.act(now, a)
@@ -196,16 +235,13 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 		asked[c.Pair] = true
 	}
 	entries := p.s.mesh.config()
-	windows := map[shift.Pair]int{}
-	var counted []window
+	windows := map[shift.Pair]telemetry.Window{}
 	if count {
 		for _, w := range p.s.mesh.book.Drain() {
-			windows[w.Pair] = len(counted)
-			counted = append(counted, window{w.Ways, examples(now, w.Failing)})
+			windows[w.Pair] = w
 		}
-		p.rates.take(now, windows, counted)
 	}
-	byCallee := p.rates.byCallee()
+	rates := ratesOf(p.s.mesh.book.Rates(now))
 	callees := map[string]bool{}
 	for _, name := range b.names(func(api.PairName) bool { return true }) {
 		pair := shift.Pair{Source: name.Source, Destination: name.Destination}
@@ -221,28 +257,33 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 		}
 		o := shift.PairObserved{
 			Pair: pair, Stage: openStage(entries, name.Destination, e), Shares: sharesOfEntry(e.Shares), Generation: e.Generation,
-			Applied: e.Generation, Rate: p.rates.of(pair),
+			Applied: e.Generation, Rate: rates.pairs[pair], Terms: termsOf(entries, e, name.Destination),
+		}
+		if under {
+			o.NoWayBack = b.noWayBack(name, e)
 		}
 		if !p.runs(b, name.Source, row.ModifyIndex) {
 			o.Applied = 0
 		}
-		if i, ok := windows[pair]; p.quiet(pair, o, now) && ok && !p.unguarded(pair, e) {
-			o.Ways, o.Failing = counted[i].ways, counted[i].failing
+		if w, ok := windows[pair]; p.quiet(pair, o, now, w.Over) && ok {
+			o.Ways, o.Failing = w.Ways, examples(now, w.Failing)
 		}
 		out.Pairs = append(out.Pairs, o)
 		if !callees[name.Destination] {
 			callees[name.Destination] = true
-			out.Callees = append(out.Callees, p.reach(b, name.Destination, byCallee[name.Destination]))
+			out.Callees = append(out.Callees, p.reach(b, name.Destination, rates.callees[name.Destination]))
 		}
-		if hold := (shift.Plan{From: from, To: to, Hold: true, OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, name.Destination))}); divided && p.wantsHold(pair, e, hold) {
+		if divided && p.wantsHold(pair, e, from, to) {
+			hold := shift.Plan{From: from, To: to, Hold: true, Dwell: duration(e.Dwell), OnBreach: o.Terms.OnBreach, Limits: o.Terms.Limits}
 			out.Commands = append(out.Commands, shift.Command{Verb: shift.CommandStart, Pair: pair, By: "shift guard", Plan: hold})
 		}
 	}
 	return out
 }
 
-// quiet reports whether callers have had the pair's present shares for a while.
-func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time) bool {
+// quiet reports whether callers had the pair's present shares for all of a stretch that they
+// have just told of, and for a while before.
+func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time, over time.Duration) bool {
 	if o.Applied != o.Generation {
 		delete(p.settled, pair)
 		return false
@@ -252,12 +293,12 @@ func (p *stepper) quiet(pair shift.Pair, o shift.PairObserved, now time.Time) bo
 		p.settled[pair] = settled{o.Generation, now}
 		return false
 	}
-	return now.Sub(s.since) >= settleFor
+	return now.Sub(s.since) >= settleFor+max(0, over-usualOver)
 }
 
 // wantsHold reports whether shares that people have set are to be watched from now on, or
 // otherwise than they are.
-func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, hold shift.Plan) bool {
+func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, from, to shift.Way) bool {
 	if e.Guard != nil && e.Guard.Off {
 		return false
 	}
@@ -268,23 +309,21 @@ func (p *stepper) wantsHold(pair shift.Pair, e *config.TrafficShift, hold shift.
 	case s.Status == shift.Done || s.Status == shift.Reverted || s.Status == shift.Aborted:
 		return e.Generation > s.Generation || s.Status == shift.Done && !s.Plan.Hold && sharesOfEntry(e.Shares) == s.Shares
 	case s.Plan.Hold && s.Status != shift.Reverting:
-		was := s.Plan
-		return was.From != hold.From || was.To != hold.To || was.OnBreach != hold.OnBreach || was.Limits != hold.Limits
+		return s.Plan.From != from || s.Plan.To != to
 	}
 	return false
 }
 
-// unguarded reports whether people have turned the guard of shares off that they have set.
-func (p *stepper) unguarded(pair shift.Pair, e *config.TrafficShift) bool {
-	at, ok := p.state.Find(pair)
-	return ok && at.Plan.Hold && e.Guard != nil && e.Guard.Off
-}
-
-func policyOf(e *config.TrafficShift) shift.Policy {
-	if e.Guard != nil && e.Guard.OnBreach == config.OnBreachPause {
-		return shift.Pause
+// termsOf are what the shift guard of a pair goes by, as its entry says now.
+func termsOf(entries *config.Set, e *config.TrafficShift, destination string) *shift.Terms {
+	out := &shift.Terms{OnBreach: shift.Revert, Limits: limitsOf(e.Guard, attemptsOf(entries, destination))}
+	if e.Guard != nil {
+		out.Off = e.Guard.Off
+		if e.Guard.OnBreach == config.OnBreachPause {
+			out.OnBreach = shift.Pause
+		}
 	}
-	return shift.Revert
+	return out
 }
 
 // reach is how much of a callee each way reaches.
@@ -388,7 +427,8 @@ func duration(d config.Duration) time.Duration { return time.Duration(d) }
 
 // planOf is the plan that an entry holds, towards a way.
 func planOf(entries *config.Set, e *config.TrafficShift, to shift.Way) (shift.Plan, error) {
-	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: policyOf(e), Limits: limitsOf(e.Guard, attemptsOf(entries, e.Destination))}
+	terms := termsOf(entries, e, e.Destination)
+	out := shift.Plan{From: shift.Way(oldWay(e)), To: to, Dwell: duration(e.Dwell), OnBreach: terms.OnBreach, Limits: terms.Limits, Off: terms.Off}
 	for _, s := range e.Steps {
 		out.Steps = append(out.Steps, share(s))
 	}

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/access/tokens"
+	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 )
 
 // operatorFile, in the data directory, holds the first operator's token.
@@ -30,28 +30,11 @@ func bootstrap(t *tokens.Tokens, dir string, always bool) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, operatorFile)
-	if err := writeSecret(path, secret+"\n"); err != nil {
+	if err := atomicfile.Write(path, []byte(secret+"\n")); err != nil {
 		_, revoked := t.Revoke(tok.Accessor)
 		return "", errors.Join(fmt.Errorf("operator's token %q: cannot be written: %w", path, err), revoked)
 	}
 	return path, nil
-}
-
-// writeSecret replaces a file, so that its mode is 0600 whatever was there.
-func writeSecret(path, text string) error {
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }
 
 // tokenRequest is the body of PUT /v1/crossfade/tokens.

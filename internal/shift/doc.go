@@ -47,6 +47,18 @@
 // each request; both ways' telemetry of the same callers over the same time,
 // without stretches in which a caller changed its shares. A split that is
 // sticky per user, and retries, make attempts fail in clusters; [Limits] has
-// their size. Where the old way carries nothing there is no comparison: at 100 %
-// on the new way the guard is blind.
+// their size.
+//
+// # Where the old way carries nothing
+//
+// At 100 % on the new way there is no old way of the same time. What is left is the
+// [Past]: the worst that the old way was, metric by metric, in blocks of a few seconds
+// of the last ten minutes or more in which it carried requests, shift or no shift. The new way
+// breaches when three blocks running are worse than that by ten times the limits. The
+// reasoning above does not reach there: another time is another load, and a callee that
+// falls over by itself looks the same as a way that breaks it. The worst of many blocks in
+// place of their mean, wide limits and three blocks make up for it, which only
+// simulations show. If traffic were alike before and after, three blocks
+// running would be the worst of n with probability at most (3! (n-3)!)/n!, whatever
+// their distribution. It lasts as long as the shift does: for the dwell of the last step.
 package shift

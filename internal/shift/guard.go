@@ -155,6 +155,10 @@ type Guard struct {
 	PendingOld Telemetry     `json:"pending_old,omitzero"`
 	PendingNew Telemetry     `json:"pending_new,omitzero"`
 	PendingFor time.Duration `json:"pending_for,omitempty"`
+	// For when the old way carries nothing any more.
+	Past    Past              `json:"past,omitzero"`
+	Block   Block             `json:"block,omitzero"` // of the old way, and of the new one once that is alone
+	Strikes [len(metrics)]int `json:"strikes"`        // blocks running in which the new way, alone, was worse than Past
 }
 
 // Recent counts one way's attempts, the older the less. It says how large a
@@ -199,6 +203,7 @@ func (g Guard) beginStep() Guard {
 	}
 	g.OldAttempts, g.NewAttempts = 0, 0
 	g.PendingOld, g.PendingNew, g.PendingFor = Telemetry{}, Telemetry{}, 0
+	g.Block, g.Strikes = Block{}, [len(metrics)]int{}
 	return g
 }
 
@@ -254,9 +259,8 @@ func (g Guard) table(m Metric) (t table) {
 	return t
 }
 
-// worse says whether the difference is large enough to matter.
-func (g Guard) worse(m Metric, l Limits) bool {
-	old, new := g.Old.value(m), g.New.value(m)
+// worse says whether the difference between two values of a metric is large enough to matter.
+func (l Limits) worse(m Metric, old, new float64) bool {
 	if m == P50 || m == P99 {
 		by := float64(l.SlowerBy) / float64(time.Millisecond)
 		return new > old*(1+float64(l.Slower)/float64(Whole)) && new > old+by
@@ -268,7 +272,7 @@ func (g Guard) worse(m Metric, l Limits) bool {
 // the given part of the threshold, and large enough to matter.
 func (g Guard) leans(l Limits, part float64) (Metric, float64, bool) {
 	for i, m := range metrics {
-		if w := g.Evidence[i].Worth(); w >= l.threshold()*part && g.worse(m, l) {
+		if w := g.Evidence[i].Worth(); w >= l.threshold()*part && l.worse(m, g.Old.value(m), g.New.value(m)) {
 			return m, w, true
 		}
 	}
@@ -286,7 +290,7 @@ func (g Guard) wait(l Limits, oldShare Share) string {
 	case leans:
 		return fmt.Sprintf("%s looks worse on the new way, not surely yet", m)
 	}
-	return ""
+	return g.struck()
 }
 
 // FailedRequest is one failing request as an example for people; it is passed
@@ -313,7 +317,8 @@ type Breach struct {
 	Pair        Pair            `json:"pair"`
 	OldWay      Way             `json:"old_way"`
 	NewWay      Way             `json:"new_way"`
-	Share       Share           `json:"share"` // of the new way then
+	Share       Share           `json:"share"`           // of the new way then
+	Alone       bool            `json:"alone,omitempty"` // the old way carried nothing: Old is the worst that it was before, Odds and Last say nothing
 	Metric      Metric          `json:"metric"`
 	Old         float64         `json:"old"` // a part of 1, or milliseconds for p50 and p99
 	New         float64         `json:"new"`
@@ -348,6 +353,10 @@ func (b Breach) line() string {
 		}
 		return fmt.Sprintf("%s %.4g%%", what, v*100)
 	}
+	if b.Alone {
+		return fmt.Sprintf("%s at %s %s: %s: %s of the last %.0f attempts on %s, and as bad twice before; at worst %s on %s while that carried requests; limit %s",
+			b.Pair, b.NewWay, b.Share, b.Metric, value(b.New), b.NewAttempts, b.NewWay, value(b.Old), b.OldWay, b.Limit)
+	}
 	return fmt.Sprintf("%s at %s %s: %s: %s of %.0f attempts on %s, %s of %.0f on %s in the same time; limit %s; last look %d of %d against %d of %d; equal ways look so once in %.4g ramps, limit %.4g",
 		b.Pair, b.NewWay, b.Share, b.Metric, value(b.New), b.NewAttempts, b.NewWay, value(b.Old), b.OldAttempts, b.OldWay, b.Limit, b.Last.NewHits, b.Last.New, b.Last.OldHits, b.Last.Old, b.Odds, b.Threshold)
 }
@@ -362,16 +371,19 @@ func (g Guard) breach(l Limits, tables [len(metrics)]table) *Breach {
 	b := &Breach{
 		Metric: m, Old: round(g.Old.value(m)), New: round(g.New.value(m)),
 		OldAttempts: math.Round(g.Old.Attempts), NewAttempts: math.Round(g.New.Attempts),
-		Odds: round(worth / float64(len(metrics))), Threshold: round(1 / l.FalseTrips),
+		Odds: round(worth / float64(len(metrics))), Threshold: round(1 / l.FalseTrips), Limit: l.text(m),
 	}
 	t := tables[slices.Index(metrics[:], m)]
 	b.Last = Look{t.newHits, t.new, t.oldHits, t.old}
-	if m == P50 || m == P99 {
-		b.Limit = fmt.Sprintf("%s and %s slower", l.Slower, l.SlowerBy)
-	} else {
-		b.Limit = fmt.Sprintf("%s more", l.Failures)
-	}
 	return b
+}
+
+// text is the limit of a metric in words.
+func (l Limits) text(m Metric) string {
+	if m == P50 || m == P99 {
+		return fmt.Sprintf("%s and %s slower", l.Slower, l.SlowerBy)
+	}
+	return fmt.Sprintf("%s more", l.Failures)
 }
 
 // round keeps four digits: more would be noise in a record.

@@ -17,7 +17,15 @@ type Plan struct {
 	OnBreach Policy        `json:"on_breach,omitempty"` // default revert
 	Hold     bool          `json:"hold,omitempty"`      // takes no steps: shares are set by people, and guarded; ends when only one way has a share
 	Limits   Limits        `json:"limits,omitzero"`     // of the shift guard
+	Off      bool          `json:"off,omitempty"`       // the shift guard is: nothing is compared, and no step waits for it
 	Headroom Share         `json:"headroom,omitempty"`  // most load of an instance that takes the new way, of an instance's mean; default 150 %
+}
+
+// Terms are what the shift guard of a pair goes by. They may change while a shift is under way.
+type Terms struct {
+	Off      bool   `json:"off,omitempty"`
+	OnBreach Policy `json:"on_breach,omitempty"`
+	Limits   Limits `json:"limits,omitzero"`
 }
 
 // Policy says what a breach does.

@@ -332,6 +332,82 @@ func sorted(m map[shift.Share]int) string {
 	return strings.Join(out, ", ")
 }
 
+// TestGuardLeavesANewWayAlone holds false trips to 1 % where all went to the new way and
+// stays there, so that nothing but the past is there to compare with.
+func TestGuardLeavesANewWayAlone(t *testing.T) {
+	worlds := equal
+	for _, start := range []int{150, 300} {
+		worlds = append(worlds[:len(worlds):len(worlds)], equal[2])
+		w := &worlds[len(worlds)-1]
+		w.name, w.make = fmt.Sprintf("the same wave, from second %d on", start), func(r *rand.Rand) world { return equal[2].make(r).from(start) }
+	}
+	for _, w := range worlds {
+		t.Run(w.name, func(t *testing.T) {
+			plan := fast
+			if w.plan != nil {
+				w.plan(&plan)
+			}
+			plan.Steps, plan.Dwell = []shift.Share{5000, 10000}, 3*time.Minute
+			trips, done := 0, 0
+			for _, r := range many(*ramps, w.make, plan, 900) {
+				if r.breach != nil {
+					trips++
+					t.Log(r.breach)
+				}
+				if r.end == shift.Done {
+					done++
+				}
+			}
+			t.Logf("%d of %d ramps stopped for nothing, %d done", trips, *ramps, done)
+			if trips*100 > *ramps || done+trips < *ramps*9/10 {
+				t.Errorf("%d of %d ramps of equal ways were stopped, at most 1 %% may be; %d done", trips, *ramps, done)
+			}
+		})
+	}
+}
+
+// from is a world that begins later.
+func (w world) from(start int) world {
+	rate, failing, latency := w.rate, w.failing, w.latency
+	w.rate = func(s int) float64 { return rate(s + start) }
+	w.failing = func(s int, new bool) float64 { return failing(s+start, new) }
+	w.latency = func(s int, new bool) *[1 << 10]shift.Bin { return latency(s+start, new) }
+	return w
+}
+
+// TestGuardCatchesANewWayAlone measures how long a fault lasts that begins once all is on the
+// new way.
+func TestGuardCatchesANewWayAlone(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		rate  float64
+		extra float64
+		slow  *[1 << 10]shift.Bin
+		from  int
+	}{
+		{"20 % errors, at once, 50 rps", 50, 0.2, usual, 62},
+		{"20 % errors, 50 rps", 50, 0.2, usual, 100},
+		{"50 % errors, 20 rps", 20, 0.5, usual, 100},
+		{"10 % errors, 200 rps", 200, 0.1, usual, 100},
+		{"5 times slower, 50 rps", 50, 0, usual5, 100},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ramps := max(20, *ramps/10)
+			plan := shift.Plan{From: shift.Direct, To: shift.Plain, Steps: []shift.Share{5000, 10000}, Dwell: time.Minute}
+			out := many(ramps, faulty(c.rate, 0.01, c.extra, c.slow, c.from), plan, 300)
+			n, early, median, most := caught(out, c.from)
+			shares := map[shift.Share]int{}
+			for _, r := range out {
+				shares[r.share]++
+			}
+			t.Logf("caught in %d of %d, after %v s at the median, %v s at 99 of 100 (%d before the fault), at %s", n, ramps, median, most, early, sorted(shares))
+			if !(most <= 15) || shares[shift.Whole] < ramps*9/10 {
+				t.Errorf("99 of 100 are caught after %v s, at %s; 15 s are wanted, at 100%%", most, sorted(shares))
+			}
+		})
+	}
+}
+
 // TestGuardIsQuick measures how long a fault lasts until it is caught, on one step.
 func TestGuardIsQuick(t *testing.T) {
 	for _, c := range []struct {

@@ -60,6 +60,7 @@ type Shift struct {
 	Changed    time.Time     `json:"changed,omitzero"` // when shares or status last changed
 	Guard      Guard         `json:"guard,omitzero"`
 	Breach     *Breach       `json:"breach,omitempty"` // the last one; never changed once made
+	Stuck      bool          `json:"stuck,omitempty"`  // paused, and reverts once the old way takes requests
 }
 
 // ended says whether nothing more comes of the shift by itself.
@@ -113,6 +114,11 @@ type PairObserved struct {
 	Applied    uint64 `json:"applied,omitempty"`    // the generation that every caller has proven to run, or a higher one
 	// Rate is the pair's requests a second, on all ways.
 	Rate float64 `json:"rate,omitempty"`
+	// NoWayBack is why a revert would lead nowhere: nobody takes the old way's requests. Empty:
+	// somebody does, or it is not known.
+	NoWayBack string `json:"no_way_back,omitempty"`
+	// Terms hold for the pair's shift from now on. None: those that it has.
+	Terms *Terms `json:"terms,omitempty"`
 	// Ways is what the callers that run the newest generation counted, all over
 	// the same time. A stretch in which a caller changed is left out.
 	Ways    []WayTelemetry  `json:"ways,omitempty"`

@@ -121,7 +121,7 @@ func (r *run) obey(s *Shift, c Command) string {
 			return fmt.Sprintf("the shift is %s: only a paused one resumes", s.Status)
 		}
 		if s.Breach != nil {
-			s.Guard, s.Breach = Guard{}, nil // a new ramp as to false trips
+			s.Guard, s.Breach, s.Stuck = s.Guard.anew(), nil, false // a new ramp as to false trips
 		}
 		s.Dwelt = 0
 		if s.Fresh {
@@ -170,7 +170,7 @@ func (r *run) waits(s *Shift, w Wait, reason string) {
 
 // revert begins the way back. It is finished by [run.back] once the callers prove it.
 func (r *run) revert(s *Shift, end Status, reason string) {
-	s.EndAs = end
+	s.EndAs, s.Stuck = end, false
 	back := AllOn(s.Plan.From)
 	o, seen := r.pairs[s.Pair]
 	there := s.Shares
@@ -218,6 +218,9 @@ func (r *run) observe(s *Shift) {
 	if o.Stage != "" {
 		s.Stage = o.Stage
 	}
+	if o.Terms != nil {
+		s.take(*o.Terms)
+	}
 	if s.Fresh && s.Plan.Hold && s.Status != Reverting {
 		r.adopt(s, o)
 	} else if s.Fresh {
@@ -238,12 +241,24 @@ func (r *run) observe(s *Shift) {
 	if s.Status == Running && !r.jumped && o.Generation == s.Generation && o.Applied >= s.Generation {
 		s.Dwelt += r.elapsed
 	}
+	if s.Plan.Hold && s.Status == Running && s.alone() && s.Dwelt >= s.Plan.withDefaults().Dwell && s.Guard.struck() == "" {
+		r.become(s, Done, s.Reason)
+	}
+}
+
+// take goes by other terms from now on. A guard that was off begins anew.
+func (s *Shift) take(t Terms) {
+	if t.Off || s.Plan.Off {
+		s.Guard = Guard{}
+	}
+	s.Stuck = s.Stuck && !t.Off && t.OnBreach != Pause
+	s.Plan.Off, s.Plan.OnBreach, s.Plan.Limits = t.Off, t.OnBreach, t.Limits
 }
 
 // overruled yields to shares that somebody else wrote, with the same or a higher generation.
 func (r *run) overruled(s *Shift, o PairObserved) {
 	back := AllOn(s.Plan.From)
-	s.Generation = o.Generation
+	s.Generation, s.Stuck = o.Generation, false
 	switch {
 	case s.Status == Reverting && o.Shares != back:
 		s.Generation++ // a revert is not overruled, it goes on top
@@ -255,17 +270,18 @@ func (r *run) overruled(s *Shift, o PairObserved) {
 	case s.Plan.Hold:
 		r.adopt(s, o)
 	default:
-		s.Shares, s.Guard = o.Shares, Guard{}
+		s.Shares, s.Guard = o.Shares, s.Guard.anew()
 		r.become(s, Paused, fmt.Sprintf("somebody else wrote %s, generation %d", o.Shares, o.Generation))
 	}
 }
 
 // adopt takes over shares that people have set, for a shift that holds.
 func (r *run) adopt(s *Shift, o PairObserved) {
+	watched := s.Guard.Past.Blocks > 0
 	s.Shares, s.Generation, s.Fresh, s.Breach, s.Dwelt = o.Shares, o.Generation, false, nil, 0
 	s.Guard = s.Guard.beginStep()
 	status := Running
-	if s.Shares.Of(s.Plan.From) == 0 || s.Shares.Of(s.Plan.To) == 0 {
+	if (s.Shares.Of(s.Plan.From) == 0 || s.Shares.Of(s.Plan.To) == 0) && !(watched && s.alone()) {
 		status = Done
 	}
 	r.become(s, status, fmt.Sprintf("%s, set by hand, generation %d", s.Shares, s.Generation))
@@ -292,19 +308,46 @@ func (r *run) guard(s *Shift, o PairObserved) {
 		r.trip(s, p, fmt.Sprintf("way %s was closed under its %v: %s", p.To, s.Shares.Of(p.To), s.Stage.whyClosed(p.To)))
 		return
 	}
-	if s.Breach != nil {
+	switch {
+	case p.Off:
+		return
+	case s.Stuck && s.noWayBack(o) == "":
+		r.revert(s, Reverted, "the shift guard: "+s.Breach.line())
+		return
+	case s.Breach != nil:
 		return // tripped and paused; it starts anew when resumed
 	}
 	guard, tables := s.Guard.watch(o.way(p.From), o.way(p.To), r.elapsed, p.Limits)
-	s.Guard = guard
 	b := guard.breach(p.Limits, tables)
+	if s.alone() {
+		guard, b = guard.alone(o.way(p.To), r.elapsed, p.Limits)
+	} else {
+		guard = guard.remember(o.way(p.From), r.elapsed)
+	}
+	s.Guard = guard
 	if b == nil || s.Fresh {
 		return
 	}
 	b.At, b.Pair, b.OldWay, b.NewWay, b.Share = r.now, s.Pair, p.From, p.To, s.Shares.Of(p.To)
 	b.Failing = samples(o.Failing, p.To)
 	s.Breach = b
+	if why := s.noWayBack(o); why != "" && p.OnBreach != Pause {
+		s.Stuck = true
+		r.become(s, Paused, fmt.Sprintf("the shift guard: %s; it stays, since way %s takes no requests: %s", b.line(), p.From, why))
+		return
+	}
 	r.trip(s, p, "the shift guard: "+b.line())
+}
+
+// alone says whether the new way carries everything.
+func (s *Shift) alone() bool { return !s.Fresh && s.Shares.Of(s.Plan.To) == Whole }
+
+// noWayBack is why the old way would take no request; "" when it would, for all that is known.
+func (s *Shift) noWayBack(o PairObserved) string {
+	if s.Stage != "" && !s.Stage.Opens(s.Plan.From) {
+		return s.Stage.whyClosed(s.Plan.From)
+	}
+	return o.NoWayBack
 }
 
 // trip does what the plan's policy says.
@@ -418,7 +461,7 @@ func (r *run) blocked(s *Shift, p Plan) (Wait, string) {
 	case s.Dwelt < p.Dwell:
 		return WaitDwell, fmt.Sprintf("%v of %v on this step", s.Dwelt.Truncate(time.Second), p.Dwell)
 	}
-	if why := s.Guard.wait(p.Limits, s.Shares.Of(p.From)); why != "" {
+	if why := s.Guard.wait(p.Limits, s.Shares.Of(p.From)); why != "" && !p.Off {
 		return WaitGuard, why
 	}
 	return "", ""

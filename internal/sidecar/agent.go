@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
 )
 
 const (
@@ -240,9 +242,14 @@ func (a *agent) deregister(ctx context.Context, id string, wait time.Duration) (
 	return res.header.Get("X-Crossfade-Waited"), nil
 }
 
-// connections tells a crossfade server how many connections the sidecar's listeners have open.
-func (a *agent) connections(ctx context.Context, proxyID string, open map[string]int64) error {
-	body, err := json.Marshal(map[string]any{"listeners": open})
+// connections tells a crossfade server how many connections the sidecar's listeners have open,
+// and of drift, if there was any.
+func (a *agent) connections(ctx context.Context, proxyID string, open map[string]int64, drift *api.Drift) error {
+	report := map[string]any{"listeners": open}
+	if drift != nil {
+		report["drift"] = drift
+	}
+	body, err := json.Marshal(report)
 	if err != nil {
 		return err
 	}

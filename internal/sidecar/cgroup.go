@@ -63,6 +63,14 @@ type cgroup struct {
 	path   string
 }
 
+// folder is where it is, "" of none.
+func (c *cgroup) folder() string {
+	if c == nil {
+		return ""
+	}
+	return c.path
+}
+
 // ownCgroup is the folder of this process's cgroup. It is an error when there is
 // no version 2 of them.
 func ownCgroup(k kernel) (string, error) {

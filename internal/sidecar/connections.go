@@ -5,6 +5,8 @@ import (
 	"maps"
 	"math/rand/v2"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/api"
 )
 
 const (
@@ -16,16 +18,17 @@ const (
 
 // toldConnections is what a server was told last. The zero value is nothing.
 type toldConnections struct {
-	at   time.Time
-	open map[string]int64
+	at    time.Time
+	open  map[string]int64
+	drift *api.Drift // replaced, not changed
 }
 
 // due decides whether a server is to be told.
-func (t toldConnections) due(now time.Time, open map[string]int64) bool {
-	return t.at.IsZero() || now.Sub(t.at) >= reportAgain || !maps.Equal(t.open, open)
+func (t toldConnections) due(now time.Time, open map[string]int64, drift *api.Drift) bool {
+	return t.at.IsZero() || now.Sub(t.at) >= reportAgain || !maps.Equal(t.open, open) || t.drift != drift
 }
 
-// reportConnections tells servers how many connections would drain with each listener,
+// reportConnections tells servers how many connections would drain with each listener, and of drift,
 // while there is an Envoy to ask. What they don't learn they say is unknown. A registry
 // that takes no reports, as Consul's, is asked once a minute.
 func (s *sidecar) reportConnections(ctx context.Context) {
@@ -36,15 +39,17 @@ func (s *sidecar) reportConnections(ctx context.Context) {
 		if s.envoyServes.Load() == 0 || !refused.IsZero() && now.Sub(refused) < reportAgain {
 			continue
 		}
-		open, err := s.admin.connections(ctx)
-		if err != nil || !told.due(now, open) {
+		open, err := s.admin.Connections(ctx)
+		var drift *api.Drift
+		s.board.set(func(st *Status) { drift = st.Drift })
+		if err != nil || !told.due(now, open, drift) {
 			continue
 		}
-		if err := s.agent.connections(ctx, s.proxy.ID, open); err != nil {
+		if err := s.agent.connections(ctx, s.proxy.ID, open, drift); err != nil {
 			s.log.Debug("connections not reported", "error", err)
 			told, refused = toldConnections{}, now
 			continue
 		}
-		told, refused = toldConnections{now, open}, time.Time{}
+		told, refused = toldConnections{now, open, drift}, time.Time{}
 	}
 }

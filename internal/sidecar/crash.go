@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
+	"github.com/crossfade-mesh/crossfade/internal/process"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 )
 
@@ -38,13 +40,13 @@ type Crash struct {
 }
 
 // newCrash is a report with what an end itself tells.
-func newCrash(end exitState, began, now time.Time, configuration string, lines []string) *Crash {
+func newCrash(end process.State, began, now time.Time, configuration string, lines []string) *Crash {
 	c := &Crash{
-		Time: now.UTC(), How: end.String(), ExitCode: end.code, Configuration: configuration,
-		Uptime: math.Round(now.Sub(began).Seconds()*1000) / 1000, PeakRSS: end.peak, Lines: lines,
+		Time: now.UTC(), How: end.String(), ExitCode: end.Code, Configuration: configuration,
+		Uptime: math.Round(now.Sub(began).Seconds()*1000) / 1000, PeakRSS: end.Peak, Lines: lines,
 	}
-	if end.signal != 0 {
-		c.Signal = end.signal.String()
+	if end.Signal != 0 {
+		c.Signal = end.Signal.String()
 	}
 	return c
 }
@@ -63,7 +65,7 @@ func (d *stateDir) writeCrash(c *Crash) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(c.Report, append(text, '\n')); err != nil {
+	if err := atomicfile.Write(c.Report, append(text, '\n')); err != nil {
 		c.Report = ""
 		return fmt.Errorf("crash report: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
 
 func TestCrashReportsAreBounded(t *testing.T) {
@@ -21,7 +23,7 @@ func TestCrashReportsAreBounded(t *testing.T) {
 	var last *Crash
 	for i := range keptCrashes + 5 {
 		began := start.Add(time.Duration(i) * time.Minute)
-		last = newCrash(exitState{code: 139, signal: syscall.SIGSEGV, peak: 70 << 20}, began, began.Add(1500*time.Millisecond), fmt.Sprint("v", i), []string{"the end"})
+		last = newCrash(process.State{Code: 139, Signal: syscall.SIGSEGV, Peak: 70 << 20}, began, began.Add(1500*time.Millisecond), fmt.Sprint("v", i), []string{"the end"})
 		if err := dir.writeCrash(last); err != nil {
 			t.Fatal(err)
 		}

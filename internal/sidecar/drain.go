@@ -6,6 +6,9 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
 
 const (
@@ -23,7 +26,7 @@ const (
 
 // drain takes an instance out of use without losing a request.
 type drain struct {
-	admin *admin
+	admin *envoyadmin.Client
 	// goodbye takes the instance out of the registry and waits for the callers, at
 	// most for wait. waited is "<confirmed>/<asked>", empty when unknown.
 	goodbye    func(ctx context.Context, wait time.Duration) (waited string, err error)
@@ -44,7 +47,7 @@ func (d *drain) run(hurry context.Context) {
 	}
 	began := time.Now()
 	deadline := began.Add(d.bound)
-	if err := d.admin.drainListeners(hurry); err != nil {
+	if err := d.admin.DrainInbound(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to drain, connections are not told to end", "error", err)
 	}
 	if accept == acceptUntold {
@@ -53,7 +56,7 @@ func (d *drain) run(hurry context.Context) {
 		d.wait(hurry, earlier(began.Add(accept), deadline))
 	}
 	// Whoever still comes is refused before anything was sent, and goes elsewhere.
-	if err := d.admin.closeListeners(hurry); err != nil {
+	if err := d.admin.CloseInbound(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to close the public port, it stays open until Envoy ends", "error", err)
 	}
 	left, ended := d.wait(hurry, deadline)
@@ -72,7 +75,7 @@ func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
 	switch {
 	case ctx.Err() != nil:
 		// There is no time to wait, but enough to be polite.
-		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), hurriedStop)
+		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), process.HurriedStop)
 		defer cancel()
 		if _, err := d.goodbye(quick, 0); err != nil {
 			d.log.Warn("deregistration failed, the registry finds out by itself", "service", d.service, "error", err, "after", checkTTL)
@@ -146,7 +149,7 @@ func (d *drain) wait(hurry context.Context, deadline time.Time) (left inbound, e
 
 // look reads Envoy's gauges of what callers meet, with and without TLS.
 func (d *drain) look(ctx context.Context) inbound {
-	stats, err := d.admin.gauges(ctx, `^(http\.public_listener(_plaintext)?\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
+	stats, err := d.admin.Stats(ctx, `^(http\.public_listener(_plaintext)?\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
 	if err != nil {
 		return inbound{err: err}
 	}

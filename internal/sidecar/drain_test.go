@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 )
 
 // fakeAdmin is Envoy's admin socket with scripted gauges.
@@ -63,7 +65,7 @@ func (f *fakeAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveAdmin serves f on a Unix socket until the test ends.
-func serveAdmin(t *testing.T, f *fakeAdmin) *admin {
+func serveAdmin(t *testing.T, f *fakeAdmin) *envoyadmin.Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	l, err := net.Listen("unix", socket)
@@ -76,9 +78,9 @@ func serveAdmin(t *testing.T, f *fakeAdmin) *admin {
 		defer close(done)
 		_ = srv.Serve(l)
 	}()
-	a := newAdmin(socket)
+	a := envoyadmin.New(socket, adminTimeout)
 	t.Cleanup(func() {
-		a.close()
+		a.Close()
 		_ = srv.Close()
 		<-done
 	})

@@ -10,6 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
 
 const (
@@ -24,6 +27,8 @@ const (
 	// listenerGrace is how long Envoy, otherwise ready, is waited for when a
 	// listener other than the public one is missing. One must not hold up all others.
 	listenerGrace = 10 * time.Second
+	// adminTimeout bounds one call to Envoy's admin socket.
+	adminTimeout = 2 * time.Second
 	// adminPoll is the pause between two looks at an Envoy that is not ready.
 	adminPoll = 50 * time.Millisecond
 	// patience is the pause between two log lines about the same wait.
@@ -63,9 +68,9 @@ type envoyState struct {
 // envoySupervisor keeps one Envoy running.
 type envoySupervisor struct {
 	argv    []string
-	admin   *admin
+	admin   *envoyadmin.Client
 	sockets runtimeDir
-	out     *lineWriter
+	out     *process.Lines
 	// want decides when Envoy is ready.
 	want wantedListeners
 	// group is the cgroup that Envoy runs in, or nil.
@@ -87,12 +92,12 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		_ = os.Remove(e.sockets.adminSocket())
 		began := time.Now()
-		var end exitState
-		p, err := startProcessIn(e.group, e.argv, envoyEnv(os.Environ()), e.out, e.out)
+		var end process.State
+		p, err := process.Start(process.Command{Argv: e.argv, Env: envoyEnv(os.Environ()), Stdout: e.out, Stderr: e.out, Cgroup: e.group.folder()})
 		if err != nil {
-			end = exitState{code: 1, err: err}
+			end = process.State{Code: 1, Err: err}
 		} else {
-			st.pid = p.pid
+			st.pid = p.PID
 			e.changed(st)
 			end = e.watch(ctx, hurry, p, &st)
 		}
@@ -104,7 +109,7 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 			attempt = 0
 		}
 		wait := backOff(attempt, 250*time.Millisecond, 30*time.Second, rand.Float64())
-		st.crash = newCrash(end, began, time.Now(), e.configuration(), e.out.take())
+		st.crash = newCrash(end, began, time.Now(), e.configuration(), e.out.Take())
 		if p != nil {
 			e.crashed(st.crash)
 		}
@@ -117,7 +122,7 @@ func (e *envoySupervisor) run(ctx, hurry context.Context) {
 }
 
 // watch follows one Envoy to its end and says how it ended.
-func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process, st *envoyState) exitState {
+func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process.Process, st *envoyState) process.State {
 	up, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := make(chan struct{})
@@ -132,13 +137,13 @@ func (e *envoySupervisor) watch(ctx, hurry context.Context, p *process, st *envo
 			ready = nil
 			st.ready = true
 			e.changed(*st)
-		case <-p.done:
-			return p.state
+		case <-p.Done():
+			return p.State()
 		case <-ctx.Done():
-			if p.stop(hurry, envoyStopTime) {
-				e.log.Warn("Envoy did not end in time and was killed", "pid", p.pid)
+			if p.Stop(hurry, envoyStopTime) {
+				e.log.Warn("Envoy did not end in time and was killed", "pid", p.PID)
 			}
-			return p.state
+			return p.State()
 		}
 	}
 }
@@ -181,19 +186,23 @@ type seenListeners struct {
 }
 
 func (e *envoySupervisor) look(ctx context.Context) seenListeners {
-	live, state, err := e.admin.ready(ctx)
+	live, state, err := e.admin.Ready(ctx)
 	if err != nil {
 		return seenListeners{problem: "an answer on its admin socket"}
 	}
 	if !live {
 		return seenListeners{problem: "state LIVE, it is " + state}
 	}
-	active, err := e.admin.listeners(ctx)
+	listeners, err := e.admin.Listeners(ctx)
 	if err != nil {
 		return seenListeners{problem: err.Error()}
 	}
+	active := make(map[string]bool, len(listeners))
+	for _, l := range listeners {
+		active[l.Name] = true
+	}
 	const warming = "listener_manager.total_listeners_warming"
-	stats, err := e.admin.gauges(ctx, "^"+warming+"$")
+	stats, err := e.admin.Stats(ctx, "^"+warming+"$")
 	if err != nil {
 		return seenListeners{problem: err.Error()}
 	}

@@ -12,12 +12,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/appport"
+	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/check"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/process"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar/drift"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -42,7 +48,7 @@ type sidecar struct {
 	registration *registration
 	certs        *certificates
 	relay        *relay.Relay
-	admin        *admin
+	admin        *envoyadmin.Client
 	watch        *watch
 	envoyVersion string
 	group        *cgroup       // Envoy's, or nil
@@ -54,12 +60,13 @@ type sidecar struct {
 	board        *board
 	reporter     *reporter
 	oldWays      *oldWays
+	drift        *drift.Watch
 	plaintext    telemetry.Memory // from before the start
 	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
 	stop                         context.CancelCauseFunc
 	registering, serving, envoys *crew
-	app                          *process // set before the instance is ready
+	app                          *process.Process // set before the instance is ready
 	started, leaving             atomic.Bool
 	envoyServes                  atomic.Int64 // the process ID of an Envoy that is ready, or 0
 }
@@ -209,14 +216,14 @@ func (s *sidecar) openParts() (err error) {
 // openEnvoy prepares the supervisor.
 func (s *sidecar) openEnvoy(path string) {
 	o := s.opts
-	s.admin = newAdmin(s.sockets.adminSocket())
+	s.admin = envoyadmin.New(s.sockets.adminSocket(), adminTimeout)
 	s.watch = &watch{admin: s.admin}
 	s.reporter = &reporter{
 		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, envoy: s.envoyServes.Load,
 		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
 	s.reporter.permissive = func() bool { return s.health.plaintextPort() != 0 }
-	ports := &portWatch{}
+	ports := &portWatch{sockets: appport.Sockets{Log: s.log}}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
 	}
@@ -227,6 +234,16 @@ func (s *sidecar) openEnvoy(path string) {
 		return nil
 	}
 	s.oldWays = newOldWays(s.relay.OldWays)
+	s.drift = &drift.Watch{
+		Relay: s.relay, Admin: envoyadmin.New(s.sockets.adminSocket(), drift.AskWithin), Log: s.log,
+		Envoy: func() int64 {
+			if s.leaving.Load() {
+				return 0 // its listeners close
+			}
+			return s.envoyServes.Load()
+		},
+		Changed: func(r api.Drift) { s.board.set(func(st *Status) { st.Drift = &r }) },
+	}
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
 		s.oldWays.add(r)
@@ -237,7 +254,7 @@ func (s *sidecar) openEnvoy(path string) {
 		crashed:       s.crashed,
 		admin:         s.admin,
 		sockets:       s.sockets,
-		out:           &lineWriter{out: o.Stderr, prefix: "envoy[" + o.Definition.Service.ID + "]: "},
+		out:           &process.Lines{Out: o.Stderr, Prefix: "envoy[" + o.Definition.Service.ID + "]: "},
 		want:          wantedListeners{publicPort: s.proxy.Port, told: func() []string { return s.relay.Status().Listeners }},
 		configuration: func() string { return s.relay.Status().Version },
 		changed:       s.envoyChanged,
@@ -283,7 +300,7 @@ func (s *sidecar) writeBootstrap(heap int64) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(s.sockets.bootstrap(), bootstrap); err != nil {
+	if err := atomicfile.Write(s.sockets.bootstrap(), bootstrap); err != nil {
 		return fmt.Errorf("runtime directory %q: Envoy's bootstrap cannot be written: %w", s.sockets, cause(err))
 	}
 	return nil
@@ -307,8 +324,11 @@ func (s *sidecar) close() {
 	if s.runner != nil {
 		s.runner.Close()
 	}
+	if s.drift != nil {
+		s.drift.Admin.Close()
+	}
 	if s.admin != nil {
-		s.admin.close()
+		s.admin.Close()
 	}
 	if s.contact != nil {
 		s.contact.close()

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 )
 
 // A configuration that a real Envoy dies of twice is taken back, the writer's server
@@ -89,8 +91,8 @@ func TestCrashesAndQuarantine(t *testing.T) {
 // inForce waits until Envoy itself says that this is its limit.
 func inForce(t *testing.T, r *running, limit int64) {
 	t.Helper()
-	a := newAdmin(r.untilReady().Envoy.AdminSocket)
-	defer a.close()
+	a := envoyadmin.New(r.untilReady().Envoy.AdminSocket, adminTimeout)
+	defer a.Close()
 	eventually(t, fmt.Sprintf("a limit of %d", limit), func() string {
 		got, err := (&watch{admin: a}).inboundLimit(t.Context())
 		if err == nil && got == limit {

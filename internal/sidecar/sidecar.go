@@ -141,6 +141,7 @@ func (s *sidecar) start(ctx, hurry context.Context) bool {
 	s.serving.run(s.reportConnections)
 	s.serving.run(s.reporter.run)
 	s.serving.run(s.oldWays.run)
+	s.serving.run(s.drift.Run)
 	s.envoys.run(func(ctx context.Context) { s.envoy.run(ctx, hurry) })
 	select {
 	case <-s.envoyUp:
@@ -179,15 +180,15 @@ func (s *sidecar) startApp(ctx context.Context) bool {
 			return false
 		}
 		s.app = p
-		s.log.Info("app started", "app", s.opts.App[0], "pid", p.pid)
-		s.board.set(func(st *Status) { st.App = &AppStatus{PID: p.pid} })
+		s.log.Info("app started", "app", s.opts.App[0], "pid", p.PID)
+		s.board.set(func(st *Status) { st.App = &AppStatus{PID: p.PID} })
 		s.serving.run(func(ctx context.Context) {
 			select {
 			case <-ctx.Done():
-			case <-p.done:
-				s.log.Info("app ended", "app", s.opts.App[0], "how", p.state.String())
+			case <-p.Done():
+				s.log.Info("app ended", "app", s.opts.App[0], "how", p.State().String())
 				s.board.set(func(st *Status) { st.App.PID = 0 })
-				s.stop(appEnded(s.opts.App[0], p.state))
+				s.stop(appEnded(s.opts.App[0], p.State()))
 			}
 		})
 		if network, address := s.appAddress(); address != "" && !awaitApp(ctx, p, network, address, s.log) {
@@ -219,7 +220,7 @@ func (s *sidecar) leave(hurry context.Context) {
 	} else if isClosed(s.registration.first) {
 		s.drain.sayGoodbye(hurry)
 	}
-	if s.app != nil && s.app.stop(hurry, s.opts.AppStopTime) {
+	if s.app != nil && s.app.Stop(hurry, s.opts.AppStopTime) {
 		s.log.Warn("the app did not end in time and was killed", "app", s.opts.App[0], "after", s.opts.AppStopTime)
 	}
 	s.envoys.stop()
@@ -274,7 +275,10 @@ func (s *sidecar) mirror(ctx context.Context) {
 }
 
 func (s *sidecar) xdsStatus(r relay.Status) XDSStatus {
-	x := XDSStatus{Connected: r.Connected, FromLastGood: r.FromLastGood, Local: r.Local}
+	x := XDSStatus{
+		Connected: r.Connected, Since: r.Since.UTC(), LastUpdate: s.relay.LastChange().Time.Truncate(updateGrain),
+		FromLastGood: r.FromLastGood, Local: r.Local,
+	}
 	if r.Connected {
 		x.Server = s.contact.connectedTo()
 	}

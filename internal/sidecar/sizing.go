@@ -200,7 +200,7 @@ func (s *sidecar) setMemory(ctx context.Context, l limits, heap int64) error {
 			return err
 		}
 	}
-	if err := s.admin.post(ctx, fmt.Sprintf("/runtime_modify?%s=%d", envoy.HeapLimitKey, heap)); err != nil {
+	if err := s.admin.Post(ctx, fmt.Sprintf("/runtime_modify?%s=%d", envoy.HeapLimitKey, heap)); err != nil {
 		return err
 	}
 	return s.writeBootstrap(heap)

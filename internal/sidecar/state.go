@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 )
 
 // Files in the state directory. All are 0600.
@@ -106,7 +108,7 @@ func (d *stateDir) read(name string) ([]byte, error) {
 }
 
 // write replaces a file atomically and durably.
-func (d *stateDir) write(name string, data []byte) error { return writeFile(d.file(name), data) }
+func (d *stateDir) write(name string, data []byte) error { return atomicfile.Write(d.file(name), data) }
 
 // readJSON leaves v alone when the file is absent. What a crash or a hand left
 // unreadable is reported, never guessed at.
@@ -130,24 +132,6 @@ func (d *stateDir) writeJSON(name string, v any) error {
 		return err
 	}
 	return d.write(name, append(b, '\n'))
-}
-
-// writeFile writes 0600, syncs, and renames over the old file.
-func writeFile(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-	}
-	return err
 }
 
 // runtimeDir is where one sidecar's sockets and Envoy's bootstrap are.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar/relay"
 )
 
@@ -32,6 +33,7 @@ type Status struct {
 	Sizing        SizingStatus       `json:"sizing"`
 	Alarms        []Alarm            `json:"alarms,omitempty"`     // that hold
 	Quarantine    *relay.Quarantine  `json:"quarantine,omitempty"` // what Envoy is not told since it crashed on it
+	Drift         *api.Drift         `json:"drift,omitempty"`      // nil: Envoy always ran what it was told
 	App           *AppStatus         `json:"app,omitempty"`
 }
 
@@ -54,13 +56,20 @@ type CertificateStatus struct {
 
 // XDSStatus is the configuration's way to Envoy.
 type XDSStatus struct {
-	Connected bool   `json:"connected"`
-	Server    string `json:"server"`
+	Connected bool `json:"connected"`
+	// Since is when Connected changed last, or the sidecar started.
+	Since time.Time `json:"since,omitzero"`
+	// LastUpdate is when a server last changed something that Envoy is to run, to 10 s.
+	LastUpdate time.Time `json:"last_update,omitzero"`
+	Server     string    `json:"server"`
 	// FromLastGood: Envoy runs what the disk held, no server has confirmed it yet.
 	FromLastGood bool `json:"from_last_good"`
 	// Local is what is held on old ways by order on this host.
 	Local *relay.Local `json:"local,omitempty"`
 }
+
+// updateGrain keeps a status from being written at each change of endpoints.
+const updateGrain = 10 * time.Second
 
 // AppStatus is the app's process.
 type AppStatus struct {

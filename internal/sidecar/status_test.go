@@ -47,23 +47,3 @@ func TestStatusNames(t *testing.T) {
 		}
 	}
 }
-
-func TestLineWriter(t *testing.T) {
-	var out strings.Builder
-	w := &lineWriter{out: &out, prefix: "envoy: "}
-	for _, part := range []string{"one\ntw", "o\n", "thr"} {
-		if _, err := w.Write([]byte(part)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := w.take(); strings.Join(got, ",") != "one,two,thr" {
-		t.Errorf("last lines = %q", got)
-	}
-	if got := out.String(); got != "envoy: one\nenvoy: two\nenvoy: thr\n" {
-		t.Errorf("passed on %q", got)
-	}
-	_, _ = w.Write([]byte(strings.Repeat("x\n", 3*keptLines)))
-	if got := w.take(); len(got) != keptLines {
-		t.Errorf("kept %d lines", len(got))
-	}
-}

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
@@ -36,7 +36,7 @@ const (
 
 // reporter tells the servers what this instance's Envoy counted.
 type reporter struct {
-	admin         *admin
+	admin         *envoyadmin.Client
 	conn          grpc.ClientConnInterface
 	node, sidecar string
 	log           *slog.Logger
@@ -130,7 +130,7 @@ func (r *reporter) ask(ctx context.Context, now time.Time) (out telemetry.Report
 		r.meter.Restarted()
 		r.pid, r.read = pid, time.Time{}
 	}
-	body, err := r.fetch(ctx, r.meter.Path())
+	body, err := r.admin.Get(ctx, r.meter.Path())
 	if err != nil {
 		return out, false
 	}
@@ -143,7 +143,7 @@ func (r *reporter) ask(ctx context.Context, now time.Time) (out telemetry.Report
 	if !hosts {
 		return out, true
 	}
-	if body, err = r.fetch(ctx, telemetry.HostsPath); err != nil {
+	if body, err = r.admin.Get(ctx, telemetry.HostsPath); err != nil {
 		return out, true // the next time they are asked for again
 	}
 	of, err := telemetry.ParseHosts(body)
@@ -152,14 +152,6 @@ func (r *reporter) ask(ctx context.Context, now time.Time) (out telemetry.Report
 		return out, true
 	}
 	return out.Merge(r.meter.ReadHosts(of)), true
-}
-
-func (r *reporter) fetch(ctx context.Context, path string) ([]byte, error) {
-	code, body, err := r.admin.call(ctx, http.MethodGet, path)
-	if err == nil && code != http.StatusOK {
-		err = fmt.Errorf("envoy admin %s: status %d", path, code)
-	}
-	return body, err
 }
 
 // remember keeps the memory of plaintext, if it is time.
@@ -205,7 +197,7 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 	if r.local != nil {
 		next.Local = r.local()
 	}
-	r.pending, r.since, r.unsure = rest, now, &next
+	r.pending, r.since, r.unsure = rest, now.Add(-rest.Over), &next
 	return r.send(now, r.unsure)
 }
 

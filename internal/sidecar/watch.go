@@ -3,19 +3,18 @@ package sidecar
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 )
 
 // watch looks at a running Envoy from outside, and asks it for what only it knows.
 type watch struct {
-	admin *admin
+	admin *envoyadmin.Client
 	rss   atomic.Int64 // as last seen
 }
 
@@ -42,7 +41,7 @@ func (w *watch) look(ctx context.Context, pid int) (look, error) {
 		return look{}, err
 	}
 	l := look{sample: sample{memory: kibibytes(status, "RssAnon:"), files: len(files), limit: openFiles(limits)}}
-	stats, err := w.admin.gauges(ctx, `^overload\..*\.pressure$`)
+	stats, err := w.admin.Stats(ctx, `^overload\..*\.pressure$`)
 	if err != nil {
 		return look{}, err
 	}
@@ -54,21 +53,13 @@ func (w *watch) look(ctx context.Context, pid int) (look, error) {
 
 // inboundLimit is the limit on inbound connections that is in force.
 func (w *watch) inboundLimit(ctx context.Context) (int64, error) {
-	code, body, err := w.admin.call(ctx, http.MethodGet, "/runtime?format=json")
+	values, err := w.admin.Runtime(ctx)
 	if err != nil {
 		return 0, err
 	}
-	var answer struct {
-		Entries map[string]struct {
-			Final string `json:"final_value"`
-		} `json:"entries"`
-	}
-	if err := json.Unmarshal(body, &answer); err != nil || code != http.StatusOK {
-		return 0, errors.New("envoy admin /runtime: no list of runtime values")
-	}
-	for key, entry := range answer.Entries {
+	for key, value := range values {
 		if strings.HasPrefix(key, "envoy.resource_limits.listener.public_listener:") && strings.HasSuffix(key, ".connection_limit") {
-			f, err := strconv.ParseFloat(entry.Final, 64)
+			f, err := strconv.ParseFloat(value, 64)
 			return int64(f), err
 		}
 	}

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"cmp"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,9 @@ const (
 	recent  = time.Minute
 	slots   = 6
 	slotFor = recent / slots
+	// rateOver is about how long a rate looks back. Sidecars report each second, and not in step
+	// with whoever looks: a second without a report says nothing.
+	rateOver = 10 * time.Second
 	// fresh is how old a sidecar's last report may be for it to count as watched.
 	fresh = 12 * time.Second
 	// maxAddresses that sent plaintext are kept of a service, the newest.
@@ -57,6 +61,8 @@ type pairBook struct {
 	window  map[shift.Way]shift.Telemetry // since the last Drain
 	failing map[Failing]uint64            // the same
 	over    time.Duration                 // the longest stretch of a report in it
+	rates   map[shift.Way]float64         // attempts a second at ratesAt
+	ratesAt time.Time
 	slots   [slots]slot
 	last    map[shift.Way]time.Time // when a way was last used
 	first   time.Time
@@ -68,10 +74,7 @@ type slot struct {
 	failing map[Failing]uint64
 }
 
-type source struct {
-	first, last time.Time
-	count       uint64
-}
+type source struct{ first, last time.Time }
 
 // NewBook is an empty one.
 func NewBook() *Book {
@@ -135,7 +138,7 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 func (b *Book) pair(p shift.Pair, now time.Time) *pairBook {
 	at := b.pairs[p]
 	if at == nil {
-		at = &pairBook{window: map[shift.Way]shift.Telemetry{}, failing: map[Failing]uint64{}, last: map[shift.Way]time.Time{}, first: now}
+		at = &pairBook{window: map[shift.Way]shift.Telemetry{}, failing: map[Failing]uint64{}, rates: map[shift.Way]float64{}, ratesAt: now, last: map[shift.Way]time.Time{}, first: now}
 		b.pairs[p] = at
 	}
 	return at
@@ -146,7 +149,9 @@ func (p *pairBook) put(o Outbound, over time.Duration, now time.Time) {
 	if begin := now.Truncate(slotFor); !s.at.Equal(begin) {
 		*s = slot{at: begin, ways: map[shift.Way]shift.Telemetry{}, failing: map[Failing]uint64{}}
 	}
+	p.rates, p.ratesAt = p.ratesNow(now), latest(now, p.ratesAt)
 	for _, w := range o.Ways {
+		p.rates[w.Way] += float64(w.Attempts) * weight(over)
 		p.window[w.Way] = p.window[w.Way].Merge(w.Telemetry)
 		s.ways[w.Way] = s.ways[w.Way].Merge(w.Telemetry)
 		if w.Attempts > 0 {
@@ -160,6 +165,46 @@ func (p *pairBook) put(o Outbound, over time.Duration, now time.Time) {
 		bounded(s.failing, f, n)
 	}
 	p.over = max(p.over, over)
+}
+
+// weight is by how much an attempt of a stretch that ends now raises a rate, in attempts a
+// second: that of a mean over the past in which what is older counts e times less by rateOver.
+func weight(over time.Duration) float64 {
+	if over <= 0 {
+		return 1 / rateOver.Seconds()
+	}
+	return -math.Expm1(-over.Seconds()/rateOver.Seconds()) / over.Seconds()
+}
+
+// ratesNow are the pair's rates, but for those that are next to nothing.
+func (p *pairBook) ratesNow(now time.Time) map[shift.Way]float64 {
+	out := map[shift.Way]float64{}
+	for w, r := range p.rates {
+		if r *= math.Exp(-max(0, now.Sub(p.ratesAt)).Seconds() / rateOver.Seconds()); r >= 0.001 {
+			out[w] = r
+		}
+	}
+	return out
+}
+
+// Rate is a pair's attempts a second as of late, by way; the same, whether its sidecars told of
+// them second by second or of some minutes at once.
+type Rate struct {
+	Pair shift.Pair
+	Ways map[shift.Way]float64 // above 0
+}
+
+// Rates lists the pairs of which attempts were counted of late, sorted.
+func (b *Book) Rates(now time.Time) (out []Rate) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for pair, p := range b.pairs {
+		if ways := p.ratesNow(now); len(ways) > 0 {
+			out = append(out, Rate{pair, ways})
+		}
+	}
+	slices.SortFunc(out, func(x, y Rate) int { return x.Pair.Compare(y.Pair) })
+	return out
 }
 
 // bounded counts, but no more kinds than a few.
@@ -184,7 +229,6 @@ func (b *Book) plaintext(service string, p Plaintext) {
 		s = &source{first: p.Last}
 		from[p.Address] = s
 	}
-	s.count += p.Count
 	s.first, s.last = earliest(s.first, p.Last), latest(s.last, p.Last)
 }
 
@@ -200,13 +244,6 @@ func earliest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-// Forget drops a sidecar, as when it is registered no more.
-func (b *Book) Forget(key Key) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.forget(key)
 }
 
 func (b *Book) forget(key Key) {
@@ -239,7 +276,7 @@ func (b *Book) Keep(now time.Time, registered func(Key) bool, declared func(shif
 // Window is what a pair did since the last [Book.Drain].
 type Window struct {
 	Pair    shift.Pair
-	Over    time.Duration
+	Over    time.Duration // the longest stretch that a sidecar told of
 	Ways    []shift.WayTelemetry
 	Failing []Failing
 }
@@ -401,7 +438,6 @@ func compareKeys(a, b Key) int {
 type Sender struct {
 	Address     string
 	First, Last time.Time
-	Count       uint64
 }
 
 // Plaintext lists who sent plaintext to a service, the latest first.
@@ -410,7 +446,7 @@ func (b *Book) Plaintext(service string) []Sender {
 	defer b.mu.Unlock()
 	var out []Sender
 	for address, s := range b.callees[service] {
-		out = append(out, Sender{address, s.first, s.last, s.count})
+		out = append(out, Sender{address, s.first, s.last})
 	}
 	slices.SortFunc(out, func(x, y Sender) int { return cmp.Or(-x.Last.Compare(y.Last), cmp.Compare(x.Address, y.Address)) })
 	return out

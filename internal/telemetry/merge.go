@@ -57,6 +57,9 @@ func (r Report) Bounded() (fits, rest Report) {
 		o, p, g, b = o/2, p/2, g/2, b/2
 	}
 	rest = Report{Outbound: r.Outbound[o:], Plaintext: r.Plaintext[p:], Open: r.Open[g:], Probes: r.Probes[b:]}
+	if len(rest.Outbound) > 0 {
+		rest.Over = r.Over
+	}
 	return fits, rest
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -114,11 +115,11 @@ func (c *Client) Send(r Report) error {
 	return nil
 }
 
+// cut parts at the last slash: a node may be anything, a sidecar has none.
 func cut(hello string) (node, sidecar string, ok bool) {
-	for i := len(hello) - 1; i > 0; i-- { // neither holds a slash, but a node may be anything
-		if hello[i] == '/' {
-			return hello[:i], hello[i+1:], hello[i+1:] != "" && len(hello) <= 2*maxText
-		}
+	i := strings.LastIndexByte(hello, '/')
+	if i <= 0 || i == len(hello)-1 || len(hello) > 2*maxText {
+		return "", "", false
 	}
-	return "", "", false
+	return hello[:i], hello[i+1:], true
 }

@@ -85,6 +85,29 @@ func ParseStats(b []byte) (Stats, error) {
 	return out, nil
 }
 
+// AttemptsPath is what to ask for, for [Stats.Attempts] alone.
+var AttemptsPath = "/stats?format=json&usedonly&filter=" + url.QueryEscape(`^cf\.(attempt|connection)\.`)
+
+// Attempts is how many attempts, or connections, Envoy counted by destination and way.
+// What names no way counts for mtls.
+func (s Stats) Attempts() map[string]map[shift.Way]uint64 {
+	out := map[string]map[shift.Way]uint64{}
+	for name, n := range s.counters {
+		p := attemptName.FindStringSubmatch(name)
+		if p == nil {
+			p = connectionName.FindStringSubmatch(name)
+		}
+		if p == nil {
+			continue
+		}
+		if out[p[1]] == nil {
+			out[p[1]] = map[shift.Way]uint64{}
+		}
+		out[p[1]][wayOf(p[2])] += n
+	}
+	return out
+}
+
 // HostsPath is what to ask for when connections are divided among ways.
 const HostsPath = "/clusters?format=json"
 

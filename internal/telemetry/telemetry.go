@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/shift"
@@ -217,6 +218,4 @@ func sound(t shift.Telemetry) error {
 	return nil
 }
 
-func known(w shift.Way) bool {
-	return w == shift.Legacy || w == shift.Direct || w == shift.Plain || w == shift.MTLS
-}
+func known(w shift.Way) bool { return slices.Contains(shift.Ways(), w) }

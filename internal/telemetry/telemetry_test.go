@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -35,6 +36,19 @@ func read(t *testing.T, m *Meter, text string) ([]Outbound, []Plaintext) {
 }
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func TestAttempts(t *testing.T) {
+	s, err := ParseStats([]byte(answer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]map[shift.Way]uint64{
+		"catalog": {shift.MTLS: 82, shift.Legacy: 15, shift.Plain: 3}, "a.way.b": {shift.Direct: 6}, "db": {shift.Plain: 28, shift.MTLS: 1},
+	}
+	if got := s.Attempts(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
 
 func TestMeter(t *testing.T) {
 	var m Meter
@@ -87,6 +101,62 @@ func TestMerge(t *testing.T) {
 
 func outbound(n, failed uint64) []Outbound {
 	return []Outbound{{Destination: "catalog", Ways: []shift.WayTelemetry{{Way: shift.MTLS, Telemetry: shift.Telemetry{Attempts: n, Failed: failed}}}}}
+}
+
+// Rates are the same, whether a sidecar tells of each second or of two minutes at once, and
+// whatever others do meanwhile.
+func TestRates(t *testing.T) {
+	b := NewBook()
+	pair := shift.Pair{Source: "web", Destination: "catalog"}
+	seq := map[string]uint64{}
+	put := func(sidecar string, over, n int, now time.Time) {
+		seq[sidecar]++
+		b.Put(Key{"n", sidecar, "web"}, Report{Session: 1, Seq: seq[sidecar], Over: time.Duration(over) * time.Second, Outbound: outbound(uint64(n), 0)}, now)
+	}
+	rate := func(now time.Time) float64 {
+		list := b.Rates(now)
+		if len(list) != 1 || list[0].Pair != pair {
+			t.Fatalf("%+v", list)
+		}
+		return list[0].Ways[shift.MTLS]
+	}
+	now := noon
+	for range 60 {
+		now = now.Add(time.Second)
+		put("a", 1, 100, now)
+		put("b", 1, 20, now)
+	}
+	if got := rate(now); got < 115 || got > 125 {
+		t.Errorf("second by second: %v, want 120", got)
+	}
+	now = now.Add(2 * time.Minute)
+	if got := b.Rates(now); got != nil {
+		t.Errorf("after two minutes of silence: %+v", got)
+	}
+	put("a", 120, 12_000, now)
+	now = now.Add(time.Second)
+	put("a", 1, 100, now)
+	put("b", 121, 2_420, now)
+	if got := rate(now); got < 115 || got > 125 {
+		t.Errorf("after two minutes told at once: %v, want 120", got)
+	}
+}
+
+// What is left of a report that was too large is of the same stretch of time.
+func TestRestKeepsItsTime(t *testing.T) {
+	all := Report{Over: time.Minute}
+	for i := range maxOutbound + 1 {
+		o := outbound(1, 0)
+		o[0].Destination = fmt.Sprint(i)
+		all.Outbound = append(all.Outbound, o...)
+	}
+	fits, rest := all.Bounded()
+	if len(rest.Outbound) == 0 || fits.Over != time.Minute || rest.Over != time.Minute {
+		t.Errorf("%v and %v with %d left", fits.Over, rest.Over, len(rest.Outbound))
+	}
+	if _, rest := rest.Bounded(); rest.Over != 0 {
+		t.Errorf("nothing over %v", rest.Over)
+	}
 }
 
 // A report that comes again counts once, a sidecar that started anew counts anew.
@@ -206,7 +276,7 @@ func TestOpen(t *testing.T) {
 	if got := b.Pairs(noon); len(got) != 1 || got[0].Open[shift.MTLS] != 4 {
 		t.Errorf("%+v", got)
 	}
-	b.Forget(two)
+	b.Keep(noon, func(k Key) bool { return k != two }, func(shift.Pair) bool { return true })
 	want(0)
 	put(two, 1, 4, 4)
 	if got := b.Pair(pair, noon.Add(time.Minute)).Open; len(got) != 0 {

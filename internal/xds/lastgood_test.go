@@ -1,17 +1,11 @@
 package xds_test
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"net"
 	"strings"
 	"testing"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -21,23 +15,10 @@ import (
 func grouped(t *testing.T) (*xds.Server, *grpc.ClientConn, chan string) {
 	t.Helper()
 	news := make(chan string, 100)
-	srv := xds.NewServer(xds.Options{
-		Open:     func(_ context.Context, n *corev3.Node) (string, error) { return n.GetId(), nil },
+	srv, conn := startWith(t, xds.Options{
 		Alike:    func(k xds.Key) bool { return k.Name != "own" },
 		Refusing: func(group string) { news <- group },
-		Log:      slog.New(slog.DiscardHandler),
 	})
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
-	srv.Register(g)
-	lis := bufconn.Listen(1 << 20)
-	go g.Serve(lis)
-	t.Cleanup(g.Stop)
-	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
 	return srv, conn, news
 }
 

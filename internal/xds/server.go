@@ -247,6 +247,33 @@ func (s *Server) Disconnect(key string, reason error) {
 	}
 }
 
+// Resend sends resources to a node again whatever it has acknowledged, and tells it to let go
+// those that are not in its view. Of their types a response that the node has not answered is
+// given up and sent anew; a key without a name does that alone.
+func (s *Server) Resend(node string, keys []Key) {
+	names := map[Type][]string{}
+	for _, k := range keys {
+		if names[k.Type] == nil {
+			names[k.Type] = []string{}
+		}
+		if k.Name != "" {
+			names[k.Type] = append(names[k.Type], k.Name)
+		}
+	}
+	s.mu.RLock()
+	list := slices.Collect(maps.Keys(s.streams[node]))
+	s.mu.RUnlock()
+	for _, st := range list {
+		st.mu.Lock()
+		for t, of := range names {
+			st.session.resend(t, of, st)
+		}
+		st.urgent = true
+		st.mu.Unlock()
+		st.poke()
+	}
+}
+
 // Settle waits until every stream that asked for a resource has answered for its
 // present version: acknowledged it or refused it. It gives up with ctx, and
 // then says how many of how many had.

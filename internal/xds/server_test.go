@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,15 +26,20 @@ import (
 
 func start(t *testing.T) (*xds.Server, *grpc.ClientConn) {
 	t.Helper()
-	srv := xds.NewServer(xds.Options{
-		Open: func(_ context.Context, n *corev3.Node) (string, error) {
-			if n.GetId() == "" {
-				return "", errors.New("node without an id")
-			}
-			return n.GetId(), nil
-		},
-		Log: slog.New(slog.DiscardHandler),
-	})
+	return startWith(t, xds.Options{})
+}
+
+// startWith serves every node that has an id.
+func startWith(t *testing.T, o xds.Options) (*xds.Server, *grpc.ClientConn) {
+	t.Helper()
+	o.Log = slog.New(slog.DiscardHandler)
+	o.Open = func(_ context.Context, n *corev3.Node) (string, error) {
+		if n.GetId() == "" {
+			return "", errors.New("node without an id")
+		}
+		return n.GetId(), nil
+	}
+	srv := xds.NewServer(o)
 	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
 	srv.Register(g)
 	lis := bufconn.Listen(1 << 20)
@@ -245,5 +254,108 @@ func TestSlowStreamDelaysNobody(t *testing.T) {
 		if n > 1 {
 			t.Fatal("more than one old version was kept for the slow stream")
 		}
+	}
+}
+
+// One who never reads, one who asks and gives up without end, and one with 10,000 names: changes still reach
+// the others at once, and none of them makes the server keep more than it has.
+func TestHostileStreams(t *testing.T) {
+	srv, conn := start(t)
+	const many = 10_000
+	all := map[string]struct{}{}
+	shared := map[xds.Key]*xds.Resource{}
+	for i := range many {
+		name := fmt.Sprint("s", i)
+		all[name] = struct{}{}
+		shared[key(name)] = resource(t, xds.EndpointType, name, "1")
+	}
+	views := map[string]*xds.View{}
+	for _, node := range []string{"deaf", "restless", "greedy", "beyond", "good"} {
+		views[node] = &xds.View{Shared: all}
+	}
+	srv.Update(xds.Update{Views: views, Shared: shared})
+
+	good := connect(t, conn, "good")
+	send(t, good, xds.Request{Type: xds.EndpointType, Subscribe: []string{"s0"}})
+	receive(t, good, xds.EndpointType, shared[key("s0")])
+	change := func(n int) time.Duration {
+		res := resource(t, xds.EndpointType, "s0", fmt.Sprint("change ", n, strings.Repeat("x", 100<<10)))
+		began := time.Now()
+		srv.Update(xds.Update{Shared: map[xds.Key]*xds.Resource{key("s0"): res}})
+		receive(t, good, xds.EndpointType, res)
+		return time.Since(began)
+	}
+
+	deaf := connect(t, conn, "deaf") // it never reads
+	send(t, deaf, xds.Request{Type: xds.EndpointType, Subscribe: slices.Sorted(maps.Keys(all))})
+	greedy := connect(t, conn, "greedy")
+	send(t, greedy, xds.Request{Type: xds.EndpointType, Subscribe: slices.Sorted(maps.Keys(all))})
+	if r, err := greedy.Recv(); err != nil || len(r.Resources) != many {
+		t.Fatalf("%d resources, %v", len(r.Resources), err)
+	}
+	restless := connect(t, conn, "restless")
+	ctx, end := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	asked := 0
+	go func() {
+		defer close(done)
+		for ; ctx.Err() == nil; asked++ {
+			if restless.Send(xds.Request{Type: xds.EndpointType, Subscribe: []string{"s1", "s2"}}) != nil ||
+				restless.Send(xds.Request{Type: xds.EndpointType, Unsubscribe: []string{"s1"}}) != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		for {
+			r, err := restless.Recv()
+			if err != nil || restless.Send(xds.Request{Type: xds.EndpointType, Nonce: r.Nonce}) != nil {
+				return
+			}
+		}
+	}()
+
+	size := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := size()
+	var took []time.Duration
+	const changes = 100 // of 100 KiB each, all of which the deaf one misses
+	for n := range changes {
+		took = append(took, change(n))
+	}
+	grown := int64(size()) - int64(before)
+	end()
+	<-done
+	slices.Sort(took)
+	t.Logf("changes reach the good one within %s (median %s), the restless one asked %d times, the heap grew by %d KiB", took[changes*99/100], took[changes/2], asked, grown>>10)
+	if p99 := took[changes*99/100]; p99 > time.Second {
+		t.Errorf("a hundredth of the changes took %s or more", p99)
+	}
+	if asked < 100 {
+		t.Errorf("%d requests are no loop", asked)
+	}
+	if grown > changes*100<<10/4 {
+		t.Errorf("the heap grew by %d KiB, by which something keeps what is old", grown>>10)
+	}
+
+	beyond := connect(t, conn, "beyond")
+	names := slices.Sorted(maps.Keys(all))
+	for i := range many + 1 {
+		names = append(names, fmt.Sprint("more", i))
+	}
+	send(t, beyond, xds.Request{Type: xds.EndpointType, Subscribe: names})
+	for {
+		_, err := beyond.Recv()
+		if err == nil {
+			continue
+		}
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("more than 20,000 names: %v", err)
+		}
+		break
 	}
 }

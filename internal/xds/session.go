@@ -51,6 +51,7 @@ type subscription struct {
 // flight is a response on its way.
 type flight struct {
 	nonce    string
+	sent     time.Time
 	versions map[string]string
 	removed  []string
 	members  []*Resource
@@ -242,6 +243,28 @@ func (s *session) retreat(t Type, name string) {
 	}
 }
 
+// resend makes names of a type due whatever the client was told of them: those that exist
+// are sent, the others are removed. A response of the type that the client owes an answer to
+// is given up, its members are due as well, and an answer to it counts no more.
+func (s *session) resend(t Type, names []string, src source) {
+	sub := s.subs[t]
+	if sub == nil {
+		return
+	}
+	if f := sub.flight; f != nil {
+		names = slices.Concat(names, slices.Collect(maps.Keys(f.versions)), f.removed)
+		sub.flight = nil
+	}
+	for _, name := range names {
+		if sub.present(t, name, src) == nil {
+			sub.told[name] = "" // it may be there
+		} else {
+			sub.force[name] = struct{}{}
+		}
+		sub.dirty[name] = struct{}{}
+	}
+}
+
 // mark notes that a resource may have changed. It reports whether the session cares.
 func (s *session) mark(t Type, name string) bool {
 	sub := s.subs[t]
@@ -323,7 +346,7 @@ func (s *session) collect(t Type, sub *subscription, src source, names []string,
 	if len(r.resources) == 0 && len(r.removed) == 0 && (!sub.empty || src.all(t) == nil) {
 		return nil
 	}
-	s.take(sub, r, src)
+	s.take(sub, r, src, now)
 	return r
 }
 
@@ -386,10 +409,10 @@ func (sub *subscription) present(t Type, name string, src source) (res *Resource
 const absentVersion = "absent"
 
 // take notes that r is being sent.
-func (s *session) take(sub *subscription, r *response, src source) {
+func (s *session) take(sub *subscription, r *response, src source, now time.Time) {
 	s.nonce++
 	r.nonce = strconv.FormatUint(s.nonce, 16)
-	f := &flight{nonce: r.nonce, versions: make(map[string]string, len(r.resources)), removed: r.removed, members: r.resources}
+	f := &flight{nonce: r.nonce, sent: now, versions: make(map[string]string, len(r.resources)), removed: r.removed, members: r.resources}
 	sub.empty = false
 	for _, res := range r.resources {
 		if r.typ == ClusterType {

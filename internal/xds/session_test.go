@@ -377,6 +377,38 @@ func TestVersionsAreHashesOfContent(t *testing.T) {
 	}
 }
 
+// What is sent again is sent whatever the client has acknowledged, and what it did not
+// answer does not hold that up.
+func TestResend(t *testing.T) {
+	s := newScript(t)
+	s.put(ClusterType, "a", "1")
+	s.put(ClusterType, "b", "1")
+	s.subscribe(ClusterType)
+	s.ack(s.want("Cluster:+a+b")...)
+	s.want("")
+	s.s.resend(ClusterType, []string{"a"}, s.src)
+	s.ack(s.want("Cluster:+a")...)
+
+	s.put(ClusterType, "b", "2")
+	lost := s.want("Cluster:+b")
+	s.want("")
+	s.s.resend(ClusterType, nil, s.src)
+	again := s.want("Cluster:+b")
+	s.ack(lost...) // too late
+	s.put(ClusterType, "a", "2")
+	s.want("")
+	s.ack(again...)
+	s.ack(s.want("Cluster:+a")...)
+
+	s.drop(ClusterType, "b")
+	s.ack(s.want("Cluster:-b")...)
+	s.s.resend(ClusterType, []string{"b", "ghost"}, s.src) // the client has them for all that
+	s.ack(s.want("Cluster:-b-ghost")...)
+	s.want("")
+	s.s.resend(RouteType, []string{"r"}, s.src) // never asked for
+	s.want("")
+}
+
 func TestRecordsRoundTrip(t *testing.T) {
 	src := fixed{}
 	src.put(ClusterType, "a", "1")

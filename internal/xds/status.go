@@ -15,10 +15,12 @@ type StreamStatus struct {
 
 // TypeStatus counts the resources of one type on one stream.
 type TypeStatus struct {
-	Sent    int                `json:"sent"`
-	Acked   int                `json:"acked"`   // of those sent, at their present version
-	Pending bool               `json:"pending"` // a response is not answered yet
-	Refused map[string]Refusal `json:"refused,omitempty"`
+	Sent    int  `json:"sent"`
+	Acked   int  `json:"acked"`   // of those sent, at their present version
+	Pending bool `json:"pending"` // a response is not answered yet
+	// PendingSince is when that response was sent; zero without one.
+	PendingSince time.Time          `json:"pending_since,omitzero"`
+	Refused      map[string]Refusal `json:"refused,omitempty"`
 }
 
 // Status reports all streams, sorted by node.
@@ -42,6 +44,9 @@ func (st *stream) status() StreamStatus {
 	out := StreamStatus{Node: st.node, Since: st.since, Types: map[string]TypeStatus{}}
 	for t, sub := range st.session.subs {
 		ts := TypeStatus{Pending: sub.flight != nil}
+		if sub.flight != nil {
+			ts.PendingSince = sub.flight.sent
+		}
 		for name, v := range sub.told {
 			if v == absentVersion {
 				continue

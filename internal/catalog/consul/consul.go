@@ -73,6 +73,7 @@ type Source struct {
 	log        *slog.Logger
 	settle     time.Duration
 	slots      chan struct{} // one token per health query that is open
+	trouble    *trouble
 
 	mu    sync.Mutex // guards what follows
 	doubt time.Time  // until when the registry's history is not trusted; see [Source.Explain]
@@ -109,9 +110,10 @@ func New(o Options) (*Source, error) {
 		client.Timeout = 0
 	}
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	log := o.Log.With("consul", o.Address)
 	return &Source{
 		client: client, base: base, token: o.Token, datacenter: o.Datacenter,
-		log: o.Log.With("consul", o.Address), slots: make(chan struct{}, o.MaxQueries),
+		log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log),
 		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{}, recovered: make(chan struct{}),
 	}, nil
 }
@@ -167,7 +169,7 @@ func newClient(socket string, queries int) *http.Client {
 // that Consul names has been read once. When ctx ends it returns nil.
 func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &run{source: s, trouble: newTrouble(s.log), ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
+	r := &run{source: s, trouble: s.trouble, ctx: ctx, wake: make(chan struct{}, 1), watches: map[string]*watch{}, changed: map[string]*catalog.Set{}}
 	defer func() {
 		cancel()
 		r.wg.Wait()

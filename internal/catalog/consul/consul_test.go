@@ -194,6 +194,36 @@ func TestNothingBadIsPublished(t *testing.T) {
 	}
 }
 
+func TestStaleQueriesAreListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.put("web", web(catalog.Passing))
+		r := read(t, f, Options{})
+		r.after(settle)
+		if stale := r.source.Stale(); len(stale) > 0 {
+			t.Errorf("stale while all is well: %+v", stale)
+		}
+		began := time.Now()
+		f.say(pathHealth("web"), body(http.StatusInternalServerError, "", "no leader"))
+		r.after(5 * time.Minute)
+		stale := r.source.Stale()
+		if len(stale) != 1 || stale[0].Path != pathHealth("web") || !strings.Contains(stale[0].Reason, "no leader") || stale[0].Since.Sub(began) > time.Minute {
+			t.Errorf("a query that fails: %+v", stale)
+		}
+		f.fail(errors.New("connection refused"))
+		r.after(5 * time.Minute)
+		if stale = r.source.Stale(); len(stale) == 0 || !slices.ContainsFunc(stale, func(s Stale) bool { return s.Path == "" }) {
+			t.Errorf("out of reach: %+v", stale)
+		}
+		f.fail(nil)
+		f.say(pathHealth("web"), nil)
+		r.after(5 * time.Minute)
+		if stale = r.source.Stale(); len(stale) > 0 {
+			t.Errorf("stale when all is well again: %+v", stale)
+		}
+	})
+}
+
 func TestIndexRunsBackwards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()

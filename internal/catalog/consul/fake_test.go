@@ -223,6 +223,7 @@ func (f *fake) since(path string) []string {
 // reader runs a source inside a synctest bubble.
 type reader struct {
 	*fake
+	source    *Source
 	mu        sync.Mutex
 	snapshots []*catalog.Snapshot
 	log       bytes.Buffer // guarded by mu
@@ -237,6 +238,7 @@ func read(t *testing.T, f *fake, o Options) *reader {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.source = s
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx, r.publish) }()

@@ -1,9 +1,11 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -23,6 +25,7 @@ type trouble struct {
 type failing struct {
 	since    time.Time
 	failures int
+	last     error
 	loud     bool // it was logged where people look
 }
 
@@ -48,6 +51,7 @@ func (t *trouble) fail(path string, err error) {
 		t.log.Log(context.Background(), level, "Consul cannot be read; what was read last stays in force", "query", path, "err", err)
 	}
 	f.failures++
+	f.last = err
 }
 
 // ok records that what was failing, if it was, fails no more, and whether it was.
@@ -75,4 +79,23 @@ func (t *trouble) forget(path string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.now, path)
+}
+
+// Stale is a query that fails, of which what was read last stays in force.
+type Stale struct {
+	Path   string // empty: Consul is out of reach
+	Since  time.Time
+	Reason string
+}
+
+// Stale lists the queries that fail now, the oldest first.
+func (s *Source) Stale() (out []Stale) {
+	t := s.trouble
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for path, f := range t.now {
+		out = append(out, Stale{path, f.since, f.last.Error()})
+	}
+	slices.SortFunc(out, func(a, b Stale) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Path, b.Path)) })
+	return out
 }

@@ -518,6 +518,7 @@ func (s source) trafficShift() *config.TrafficShift {
 		e.Stage = config.StagePermissive
 	}
 	if s.some("plan") {
+		e.Slots = "mtls=2500,direct=7500"
 		e.Steps, e.Dwell, e.Windows = []float64{1, 12.5, 100}, config.Duration(time.Minute), []string{"Mon-Fri 09:00-17:00"}
 	}
 	e.Guard = maybe(s, func() config.ShiftGuard {

@@ -33,13 +33,14 @@ func (t Totals) Since(earlier Totals) Totals {
 		Requests:       t.Requests - earlier.Requests,
 		Failed:         t.Failed - earlier.Failed,
 		NewConnections: t.NewConnections - earlier.NewConnections,
-		From:           less(t.From, earlier.From),
-		Ways:           less(t.Ways, earlier.Ways),
+		From:           Since(t.From, earlier.From),
+		Ways:           Since(t.Ways, earlier.Ways),
 	}
 	return d
 }
 
-func less(now, earlier map[string]uint64) map[string]uint64 {
+// Since is what was counted by key after earlier.
+func Since(now, earlier map[string]uint64) map[string]uint64 {
 	out := map[string]uint64{}
 	for key, n := range now {
 		if n > earlier[key] {

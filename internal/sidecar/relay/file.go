@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 
+	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -32,16 +32,7 @@ func store(path string, good map[xds.Type]map[string]*xds.Resource) error {
 		body = xds.AppendRecord(body, t, list)
 	}
 	sum := sha256.Sum256(body)
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(slices.Concat([]byte(header), sum[:], body))
-	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	return atomicfile.Write(path, slices.Concat([]byte(header), sum[:], body))
 }
 
 // load reads what store wrote.

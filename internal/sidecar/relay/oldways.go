@@ -31,13 +31,13 @@ type WayTo struct {
 // sorted by destination, then legacy, direct, plain, mtls. One may stand there twice, by
 // different clusters; what nobody is on has no addresses.
 func (r *Relay) Ways() (out []WayTo) {
-	shifted := r.shifts()
+	shifted, ways := r.shifts(), shift.Ways()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, res := range r.held[xds.ClusterType] {
 		way, sni, _ := strings.Cut(name, "~")
 		destination, _, _ := strings.Cut(sni, ".default.")
-		if _, ok := shifted[destination]; !ok || !slices.Contains(allWays, shift.Way(way)) {
+		if _, ok := shifted[destination]; !ok || !slices.Contains(ways, shift.Way(way)) {
 			continue
 		}
 		var c clusterv3.Cluster
@@ -66,7 +66,7 @@ func (r *Relay) Ways() (out []WayTo) {
 		if _, ok := shifted[destination]; !ok || !strings.HasPrefix(name, sharedWays) {
 			continue
 		}
-		for _, way := range allWays {
+		for _, way := range ways {
 			to := WayTo{Destination: destination, Way: way, Protocol: config.TCP}
 			for _, from := range []string{name, xds.SparePrefix + name} {
 				to.add(r.endpointsLocked(from), func(ep *endpointv3.LbEndpoint) bool {
@@ -79,12 +79,10 @@ func (r *Relay) Ways() (out []WayTo) {
 		}
 	}
 	slices.SortFunc(out, func(a, b WayTo) int {
-		return cmp.Or(cmp.Compare(a.Destination, b.Destination), cmp.Compare(slices.Index(allWays, a.Way), slices.Index(allWays, b.Way)))
+		return cmp.Or(cmp.Compare(a.Destination, b.Destination), cmp.Compare(slices.Index(ways, a.Way), slices.Index(ways, b.Way)))
 	})
 	return out
 }
-
-var allWays = []shift.Way{shift.Legacy, shift.Direct, shift.Plain, shift.MTLS}
 
 // OldWays are those that a revert goes back to, one of each destination: legacy if it has one.
 func (r *Relay) OldWays() []WayTo {

@@ -53,7 +53,7 @@ type Options struct {
 // Status is what the relay knows of both sides.
 type Status struct {
 	Connected      bool      `json:"connected"`       // a server has taken our stream
-	Since          time.Time `json:"since,omitzero"`  // of Connected's last change
+	Since          time.Time `json:"since"`           // of Connected's last change, or of the relay's start
 	EnvoyConnected bool      `json:"envoy_connected"` // Envoy has its stream
 	FromLastGood   bool      `json:"from_last_good"`  // started from the disk, and no server has taken our stream since
 	Listeners      []string  `json:"listeners"`       // names of the listeners Envoy is told of
@@ -98,6 +98,7 @@ type Relay struct {
 	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
 	change     Change
 	local      time.Time // since when old ways are held; zero: they are not
+	generation uint64    // of what Envoy was told and has answered; see [Told]
 
 	changed chan struct{}
 	dirty   chan struct{} // capacity 1: good differs from the disk
@@ -124,6 +125,7 @@ func New(o Options) (*Relay, error) {
 		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
 		trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
 	}
+	r.status.Since = time.Now()
 	if r.opts.Probation <= 0 {
 		r.opts.Probation = defaultProbation
 	}
@@ -255,6 +257,7 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 	r.gone = cancel
 	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
 	r.openedAt, r.told = time.Now(), true
+	r.generation++
 	r.status.EnvoyConnected = true
 	r.plaintextLocked()
 	r.announceLocked()
@@ -272,16 +275,20 @@ func (r *Relay) closed(string) {
 		r.gone()
 	}
 	r.status.EnvoyConnected = false
+	r.generation++
 	r.announceLocked()
 }
 
 // subscribed passes on what Envoy asks for. Wildcards are asked for from the start.
 func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
-	if t == xds.SecretType {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if t == xds.SecretType {
+		for _, name := range dropped {
+			delete(r.acked, xds.Key{Type: t, Name: name})
+		}
+		return
+	}
 	if r.wanted[t] == nil {
 		r.wanted[t] = map[string]struct{}{}
 	}
@@ -363,11 +370,15 @@ func (r *Relay) runsLocked(k xds.Key) bool {
 
 // settled is Envoy's word on a response of ours.
 func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
-	if t == xds.SecretType {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.generation++
+	if t == xds.SecretType {
+		for name, v := range o.Acked {
+			r.acked[xds.Key{Type: t, Name: name}] = v
+		}
+		return
+	}
 	p := r.pending[t]
 	if p == nil {
 		p = &pending{waiting: map[string]string{}}

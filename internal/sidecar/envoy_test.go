@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -18,6 +16,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
+	"github.com/crossfade-mesh/crossfade/internal/process"
 )
 
 // fakeEnv makes the test binary play a part of its own instead of running tests.
@@ -36,8 +37,6 @@ func TestMain(m *testing.M) {
 		playEnvoy()
 	case "app":
 		playApp()
-	case "parent":
-		playParent()
 	}
 }
 
@@ -78,16 +77,6 @@ func playEnvoy() {
 	os.Exit(0)
 }
 
-// playParent starts a child, tells its pid, and waits to be killed.
-func playParent() {
-	p, err := startProcess([]string{"sleep", "600"}, nil, os.Stderr, os.Stderr)
-	if err != nil {
-		panic(err)
-	}
-	fmt.Println(p.pid)
-	<-p.done
-}
-
 // newSupervisor runs the fake. States are appended to the returned channel.
 func newSupervisor(t *testing.T) (*envoySupervisor, chan envoyState) {
 	t.Helper()
@@ -98,11 +87,11 @@ func newSupervisor(t *testing.T) (*envoySupervisor, chan envoyState) {
 	dir := runtimeDir(t.TempDir())
 	t.Setenv(fakeEnv, "envoy")
 	states := make(chan envoyState, 100)
-	a := newAdmin(dir.adminSocket())
-	t.Cleanup(a.close)
+	a := envoyadmin.New(dir.adminSocket(), adminTimeout)
+	t.Cleanup(a.Close)
 	return &envoySupervisor{
 		argv: []string{exe, "-c", dir.bootstrap()}, admin: a, sockets: dir,
-		out: &lineWriter{out: os.Stderr, prefix: "envoy: "}, want: wantedListeners{publicPort: 21000, told: func() []string { return nil }},
+		out: &process.Lines{Out: os.Stderr, Prefix: "envoy: "}, want: wantedListeners{publicPort: 21000, told: func() []string { return nil }},
 		crashed: func(c *Crash) { c.Report = "kept" }, configuration: func() string { return "v7" }, changed: func(s envoyState) { states <- s }, log: slog.New(slog.DiscardHandler),
 	}, states
 }
@@ -166,106 +155,11 @@ func TestEnvoyThatCannotStart(t *testing.T) {
 	wg.Wait()
 }
 
-func TestProcessStop(t *testing.T) {
-	for _, tt := range []struct {
-		script string
-		killed bool
-		how    string
-	}{
-		{"trap 'exit 3' TERM; echo; while :; do sleep 0.01; done", false, "exit status 3"},
-		{"trap '' TERM; echo; while :; do sleep 0.01; done", true, "signal: killed"},
-	} {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := startProcess([]string{"/bin/sh", "-c", tt.script}, nil, w, os.Stderr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.Close()
-		if _, err := bufio.NewReader(r).ReadString('\n'); err != nil { // the trap is set
-			t.Fatal(err)
-		}
-		if killed := p.stop(t.Context(), 300*time.Millisecond); killed != tt.killed || p.state.String() != tt.how {
-			t.Errorf("%s: killed %v, %s; want %v, %s", tt.script, killed, p.state, tt.killed, tt.how)
-		}
-		r.Close()
-	}
-}
-
-// In a hurry a child gets a second, however long it may take otherwise.
-func TestProcessStopInAHurry(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	p, err := startProcess([]string{"/bin/sh", "-c", "trap '' TERM; echo; while :; do sleep 0.01; done"}, nil, w, os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	hurry, rush := context.WithCancel(t.Context())
-	rush()
-	if !p.stop(hurry, time.Hour) {
-		t.Errorf("ended by itself: %s", p.state)
-	}
-}
-
-// A child does not outlive a sidecar that is killed.
-func TestChildDiesWithItsParent(t *testing.T) {
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	parent := exec.Command(exe)
-	parent.Env = append(os.Environ(), fakeEnv+"=parent")
-	out, err := parent.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := parent.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var child int
-	_, scanErr := fmt.Fscan(out, &child)
-	if err := parent.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = parent.Wait()
-	if scanErr != nil {
-		t.Fatal(scanErr)
-	}
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for range 2000 {
-		if gone(child) {
-			return
-		}
-		<-tick.C
-	}
-	t.Errorf("child %d outlives its parent", child)
-}
-
-// gone reports whether a process has ended, reaped or not.
-func gone(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	return strings.HasPrefix(rest, "Z")
-}
-
 func TestAppEnded(t *testing.T) {
-	if err := appEnded("./app", exitState{}); !errors.Is(err, errFinished) {
+	if err := appEnded("./app", process.State{}); !errors.Is(err, errFinished) {
 		t.Errorf("success = %v", err)
 	}
-	err, ok := errors.AsType[*ExitError](appEnded("./app", exitState{code: 137, signal: syscall.SIGKILL}))
+	err, ok := errors.AsType[*ExitError](appEnded("./app", process.State{Code: 137, Signal: syscall.SIGKILL}))
 	if !ok || err.Code != 137 || err.Error() != `app "./app": ended by itself: signal: killed` {
 		t.Errorf("killed = %v", err)
 	}

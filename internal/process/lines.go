@@ -1,4 +1,4 @@
-package sidecar
+package process
 
 import (
 	"bytes"
@@ -7,25 +7,25 @@ import (
 	"sync"
 )
 
-// keptLines is how much of Envoy's output a crash report shows.
+// keptLines is how many of the last lines [Lines] remembers.
 const keptLines = 50
 
 // maxLine bounds a line that never ends.
 const maxLine = 16 << 10
 
-// lineWriter passes output on, whole line by whole line with a prefix, and
-// remembers the last ones.
-type lineWriter struct {
-	out    io.Writer
-	prefix string
+// Lines passes output on, whole line by whole line with a prefix, and remembers the
+// last ones.
+type Lines struct {
+	Out    io.Writer
+	Prefix string
 
 	mu   sync.Mutex
 	part []byte
 	last []string // oldest first, at most keptLines
 }
 
-// Write implements io.Writer. A failing out loses lines but never stops the writer's child.
-func (w *lineWriter) Write(p []byte) (int, error) {
+// Write implements io.Writer. A failing Out loses lines but never stops the writer's child.
+func (w *Lines) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	rest := p
@@ -40,18 +40,18 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (w *lineWriter) flush() {
+func (w *Lines) flush() {
 	line := string(bytes.ToValidUTF8(w.part, []byte("?")))
 	w.part = w.part[:0]
 	if len(w.last) == keptLines {
 		w.last = slices.Delete(w.last, 0, 1)
 	}
 	w.last = append(w.last, line)
-	_, _ = io.WriteString(w.out, w.prefix+line+"\n")
+	_, _ = io.WriteString(w.Out, w.Prefix+line+"\n")
 }
 
-// take returns the remembered lines and forgets them.
-func (w *lineWriter) take() []string {
+// Take returns the remembered lines and forgets them.
+func (w *Lines) Take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.part) > 0 {
