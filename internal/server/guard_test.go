@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -238,9 +239,9 @@ var faults = []struct {
 	}},
 	{"an old replica answers every other time", true, func(r *guardRun) {
 		old := newFakeConsul()
-		n := 0
+		var n atomic.Int64
 		r.bending(func(path string, a *fakeAnswer) {
-			if n++; n%2 == 0 {
+			if n.Add(1)%2 == 0 {
 				old.mu.Lock()
 				body, _ := old.read(path)
 				old.mu.Unlock()
@@ -276,8 +277,6 @@ var faults = []struct {
 
 // old restores the registry as it was before anything was registered; the nodes were there.
 func (r *guardRun) old() {
-	r.mu.Lock()
-	r.mu.Unlock()
 	r.fakeConsul.mu.Lock()
 	defer r.fakeConsul.mu.Unlock()
 	r.index, r.restored = 50, r.restored+1
