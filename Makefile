@@ -52,7 +52,7 @@ test: vet build race $(ENVOY) ## everything that needs only Envoy
 test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real Consul, consul-template and Prometheus
 	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) CROSSFADE_CONSUL_TEMPLATE=$(CURDIR)/$(TEMPLATE) CROSSFADE_PROMETHEUS=$(CURDIR)/$(PROMETHEUS) \
 		$(GO) test -tags peers -p 1 -timeout 10m ./client ./internal/catalog/consul ./internal/consulapi ./internal/dns
-	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 10m ./e2e
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 15m ./e2e
 
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul

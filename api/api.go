@@ -301,6 +301,10 @@ type RevertRequest struct {
 	All     bool       `json:"all,omitempty"`
 	// Force goes back even where nothing takes requests on the old way.
 	Force bool `json:"force,omitempty"`
+	// Cut closes what is still open on other ways, once nothing new goes there, spread evenly
+	// Over a time, by default "30s". How far that is [Client.Cut] says.
+	Cut  bool   `json:"cut,omitempty"`
+	Over string `json:"over,omitempty"`
 }
 
 // Changed is what became of a [ShiftRequest] or a [RevertRequest].
@@ -314,6 +318,8 @@ type Changed struct {
 	DisconnectedTotal int      `json:"disconnected_total,omitempty"`
 	// Unsaved, of a revert, is why it is in force and not saved: it is tried again.
 	Unsaved string `json:"unsaved,omitempty"`
+	// Cut is the ID of the order to close what is open, for [Client.Cut].
+	Cut string `json:"cut,omitempty"`
 	// Warnings are why requests may fail on a way that has a share.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -373,6 +379,38 @@ type RefusedResource struct {
 	Name    string `json:"name"`
 	Message string `json:"message"` // Envoy's
 }
+
+// Cut is how far sidecars are with an order to close what is open on ways that were left.
+type Cut struct {
+	ID    string    `json:"id"`
+	Begun time.Time `json:"begun"`
+	Over  string    `json:"over"`
+	// Done says that nothing more is to come of it.
+	Done bool `json:"done"`
+	// Closed counts requests, streams and WebSockets that were cut short, and connections of tcp.
+	Closed   uint64       `json:"closed"`
+	Sidecars []CutSidecar `json:"sidecars"` // by source, sidecar and destination
+}
+
+// CutSidecar is one sidecar and one pair of its.
+type CutSidecar struct {
+	PairName
+	Sidecar string `json:"sidecar"`
+	Node    string `json:"node,omitempty"`
+	State   string `json:"state"` // waiting, closing, done, failed or disconnected
+	Closed  uint64 `json:"closed"`
+	// Connections are those that were closed for it: requests share them.
+	Connections uint64 `json:"connections"`
+	Why         string `json:"why,omitempty"` // it waits, or failed
+}
+
+// How far a sidecar is with such an order; or it is [Disconnected].
+const (
+	CutWaiting = "waiting"
+	CutClosing = "closing"
+	CutDone    = "done"
+	CutFailed  = "failed"
+)
 
 // Error is an answer other than 200.
 type Error struct {

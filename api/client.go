@@ -103,6 +103,15 @@ func (c *Client) Revert(ctx context.Context, r RevertRequest) (*Changed, error) 
 	return out, c.do(ctx, http.MethodPost, "/v1/crossfade/revert", r, out)
 }
 
+// Cut says how far sidecars are with the order that [Changed.Cut] names.
+func (c *Client) Cut(ctx context.Context, id string) (*Cut, error) {
+	out := &Cut{}
+	return out, c.do(ctx, http.MethodGet, CutPath(id), nil, out)
+}
+
+// CutPath is where that is.
+func CutPath(id string) string { return "/v1/crossfade/cuts/" + url.PathEscape(id) }
+
 // Applied waits, a minute at most, until every sidecar has answered for the change of that
 // index, and says how each did. When the wait is over some may not have.
 func (c *Client) Applied(ctx context.Context, index uint64, wait time.Duration) (*Applied, error) {

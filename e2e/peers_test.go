@@ -3,14 +3,15 @@
 package e2e
 
 import (
+	"bytes"
 	"cmp"
-	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -19,41 +20,100 @@ import (
 )
 
 // run starts a process that is ended, with its children, when the test ends.
-func run(t *testing.T, env []string, name string, args ...string) {
+func run(t *testing.T, env []string, name string, args ...string) { spawn(t, env, name, args...) }
+
+// process is one that was started.
+type process struct {
+	cmd   *exec.Cmd
+	log   *journal
+	ended chan struct{}
+	err   error // how it ended; to be read after that
+}
+
+// spawn is run, for those who end it themselves or look at its log.
+func spawn(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
+	p := &process{cmd: exec.Command(name, args...), log: &journal{}, ended: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() { defer close(p.ended); p.err = p.cmd.Wait() }()
 	t.Cleanup(func() {
-		cancel()
-		err := cmd.Wait()
+		p.signal(syscall.SIGTERM)
+		<-p.ended
 		if t.Failed() {
-			t.Logf("%s %v: %v\n%s", filepath.Base(name), args, err, out.String())
+			t.Logf("%s %v: %v\n%s", filepath.Base(name), args, p.err, p.log)
 		}
 	})
+	return p
+}
+
+// signal reaches the process and its children.
+func (p *process) signal(sig syscall.Signal) {
+	select {
+	case <-p.ended:
+	default:
+		_ = syscall.Kill(-p.cmd.Process.Pid, sig)
+	}
+}
+
+// stop asks the process alone to end, and waits for it.
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	<-p.ended
+	return p.err
+}
+
+// journal is a log that may be read while it is written.
+type journal struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements [io.Writer].
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+// String is all that was written.
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+func consulBinary(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(cmp.Or(os.Getenv("CROSSFADE_CONSUL"), "../bin/consul"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func envoyBinary(t *testing.T) string {
+	t.Helper()
+	path, err := envoybin.Find()
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // TestPeersConsulConnectEnvoy has the real consul binary run Envoys in our mesh,
 // registered from Consul's HCL, calling our own sidecar and called by it.
 func TestPeersConsulConnectEnvoy(t *testing.T) {
-	consul, err := filepath.Abs(cmp.Or(os.Getenv("CROSSFADE_CONSUL"), "../bin/consul"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	envoy, err := envoybin.Find()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if envoy, err = filepath.Abs(envoy); err != nil {
-		t.Fatal(err)
-	}
+	consul, envoy := consulBinary(t), envoyBinary(t)
 	envoyDir := t.TempDir()
 	if err := os.Symlink(envoy, filepath.Join(envoyDir, "envoy")); err != nil {
 		t.Fatal(err)
@@ -94,17 +154,14 @@ func TestPeersConsulConnectEnvoy(t *testing.T) {
 }
 
 // TestPeersConsulAsSource has a server of ours serve what is registered in a real
-// Consul: two services with their sidecars, and who of them is healthy.
+// Consul, with certificates of its CA: two services with their sidecars, and who of them is healthy.
 func TestPeersConsulAsSource(t *testing.T) {
-	consul, err := filepath.Abs(cmp.Or(os.Getenv("CROSSFADE_CONSUL"), "../bin/consul"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	consul := consulBinary(t)
 	bin, dir := build(t), meshtest.RunDir(t)
 	port := meshtest.FreePorts(t, 16)
 	p := func(i int) string { return fmt.Sprint(port[i]) }
 	consulAddr, httpAddr := "127.0.0.1:"+p(0), "127.0.0.1:"+p(1)
-	run(t, nil, consul, "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "n1", "-http-port", p(0), "-grpc-port", "-1",
+	run(t, nil, consul, "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "n1", "-http-port", p(0), "-grpc-port", p(11),
 		"-grpc-tls-port", "-1", "-dns-port", "-1", "-server-port", p(3), "-serf-lan-port", p(4), "-serf-wan-port", p(5))
 	meshtest.Eventually(t, "consul has a leader", func() error {
 		_, body, err := ask("http://"+consulAddr+"/v1/status/leader", "")
@@ -113,7 +170,7 @@ func TestPeersConsulAsSource(t *testing.T) {
 		}
 		return err
 	})
-	run(t, nil, bin, "server", "--dev", "--consul", "http://"+consulAddr, "--http-port", p(1), "--grpc-port", p(2))
+	run(t, nil, bin, "server", "--dev", "--consul", "http://"+consulAddr, "--ca", "consul", "--http-port", p(1), "--grpc-port", p(2))
 	answers(t, "http://"+httpAddr+"/v1/status/leader", "")
 	if code, body, err := ask("http://"+httpAddr+"/v1/catalog/services", ""); err != nil || code != http.StatusNotImplemented || !strings.Contains(body, consulAddr) {
 		t.Errorf("our own catalog API answers %d %q, %v; want 501 and where to ask", code, body, err)

@@ -24,6 +24,8 @@ var pure = map[string][]string{
 	"access":   {},
 	"shift":    {},
 	"envoy":    {"config", "identity", "proxy", "routing"},
+
+	"connectfleet": {"catalog", "config", "proxy"},
 }
 
 // effects are imports with which a package could read a clock, log, or reach outside.

@@ -11,9 +11,27 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
-
-	"github.com/crossfade-mesh/crossfade/bench/lab"
+	"os/signal"
+	"syscall"
 )
 
-func main() { os.Exit(lab.Main("datapath", settingsFrom, run)) }
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := bench(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "datapath:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context) error {
+	s, err := settingsFrom(os.Getenv)
+	if err != nil {
+		return err
+	}
+	return run(ctx, s, os.Stdout, os.Stderr)
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // The paths, in the order they are printed in.
@@ -95,9 +96,11 @@ func (t *trial) start(ctx context.Context, path string) (*running, error) {
 
 // run measures each protocol in turn and prints its lines. It fails when a request did.
 func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
-	if err := s.Binaries.SayEnvoy(ctx, stderr); err != nil {
+	version, err := envoybin.CheckVersion(ctx, s.Binaries.Envoy)
+	if err != nil {
 		return err
 	}
+	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Binaries.Envoy)
 	dir, err := os.MkdirTemp("", "cfb")
 	if err != nil {
 		return err
@@ -109,7 +112,7 @@ func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
 	}
 	failed := 0
 	for _, protocol := range s.Protocols {
-		t := &trial{settings: s, protocol: protocol, dir: filepath.Join(dir, protocol), authority: authority}
+		t := &trial{settings: s, protocol: protocol, dir: filepath.Join(dir, protocol), authority: authority.CA}
 		if err := os.Mkdir(t.dir, 0o700); err != nil {
 			return err
 		}

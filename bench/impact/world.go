@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
@@ -43,8 +45,8 @@ type world struct {
 const startLimit = 60 * time.Second
 
 func (w *world) stop() {
-	for i := len(w.stops) - 1; i >= 0; i-- {
-		w.stops[i]()
+	for _, stop := range slices.Backward(w.stops) {
+		stop()
 	}
 }
 
@@ -82,11 +84,12 @@ func start(ctx context.Context, s settings, dir string) (_ *world, err error) {
 	if err := w.startApps(apps); err != nil {
 		return nil, err
 	}
-	definition := "service: " + caller + "\nport: 9\nprotocol: http\nupstreams:\n"
+	var definition strings.Builder
+	fmt.Fprintf(&definition, "service: %s\nport: 9\nprotocol: http\nupstreams:\n", caller)
 	for _, p := range pairs {
 		port := take()
 		w.upstreams[p.service] = fmt.Sprintf("127.0.0.1:%d", port)
-		definition += fmt.Sprintf("  - %s:%d\n", p.service, port)
+		fmt.Fprintf(&definition, "  - %s:%d\n", p.service, port)
 		legacy := fmt.Sprintf("Legacy { Address = \"127.0.0.1:%d\", Host = \"%s.old\" }", front, p.service)
 		if p.protocol == "tcp" {
 			legacy = fmt.Sprintf("Legacy { Address = \"127.0.0.1:%d\" }", tcpFront)
@@ -103,7 +106,7 @@ func start(ctx context.Context, s settings, dir string) (_ *world, err error) {
 			return nil, err
 		}
 	}
-	if w.caller, err = w.mesh.StartSidecar(ctx, caller, definition); err != nil {
+	if w.caller, err = w.mesh.StartSidecar(ctx, caller, definition.String()); err != nil {
 		return nil, err
 	}
 	w.nodeProxy, err = lab.Start("crossfade node-proxy", filepath.Join(dir, "node-proxy.log"), s.Binaries.Crossfade, "node-proxy",
@@ -136,11 +139,7 @@ func (w *world) startApps(ports map[string]int) error {
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(chat), ReadHeaderTimeout: startLimit}
 	w.stops = append(w.stops, func() { srv.Close() })
-	go func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			fmt.Fprintln(os.Stderr, "impact: chat:", err)
-		}
-	}()
+	go srv.Serve(ln) //nolint:errcheck // that it was closed
 	return nil
 }
 

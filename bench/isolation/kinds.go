@@ -72,7 +72,7 @@ func startShared(ctx context.Context, b lab.Binaries, dir string, at lab.Place, 
 	if err != nil {
 		return nil, err
 	}
-	certificates, err := lab.WriteCertificates(authority, filepath.Join(dir, "proxy"))
+	certificates, err := lab.WriteCertificates(authority.CA, filepath.Join(dir, "proxy"))
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ type pair struct {
 
 func openPair(s settings, dir string) (*pair, error) {
 	authority, err := ca.Open(ca.Options{Datacenter: "dc1"})
-	return &pair{settings: s, dir: dir, authority: authority}, err
+	return &pair{settings: s, dir: dir, authority: authority.CA}, err
 }
 
 func (p *pair) start(_ context.Context, n int) (started, error) {

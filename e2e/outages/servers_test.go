@@ -233,9 +233,10 @@ func (w *world) check(in *instance) (code int, out string) {
 	w.t.Helper()
 	cmd := w.command("check", "--local", "--state-dir", in.state())
 	b, err := cmd.CombinedOutput()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode(), string(b)
-	} else if err != nil {
+	}
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	return 0, string(b)

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -161,7 +162,7 @@ type history struct {
 	mu    sync.Mutex
 	ops   []porcupine.Operation
 	began time.Time
-	next  int
+	acked int // writes
 }
 
 func (h *history) now() int64 { return time.Since(h.began).Nanoseconds() }
@@ -173,7 +174,29 @@ func (h *history) add(client int, in operation, call int64, out result) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if out.done {
+		h.acked++
+	}
 	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: back})
+}
+
+// acknowledged waits until so many more writes are, or the server has ended.
+func (h *history) acknowledged(s *child, n int) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for from := h.writes(); h.writes() < from+n; {
+		select {
+		case <-tick.C:
+		case <-s.done:
+			return
+		}
+	}
+}
+
+func (h *history) writes() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.acked
 }
 
 // read reads a key. It is false when no answer came.
@@ -248,7 +271,7 @@ func TestKilledAmidWrites(t *testing.T) {
 		for id := range clients {
 			wg.Go(func() { h.client(a, id, round, last) })
 		}
-		<-time.After(time.Duration(rand.IntN(30)) * time.Millisecond) // any moment will do
+		h.acknowledged(s, rand.IntN(2*clients))
 		s.end(syscall.SIGKILL)
 		wg.Wait()
 		a.close()
@@ -262,18 +285,15 @@ func TestKilledAmidWrites(t *testing.T) {
 	a.close()
 	s.end(syscall.SIGTERM)
 
-	acked, unknown := 0, 0
+	unknown := 0
 	for _, op := range h.ops {
-		switch out := op.Output.(result); {
-		case out.unknown:
+		if op.Output.(result).unknown {
 			unknown++
-		case out.done:
-			acked++
 		}
 	}
-	t.Logf("%d kills: %d operations, %d writes acknowledged, %d not answered, %s", kills, len(h.ops), acked, unknown, time.Since(h.began).Round(time.Second))
-	if acked < kills || unknown < kills/4 {
-		t.Errorf("%d writes acknowledged and %d cut off prove nothing", acked, unknown)
+	t.Logf("%d kills: %d operations, %d writes acknowledged, %d not answered, %s", kills, len(h.ops), h.acked, unknown, time.Since(h.began).Round(time.Second))
+	if h.acked < kills || unknown < kills/4 {
+		t.Errorf("%d writes acknowledged and %d cut off prove nothing", h.acked, unknown)
 	}
 	if got := porcupine.CheckOperationsTimeout(register(), h.ops, time.Minute); got != porcupine.Ok {
 		t.Errorf("what clients saw is not linearizable: %s", got)
@@ -286,7 +306,7 @@ func TestKilledAmidWrites(t *testing.T) {
 // lose is a history in which the last read of a key does not show its last write, which was acknowledged.
 func lose(t *testing.T, ops []porcupine.Operation) []porcupine.Operation {
 	t.Helper()
-	out := append([]porcupine.Operation{}, ops...)
+	out := slices.Clone(ops)
 	for i := len(out) - 1; i >= 0; i-- {
 		in, res := out[i].Input.(operation), out[i].Output.(result)
 		if in.kind != "get" || res.value == "" {

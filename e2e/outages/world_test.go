@@ -7,7 +7,6 @@ package outages
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -64,6 +63,9 @@ func crossfade(t *testing.T) string {
 	return bin
 }
 
+// logs are the files that were shown: processes that follow each other share one.
+var logs sync.Map
+
 // child is a running process. It dies with the test.
 type child struct {
 	t    *testing.T
@@ -119,7 +121,10 @@ func launch(t *testing.T, dir, name string, cmd *exec.Cmd) *child {
 		c.signal(syscall.SIGCONT)
 		c.signal(syscall.SIGKILL)
 		<-c.done
-		if b, err := os.ReadFile(c.log); err == nil && t.Failed() {
+		if _, shown := logs.LoadOrStore(c.log, true); shown || !t.Failed() {
+			return
+		}
+		if b, err := os.ReadFile(c.log); err == nil {
 			t.Logf("log of %s:\n%s", name, b[max(0, len(b)-3000):])
 		}
 	})
@@ -420,11 +425,19 @@ func (tr *traffic) nothingFailed() {
 // answersFrom waits until an instance answers some of the load.
 func (tr *traffic) answersFrom(id string) {
 	tr.t.Helper()
+	tr.answersWithin(20*time.Second, id)
+}
+
+// answersWithin is answersFrom for one that its callers may have left out for longer: one that has refused
+// them before is left out for longer each time.
+func (tr *traffic) answersWithin(limit time.Duration, id string) {
+	tr.t.Helper()
 	before := tr.rec.Totals()
-	meshtest.Eventually(tr.t, id+" answers", func() error {
-		if now := tr.rec.Totals().Since(before); now.From[id] == 0 {
-			return errors.New("it has not")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); tr.rec.Totals().Since(before).From[id] == 0; <-tick.C {
+		if time.Since(began) > limit {
+			tr.t.Fatalf("%s has answered nothing for %s", id, limit)
 		}
-		return nil
-	})
+	}
 }

@@ -1,14 +1,401 @@
 package routing
 
 import (
+	"bufio"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
+
+// In these tests a callee is one app per way, so that what it counted is the way's:
+// "legacy" is registered nowhere, "direct" without a sidecar, and "mtls" speaks mTLS
+// itself, which the direct way passes over.
+
+// app is what answers on one way.
+type app struct {
+	id     string
+	port   int
+	served atomic.Int64 // requests, streams or connections
+	stop   func()
+}
+
+// enlist registers an app that speaks no mTLS.
+func (w *world) enlist(service string, a *app) {
+	w.t.Helper()
+	body, err := json.Marshal(map[string]any{"ID": a.id, "Name": service, "Address": "127.0.0.1", "Port": a.port})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.server.Call(http.MethodPut, "/v1/agent/service/register", body)
+}
+
+// plainHTTP runs an HTTP server without TLS.
+func (w *world) plainHTTP(id string, h http.Handler) *app {
+	out := &app{id: id}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.UserAgent() == "crossfade-probe" { // a sidecar trying an old way
+			return
+		}
+		out.served.Add(1)
+		h.ServeHTTP(rw, r)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Start()
+	out.port = s.Listener.Addr().(*net.TCPAddr).Port
+	out.stop = sync.OnceFunc(func() { s.CloseClientConnections(); s.Close() })
+	w.t.Cleanup(out.stop)
+	return out
+}
+
+// teller tells of the request, as instances do.
+func (w *world) teller(id string) http.Handler {
+	in := &instance{w: w, id: id}
+	in.status.Store(200)
+	return http.HandlerFunc(in.answer)
+}
+
+// plainTCP runs a server that says its name first, then echoes.
+func (w *world) plainTCP(id string) *app {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := &app{id: id, port: l.Addr().(*net.TCPAddr).Port, stop: sync.OnceFunc(func() { l.Close() })}
+	w.t.Cleanup(out.stop)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out.served.Add(1)
+			go func() {
+				defer c.Close()
+				fmt.Fprintln(c, id)
+				_, _ = io.Copy(c, bufio.NewReader(c))
+			}()
+		}
+	}()
+	return out
+}
+
+// chat runs gRPC's health service, which tells its name and the authority in headers.
+func (w *world) chat(id string, secure bool) *app {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := &app{id: id, port: l.Addr().(*net.TCPAddr).Port}
+	told := func(ctx context.Context) metadata.MD {
+		out.served.Add(1)
+		md, _ := metadata.FromIncomingContext(ctx)
+		return metadata.Pairs("x-instance", id, "x-authority", strings.Join(md.Get(":authority"), ""))
+	}
+	opts := []grpc.ServerOption{
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			_ = grpc.SetHeader(ctx, told(ctx))
+			return next(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			_ = s.SetHeader(told(s.Context()))
+			return next(srv, s)
+		}),
+	}
+	if secure {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(w.tlsConfig("chat"))))
+	}
+	g, h := grpc.NewServer(opts...), health.NewServer()
+	healthpb.RegisterHealthServer(g, h)
+	go g.Serve(l)
+	done := make(chan struct{})
+	go func() { // a stream says something several times a second
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-tick.C:
+				h.SetServingStatus("ticks", healthpb.HealthCheckResponse_ServingStatus(1+n%2))
+			case <-done:
+				return
+			}
+		}
+	}()
+	out.stop = sync.OnceFunc(func() { close(done); g.Stop() })
+	w.t.Cleanup(out.stop)
+	return out
+}
+
+// ways are the apps of a service, by way. That of plain may be missing.
+type ways struct{ legacy, direct, plain, mtls *app }
+
+// three runs the apps of "catalog", "payments" or "chat".
+func (w *world) three(service string) ways {
+	w.t.Helper()
+	var out ways
+	switch service {
+	case "payments":
+		out = ways{legacy: w.plainTCP("legacy"), direct: w.plainTCP("direct")}
+		in := w.tcp(service, "mtls-"+service, version(1))
+		out.mtls = &app{id: "mtls", port: in.port, stop: in.stop}
+	case "chat":
+		out = ways{legacy: w.chat("legacy", false), direct: w.chat("direct", false), mtls: w.chat("mtls", true)}
+		w.native(service, "mtls-"+service, "v1", out.mtls.port, out.mtls.stop)
+	case "news":
+		out = ways{legacy: w.plainHTTP("legacy", oneLine("legacy")), direct: w.plainHTTP("direct", oneLine("direct")), mtls: w.secureHTTP(service, oneLine("mtls"))}
+		w.native(service, "mtls-"+service, "v1", out.mtls.port, out.mtls.stop)
+	default:
+		out = ways{legacy: w.plainHTTP("legacy", w.teller("legacy")), direct: w.plainHTTP("direct", w.teller("direct"))}
+		in := w.http(service, "mtls-"+service, version(1))
+		out.mtls = &app{id: "mtls", port: in.port, stop: in.stop}
+	}
+	out.direct.id += "-" + service
+	w.enlist(service, out.direct)
+	return out
+}
+
+// four runs the apps of a service, with a sidecar before that of plain. What it registers
+// is the direct app's port, so that the direct way does not reach that of plain, and mtls
+// means the others alone.
+func (w *world) four(service string) ways {
+	w.t.Helper()
+	out := w.three(service)
+	switch service {
+	case "payments":
+		out.plain = w.plainTCP("plain")
+	case "chat":
+		out.plain = w.chat("plain", false)
+	case "news":
+		out.plain = w.plainHTTP("plain", oneLine("plain"))
+	default:
+		out.plain = w.plainHTTP("plain", w.teller("plain"))
+	}
+	w.before(service, out)
+	return out
+}
+
+// before runs the sidecar of the plain app, and waits until callers are told of it.
+func (w *world) before(service string, all ways) process {
+	w.t.Helper()
+	w.write(fmt.Sprintf("Kind = \"service-resolver\"\nName = %q\nDefaultSubset = \"v1\"\nSubsets = { v1 = { Filter = \"Service.Meta.version == v1\" } }\n", service))
+	out := w.sidecar("plain-"+service, "service.hcl", fmt.Sprintf(`
+service {
+  name = %q
+  id   = "plain-%[1]s"
+  port = %d
+  connect { sidecar_service {
+    port = %d
+    proxy { local_service_port = %d }
+  } }
+}
+`, service, all.direct.port, meshtest.FreePorts(w.t, 1)[0], all.plain.port))
+	w.reachable(service, map[string]int{"direct": 1, "plain": 1, "mtls": 1})
+	return out
+}
+
+// healthy counts the instances in service on each way of web's calls.
+func (w *world) healthy(service string) (map[string]int, error) {
+	_, body := w.server.Call(http.MethodGet, "/v1/crossfade/chain/"+service+"?source=web", nil)
+	var view struct {
+		Pair struct {
+			Ways []struct {
+				Way     string
+				Healthy int
+			}
+		}
+	}
+	if err := json.Unmarshal(body, &view); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, body)
+	}
+	got := map[string]int{}
+	for _, way := range view.Pair.Ways {
+		got[way.Way] = way.Healthy
+	}
+	return got, nil
+}
+
+// reachable waits until so many instances are in service on the ways of web's calls.
+func (w *world) reachable(service string, want map[string]int) {
+	w.t.Helper()
+	e := shiftText(service, "127.0.0.1:1", "", [4]float64{0, 0, 0, 100}, "")
+	w.write(e)
+	meshtest.Eventually(w.t, service+" is reachable", func() error {
+		got, err := w.healthy(service)
+		if err != nil {
+			return err
+		}
+		for way, n := range want {
+			if got[way] != n {
+				return fmt.Errorf("%v, want %v", got, want)
+			}
+		}
+		return nil
+	})
+}
+
+// oneLine takes WebSockets, says its name on each, echoes one line and hangs up.
+func oneLine(id string) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(rw)
+		if r.Method == http.MethodConnect { // over HTTP/2
+			rw.Header().Set("x-instance", id)
+			rw.WriteHeader(http.StatusOK)
+			_ = rc.Flush()
+			line, _ := bufio.NewReader(r.Body).ReadString('\n')
+			_, _ = io.WriteString(rw, line)
+			return
+		}
+		c, both, err := rc.Hijack()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Instance: %s\r\n\r\n", id)
+		line, _ := both.ReadString('\n')
+		_, _ = io.WriteString(c, line)
+	})
+}
+
+// secureHTTP runs an HTTP server that speaks mTLS, and registers nothing.
+func (w *world) secureHTTP(service string, h http.Handler) *app {
+	out := &app{id: "mtls"}
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = quiet
+	s.TLS, s.EnableHTTP2 = w.tlsConfig(service), true
+	s.StartTLS()
+	out.port = s.Listener.Addr().(*net.TCPAddr).Port
+	out.stop = sync.OnceFunc(func() { s.CloseClientConnections(); s.Close() })
+	w.t.Cleanup(out.stop)
+	return out
+}
+
+// socket opens a WebSocket, says a line, and tells who answered it.
+func (c *caller) socket(upstream string) (string, error) {
+	conn, err := dialWire(c.ports[upstream], time.Now().Add(patience))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	fmt.Fprint(conn.Conn, "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	resp, err := http.ReadResponse(conn.in, nil)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return "", fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return resp.Header.Get("x-instance"), conn.line(1, time.Now().Add(patience))
+}
+
+// shift is an entry for web's way to a service. Shares are legacy's, direct's, plain's and
+// that of mtls; more is any other field.
+func (s ways) shift(service string, shares [4]float64, more string) string {
+	return shiftText(service, fmt.Sprintf("127.0.0.1:%d", s.legacy.port), "", shares, more)
+}
+
+func shiftText(service, address, host string, shares [4]float64, more string) string {
+	return fmt.Sprintf("Kind = \"traffic-shift\"\nSource = \"web\"\nDestination = %q\nLegacy { Address = %q, Host = %q }\nShares { legacy = %v, direct = %v, plain = %v, mtls = %v }\n%s\n",
+		service, address, host, shares[0], shares[1], shares[2], shares[3], more)
+}
+
+const (
+	protocols      = "Kind = \"service-defaults\"\nName = %q\nProtocol = %q\nMutualTLSMode = \"permissive\"\n"
+	allowPlaintext = "Kind = \"mesh\"\nAllowEnablingPermissiveMutualTLS = true\n"
+)
+
+// speak declares what the services speak, and that they take plaintext as well.
+func (w *world) speak() {
+	w.write(allowPlaintext)
+	for service, protocol := range map[string]string{"catalog": "http", "chat": "grpc", "payments": "tcp", "news": "http"} {
+		w.write(fmt.Sprintf(protocols, service, protocol))
+	}
+}
+
+// wayNames are in the order of shares.
+var wayNames = []string{"legacy", "direct", "plain", "mtls"}
+
+// stream is one to chat, and tells who answers. It ends by itself: Envoy hangs up on
+// whoever resets most of many young ones.
+func (c *caller) stream(conn *grpc.ClientConn) (id, authority string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var md metadata.MD
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Header(&md))
+	return strings.Join(md.Get("x-instance"), ""), strings.Join(md.Get("x-authority"), ""), err
+}
+
+func (c *caller) grpc() *grpc.ClientConn {
+	c.w.t.Helper()
+	conn, err := grpc.NewClient(fmt.Sprintf("passthrough:///127.0.0.1:%d", c.ports["chat"]), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	if err != nil {
+		c.w.t.Fatal(err)
+	}
+	c.w.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// count makes n calls, some at once, and counts the ways of who answers.
+func count(n int, call func() (string, error)) (map[string]int, []error) {
+	var mu sync.Mutex
+	out := map[string]int{}
+	var failed []error
+	var wg sync.WaitGroup
+	const workers = 8
+	for worker := range workers {
+		wg.Go(func() {
+			for i := worker; i < n; i += workers {
+				id, err := call()
+				way, _, _ := strings.Cut(id, "-")
+				mu.Lock()
+				out[way]++
+				if err != nil {
+					failed = append(failed, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return out, failed
+}
+
+// calls are one call each to catalog, payments, chat and news.
+func (c *caller) calls() map[string]func() (string, error) {
+	conn := c.grpc()
+	return map[string]func() (string, error){
+		"catalog": func() (string, error) { a := c.get("catalog", "/"); return a.instance, a.ok() },
+		"chat":    func() (string, error) { id, _, err := c.stream(conn); return id, err },
+		"news":    func() (string, error) { return c.socket("news") },
+		"payments": func() (string, error) {
+			conn, id, err := c.dial("payments")
+			if err == nil {
+				conn.Close()
+			}
+			return id, err
+		},
+	}
+}
 
 // Shares are true: of requests, of connections, of streams and of WebSockets.
 func TestWayShares(t *testing.T) {
@@ -94,6 +481,121 @@ func TestWaysChangeHot(t *testing.T) {
 	}
 	if n := load.closed.Load(); n > 0 {
 		t.Errorf("%d kept-alive connections were closed", n)
+	}
+}
+
+// What could not be sent on one way goes by another, unless that is forbidden.
+func TestDeadWays(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	web := w.caller("web", "web-1", "catalog", "chat")
+	dead := map[string]func(ways) *app{"legacy": func(s ways) *app { return s.legacy }, "direct": func(s ways) *app { return s.direct }, "plain": nil, "mtls": func(s ways) *app { return s.mtls }}
+	for way, of := range dead {
+		t.Run(way, func(t *testing.T) {
+			catalog, chat := w.three("catalog"), w.three("chat")
+			third := [4]float64{33, 33, 0, 34}
+			if of == nil {
+				third = [4]float64{33, 0, 33, 34}
+				w.deaf("catalog")
+				w.deaf("chat")
+			} else {
+				of(catalog).stop()
+				of(chat).stop()
+			}
+			w.apply(catalog.shift("catalog", third, ""))
+			w.apply(chat.shift("chat", third, ""))
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				got, failed := count(200, func() (string, error) { a := web.do(method, "catalog", "/"); return a.instance, a.ok() })
+				if len(failed) > 0 || got[way] > 0 || len(got) != 2 {
+					t.Errorf("%s: answered by %v, %d failed: %v", method, got, len(failed), errors.Join(failed...))
+				}
+			}
+			got, failed := count(200, web.calls()["chat"])
+			if len(failed) > 0 || got[way] > 0 || len(got) != 2 {
+				t.Errorf("gRPC: answered by %v, %d failed: %v", got, len(failed), errors.Join(failed...))
+			}
+
+			w.apply("Kind = \"traffic-policy\"\nName = \"catalog\"\nCrossing = false\n")
+			_, failed = count(200, web.calls()["catalog"])
+			within(t, "failures where nothing may cross", len(failed), 200, .333)
+			w.delete("traffic-policy", "catalog")
+		})
+	}
+}
+
+// deaf registers a sidecar that says that it takes plaintext where nobody listens. Subsets
+// keep it out of mtls.
+func (w *world) deaf(service string) {
+	w.t.Helper()
+	w.write(fmt.Sprintf("Kind = \"service-resolver\"\nName = %q\nDefaultSubset = \"v1\"\nSubsets = { v1 = { Filter = \"Service.Meta.version == v1\" } }\n", service))
+	ports := meshtest.FreePorts(w.t, 2)
+	body, err := json.Marshal(map[string]any{
+		"ID": "deaf-" + service, "Name": service + "-sidecar-proxy", "Kind": "connect-proxy", "Address": "127.0.0.1", "Port": ports[0],
+		"Meta": map[string]string{"crossfade_plaintext": fmt.Sprint(ports[1])}, "Proxy": map[string]any{"DestinationServiceName": service, "DestinationServiceID": "deaf"},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.server.Call(http.MethodPut, "/v1/agent/service/register", body)
+}
+
+// With nobody left all is refused: the tests above count what fails.
+func TestAllWaysDead(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	all := map[string]ways{}
+	web := w.caller("web", "web-1", "catalog", "chat", "payments")
+	for _, service := range []string{"catalog", "chat", "payments"} {
+		s := w.three(service)
+		s.legacy.stop()
+		s.mtls.stop()
+		w.apply(s.shift(service, [4]float64{50, 0, 0, 50}, ""))
+		all[service] = s
+	}
+	for service, call := range web.calls() {
+		if got, failed := count(100, call); len(failed) != 100 {
+			t.Errorf("%s: answered by %v, %d failed", service, got, len(failed))
+		}
+	}
+}
+
+// A connection that cannot be made on one way is tried twice more, each time on a way
+// by shares, until the dead one is known as such.
+func TestDeadWayOfConnections(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	web := w.caller("web", "web-1", "payments")
+	payments := w.three("payments")
+	payments.legacy.stop()
+	w.apply(payments.shift("payments", [4]float64{10, 0, 0, 90}, ""))
+	got, failed := count(500, web.calls()["payments"])
+	t.Logf("answered by %v, %d failed", got, len(failed))
+	if len(failed) > 5 || got["mtls"] < 495 {
+		t.Errorf("answered by %v, %d failed: %v", got, len(failed), errors.Join(failed...))
+	}
+}
+
+// A request that the callee may have seen is not sent again on another way.
+func TestSeenRequestsStay(t *testing.T) {
+	w := newWorld(t)
+	w.speak()
+	all := w.three("catalog")
+	rude := w.plainHTTP("rude", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if c, _, err := http.NewResponseController(rw).Hijack(); err == nil {
+			c.Close()
+		}
+	}))
+	all.legacy = rude
+	web := w.caller("web", "web-1", "catalog")
+	w.apply(all.shift("catalog", [4]float64{50, 0, 0, 50}, ""))
+	const n = 100
+	for _, method := range []string{http.MethodPost, http.MethodGet} {
+		before := rude.served.Load()
+		got, failed := count(n, func() (string, error) { a := web.do(method, "catalog", "/"); return a.instance, a.ok() })
+		if seen := int(rude.served.Load() - before); seen == 0 || seen != len(failed) || got["mtls"]+seen != n {
+			t.Errorf("%s: %d were seen by who hangs up, %d failed, answered were %v", method, seen, len(failed), got)
+		}
 	}
 }
 

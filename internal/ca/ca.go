@@ -1,27 +1,27 @@
-// Package ca is the built-in certificate authority of the mesh.
+// Package ca is the certificate authority of the mesh.
 //
-// In: a directory (or none, for memory), a clock, and certificate signing
-// requests. Out: one self-signed root, the trust domain in it, and leaves that
-// are SPIFFE X509-SVIDs with Consul Connect's identities. The same is offered
-// over gRPC as Consul's ConnectCAService, with a [Client] for it. Servers get
-// certificates for their own ports ([CA.ServerLeaf]), which clients believe by a
-// [Trust]; [CA.Verify] says whose leaf a caller has shown.
+// In: certificate signing requests. Out: roots, the trust domain in them, and leaves
+// that are SPIFFE X509-SVIDs with Consul Connect's identities. A [CA] is that, with
+// the rules for a request ([CheckCSR]); who signs is its provider: a [BuiltIn] does
+// with a root of its own from a directory or in memory, a [Consul] has a real
+// Consul's Connect CA do it. Every CA is offered over gRPC as Consul's
+// ConnectCAService, with a [Client] for it, and says whose leaf a caller has shown
+// ([CA.Verify]). A BuiltIn also makes the certificates of servers' own ports
+// ([BuiltIn.ServerLeaf]), which clients believe by a [Trust].
 //
-// The rules for a request ([CheckCSR]) and the making of certificates take
-// values and return values; only [Open] touches files and only [CA.Register]
-// a server. A private key is never logged, sent or put into an error.
+// The rules for a request and the making of certificates take values and return
+// values; only [Open] and [OpenConsul] touch files and only [CA.Register] a server.
+// A private key is never logged, sent or put into an error.
 //
 // It leaves to others who may have which identity ([Options].Authorize), when a
-// leaf is renewed (sidecar), limits on the rate of requests (server), and HTTP
-// (consulapi).
+// leaf is renewed (sidecar), limits on the rate of requests (server), connecting to
+// Consul (server), and HTTP (consulapi).
 package ca
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -29,43 +29,53 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/identity"
 )
 
-// Limits of [Options].LeafTTL. The default and the upper limit are Consul's.
-const (
-	DefaultLeafTTL = 72 * time.Hour
-	MinLeafTTL     = time.Minute
-	MaxLeafTTL     = 365 * 24 * time.Hour
-)
-
-// Options configure [Open].
+// Options are of every provider, but for what is said to be of [Open] alone.
 type Options struct {
-	// Dir holds the root and its key, in one file. Empty keeps them in memory:
-	// the next Open is then another authority with another trust domain.
+	// Dir holds, of a BuiltIn, the root and its key in one file; of a Consul the roots
+	// that were known last. Empty keeps them in memory: the next Open is then another
+	// authority with another trust domain, the next OpenConsul needs Consul.
 	Dir string
 	// Datacenter is the only one whose identities are signed. Required.
 	Datacenter string
 	// LeafTTL is how long a leaf is valid from the moment it is signed.
-	// 0 is DefaultLeafTTL.
+	// 0 is DefaultLeafTTL. Of Open alone: Consul has its own, LeafCertTTL.
 	LeafTTL time.Duration
 	// Authorize decides whether the caller of a gRPC request, known by its
 	// context, may have a leaf for the identity, and through which join token it
-	// came: the leaf names that token's accessor in its subject, so that a
-	// revocation finds it. Nil refuses everybody; [Anyone] refuses nobody.
-	// [CA.Sign] does not ask it.
+	// came, so that a revocation finds the leaf: a BuiltIn names that token's accessor in
+	// its subject. Nil refuses everybody; [Anyone] refuses nobody. [CA.Sign] does not ask it.
 	Authorize func(context.Context, identity.SPIFFE) (through string, err error)
-	Now       func() time.Time // nil is time.Now
-	Log       *slog.Logger     // nil discards
+	// Issued and Through remember which leaf came through which token where a leaf cannot
+	// name it, since others make it: an error of Issued keeps the leaf back, Through is ""
+	// for one that is not known. Nil remember nothing. Of OpenConsul alone.
+	Issued  func(leaf *x509.Certificate, through string) error
+	Through func(leaf *x509.Certificate) string
+	Now     func() time.Time // nil is time.Now
+	Log     *slog.Logger     // nil discards
+}
+
+// checked fills what is not set.
+func (o Options) checked() (Options, error) {
+	if o.Datacenter == "" {
+		return o, errors.New("CA: no datacenter given")
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o, nil
 }
 
 // Anyone is an [Options].Authorize for development mode: any caller may have any
 // identity of this datacenter.
 func Anyone(context.Context, identity.SPIFFE) (string, error) { return "", nil }
 
-// CA signs leaves with one root. Safe for concurrent use.
+// CA is an authority, whoever signs. Safe for concurrent use.
 type CA struct {
-	opts Options
-	root *x509.Certificate
-	key  *ecdsa.PrivateKey
-
+	opts        Options
+	provider    provider
 	trustDomain string
 
 	mu      sync.Mutex
@@ -76,70 +86,23 @@ type CA struct {
 	closeOnce sync.Once
 }
 
-// Open loads the authority in opts.Dir, or creates it there when the directory
-// holds none. A root that is present but cannot be used is an error and stays
-// as it is: a new root in its place would cut off every sidecar.
-func Open(opts Options) (*CA, error) {
-	if opts.Datacenter == "" {
-		return nil, errors.New("CA: no datacenter given")
-	}
-	if opts.LeafTTL == 0 {
-		opts.LeafTTL = DefaultLeafTTL
-	}
-	if opts.LeafTTL < MinLeafTTL || opts.LeafTTL > MaxLeafTTL {
-		return nil, fmt.Errorf("CA: leaf TTL %s: want %s to %s", opts.LeafTTL, MinLeafTTL, MaxLeafTTL)
-	}
-	if opts.Now == nil {
-		opts.Now = time.Now
-	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	root, key, err := openRoot(opts)
-	if err != nil {
-		return nil, err
-	}
-	trustDomain, err := trustDomainOf(root)
-	if err != nil {
-		return nil, err
-	}
-	c := &CA{
-		opts: opts, root: root, key: key, trustDomain: trustDomain,
+// provider is who signs.
+type provider interface {
+	// sign makes a leaf for a request that [CheckCSR] has let pass. An error that is a
+	// gRPC status goes to the caller as it is.
+	sign(ctx context.Context, csrPEM []byte, req Request, through string, now time.Time) (chainPEM []byte, err error)
+	// through is the accessor of the token that a leaf of this provider came through, or "".
+	through(leaf *x509.Certificate) string
+}
+
+func newCA(o Options, p provider, roots Roots) *CA {
+	return &CA{
+		opts: o, provider: p, trustDomain: roots.TrustDomain, roots: roots,
 		changed: make(chan struct{}), closed: make(chan struct{}),
 	}
-	c.publish(Roots{ActiveRootID: fingerprint(root), TrustDomain: trustDomain, Roots: []Root{describe(root, true)}})
-	return c, nil
 }
 
-func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	now := opts.Now()
-	if opts.Dir == "" {
-		root, key, err := newRoot(now)
-		if err != nil {
-			return nil, nil, err
-		}
-		opts.Log.Info("created a CA root in memory", "root", root.Subject.CommonName, "not_after", root.NotAfter)
-		return root, key, nil
-	}
-	root, key, created, err := loadOrCreate(opts.Dir, now)
-	if err != nil {
-		return nil, nil, err
-	}
-	log := opts.Log.With("root", root.Subject.CommonName, "dir", opts.Dir, "not_after", root.NotAfter)
-	switch left := root.NotAfter.Sub(now); {
-	case left <= 0:
-		log.Error("the CA root has expired: nothing is signed any more, and sidecars refuse each other")
-	case left < rootWarning:
-		log.Warn("the CA root expires soon")
-	case created:
-		log.Info("created a CA root")
-	default:
-		log.Info("loaded the CA root")
-	}
-	return root, key, nil
-}
-
-// TrustDomain is the cluster's, "<cluster ID>.consul", as long as the root lives.
+// TrustDomain is the cluster's, "<cluster ID>.consul". It never changes.
 func (c *CA) TrustDomain() string { return c.trustDomain }
 
 // Datacenter is the one whose identities are signed.
@@ -150,18 +113,14 @@ func (c *CA) Identity(service string) identity.SPIFFE {
 	return identity.SPIFFE{TrustDomain: c.trustDomain, Datacenter: c.opts.Datacenter, Service: service}
 }
 
-// Sign checks the request and returns a leaf for it, PEM. It trusts its caller;
-// see [Options].Authorize for requests from elsewhere.
-func (c *CA) Sign(csrPEM []byte, now time.Time) ([]byte, error) {
+// Sign checks the request and returns a leaf for it, PEM, with intermediates after it
+// if there are any. It trusts its caller; see [Options].Authorize for requests from elsewhere.
+func (c *CA) Sign(ctx context.Context, csrPEM []byte, now time.Time) ([]byte, error) {
 	req, err := CheckCSR(csrPEM, c.trustDomain, c.opts.Datacenter)
 	if err != nil {
 		return nil, err
 	}
-	return c.issue(req, "", now)
-}
-
-func (c *CA) issue(req Request, through string, now time.Time) ([]byte, error) {
-	return issueLeaf(c.root, c.key, req, through, now, c.opts.LeafTTL)
+	return c.provider.sign(ctx, csrPEM, req, "", now)
 }
 
 // Roots are the certificates that leaves are to be verified with, now.

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-func open(t *testing.T, opts Options) *CA {
+func open(t *testing.T, opts Options) *BuiltIn {
 	t.Helper()
 	if opts.Datacenter == "" {
 		opts.Datacenter = "dc1"
@@ -28,13 +28,13 @@ func open(t *testing.T, opts Options) *CA {
 	return c
 }
 
-func sign(t *testing.T, c *CA, service string, now time.Time) *x509.Certificate {
+func sign(t *testing.T, c *BuiltIn, service string, now time.Time) *x509.Certificate {
 	t.Helper()
 	_, csr, err := NewKeyAndCSR(c.Identity(service))
 	if err != nil {
 		t.Fatal(err)
 	}
-	leafPEM, err := c.Sign(csr, now)
+	leafPEM, err := c.Sign(t.Context(), csr, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestValidity(t *testing.T) {
 	}
 	_, csr, _ := NewKeyAndCSR(c.Identity("web"))
 	for _, at := range []time.Time{end, start.Add(-2 * time.Hour)} {
-		if _, err := c.Sign(csr, at); err == nil || !strings.Contains(err.Error(), "valid from") {
+		if _, err := c.Sign(t.Context(), csr, at); err == nil || !strings.Contains(err.Error(), "valid from") {
 			t.Errorf("Sign at %s: %v, want a refusal", at, err)
 		}
 	}

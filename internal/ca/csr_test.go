@@ -204,7 +204,7 @@ func FuzzSign(f *testing.F) {
 	f.Add(other.Bytes)
 	now := time.Now()
 	f.Fuzz(func(t *testing.T, der []byte) {
-		leafPEM, err := c.Sign(pem.EncodeToMemory(&pem.Block{Type: typeCSR, Bytes: der}), now)
+		leafPEM, err := c.Sign(t.Context(), pem.EncodeToMemory(&pem.Block{Type: typeCSR, Bytes: der}), now)
 		if err != nil {
 			return
 		}

@@ -36,8 +36,11 @@ func (s *service) Sign(ctx context.Context, in *pbconnectca.SignRequest) (*pbcon
 		}
 		return nil, status.Errorf(codes.PermissionDenied, "leaf for %q: %v", req.ID, err)
 	}
-	leaf, err := s.ca.issue(req, through, s.ca.opts.Now())
+	leaf, err := s.ca.provider.sign(ctx, []byte(in.GetCsr()), req, through, s.ca.opts.Now())
 	if err != nil {
+		if _, ok := status.FromError(err); ok {
+			return nil, err
+		}
 		s.ca.opts.Log.Error("cannot sign a leaf", "identity", req.ID.URI(), "error", err)
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}

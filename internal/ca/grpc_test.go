@@ -78,7 +78,7 @@ func TestSignOverGRPC(t *testing.T) {
 
 func TestSignNeedsAuthorize(t *testing.T) {
 	closed, openToAll := open(t, Options{}), open(t, Options{Authorize: Anyone})
-	for c, want := range map[*CA]codes.Code{closed: codes.PermissionDenied, openToAll: codes.OK} {
+	for c, want := range map[*BuiltIn]codes.Code{closed: codes.PermissionDenied, openToAll: codes.OK} {
 		_, csr, err := NewKeyAndCSR(c.Identity("web"))
 		if err != nil {
 			t.Fatal(err)
@@ -151,7 +151,7 @@ func TestClientRefusesWrongAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	otherLeaf, err := c.Sign(other, time.Now())
+	otherLeaf, err := c.Sign(t.Context(), other, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

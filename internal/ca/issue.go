@@ -37,11 +37,14 @@ func backdate(ttl time.Duration) time.Duration {
 
 // newRoot makes the key and the self-signed certificate of a new trust domain.
 func newRoot(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	return newRootOf(newUUID()+trustDomainSuffix, now)
+}
+
+func newRootOf(trustDomain string, now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("CA root: generate key: %w", err)
 	}
-	clusterID := newUUID()
 	// Consul's API shows a root's serial number as a JSON number; 52 bits survive every reader.
 	serial, err := randomSerial(52)
 	if err != nil {
@@ -49,8 +52,8 @@ func newRoot(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "crossfade CA " + clusterID[:8]},
-		URIs:                  []*url.URL{{Scheme: "spiffe", Host: clusterID + trustDomainSuffix}},
+		Subject:               pkix.Name{CommonName: "crossfade CA " + trustDomain[:8]},
+		URIs:                  []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
 		NotBefore:             now.Add(-maxBackdate),
 		NotAfter:              now.Add(rootTTL),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,

@@ -23,7 +23,7 @@ const serverTTL = 24 * time.Hour
 
 // Fingerprint is the SHA-256 of the active root, "sha256:<hex>": what an operator
 // hands to those who are to trust this authority.
-func (c *CA) Fingerprint() string { return sha256Of(c.root) }
+func (b *BuiltIn) Fingerprint() string { return sha256Of(b.root) }
 
 func sha256Of(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
@@ -31,14 +31,14 @@ func sha256Of(cert *x509.Certificate) string {
 }
 
 // RootPEM is the active root's certificate, without its key.
-func (c *CA) RootPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: typeCertificate, Bytes: c.root.Raw})
+func (b *BuiltIn) RootPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: typeCertificate, Bytes: b.root.Raw})
 }
 
 // ServerLeaf is the certificate of a server's own ports. Its key is made in memory,
 // and made anew with each certificate. Safe for concurrent use.
 type ServerLeaf struct {
-	ca    *CA
+	ca    *BuiltIn
 	names []string
 	ips   []net.IP
 
@@ -49,8 +49,8 @@ type ServerLeaf struct {
 
 // ServerLeaf makes a certificate whose one URI is [identity.ServerURI]; the DNS names
 // and addresses are for clients that check those. It does not serve as a client's.
-func (c *CA) ServerLeaf(names []string, ips []net.IP) (*ServerLeaf, error) {
-	s := &ServerLeaf{ca: c, names: names, ips: ips}
+func (b *BuiltIn) ServerLeaf(names []string, ips []net.IP) (*ServerLeaf, error) {
+	s := &ServerLeaf{ca: b, names: names, ips: ips}
 	_, err := s.Get(nil)
 	return s, err
 }
@@ -76,8 +76,8 @@ func (s *ServerLeaf) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return s.cert, nil
 }
 
-func (c *CA) issueServer(names []string, ips []net.IP, now time.Time) (*tls.Certificate, error) {
-	uri, err := url.Parse(identity.ServerURI(c.trustDomain, c.opts.Datacenter))
+func (b *BuiltIn) issueServer(names []string, ips []net.IP, now time.Time) (*tls.Certificate, error) {
+	uri, err := url.Parse(identity.ServerURI(b.trustDomain, b.opts.Datacenter))
 	if err != nil {
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
@@ -89,12 +89,12 @@ func (c *CA) issueServer(names []string, ips []net.IP, now time.Time) (*tls.Cert
 	if err != nil {
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
-	if !now.Before(c.root.NotAfter) {
-		return nil, fmt.Errorf("server certificate: the CA root has expired at %s", c.root.NotAfter.Format(time.RFC3339))
+	if !now.Before(b.root.NotAfter) {
+		return nil, fmt.Errorf("server certificate: the CA root has expired at %s", b.root.NotAfter.Format(time.RFC3339))
 	}
 	notAfter := now.Add(serverTTL)
-	if notAfter.After(c.root.NotAfter) {
-		notAfter = c.root.NotAfter
+	if notAfter.After(b.root.NotAfter) {
+		notAfter = b.root.NotAfter
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serial,
@@ -106,7 +106,7 @@ func (c *CA) issueServer(names []string, ips []net.IP, now time.Time) (*tls.Cert
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,
-	}, c.root, key.Public(), c.key)
+	}, b.root, key.Public(), b.key)
 	if err != nil {
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
@@ -114,5 +114,5 @@ func (c *CA) issueServer(names []string, ips []net.IP, now time.Time) (*tls.Cert
 	if err != nil {
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, c.root.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return &tls.Certificate{Certificate: [][]byte{der, b.root.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }

@@ -19,7 +19,7 @@ import (
 // Peer is whose leaf a caller has shown.
 type Peer struct {
 	ID       identity.SPIFFE
-	Through  string // accessor of the join token that the leaf comes through
+	Through  string // accessor of the join token that the leaf comes through; empty where none is known
 	Serial   string // hex
 	NotAfter time.Time
 }
@@ -57,7 +57,7 @@ func (c *CA) Verify(chain []*x509.Certificate, now time.Time) (Peer, error) {
 	case id.TrustDomain != c.trustDomain || id.Datacenter != c.opts.Datacenter:
 		return Peer{}, fmt.Errorf("client certificate %x: %s is of another trust domain or datacenter", leaf.SerialNumber, id)
 	}
-	return Peer{ID: id, Through: leaf.Subject.SerialNumber, Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter}, nil
+	return Peer{ID: id, Through: c.provider.through(leaf), Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter}, nil
 }
 
 // Trust is which servers a client believes: those with a certificate of a known root,
@@ -69,7 +69,7 @@ type Trust struct {
 	roots []*x509.Certificate // guarded by mu
 }
 
-// NewTrust takes roots in PEM, a fingerprint ([CA.Fingerprint]), or both.
+// NewTrust takes roots in PEM, a fingerprint ([BuiltIn.Fingerprint]), or both.
 func NewTrust(roots []byte, fingerprint string) (*Trust, error) {
 	t := &Trust{}
 	if fingerprint != "" {
@@ -121,18 +121,6 @@ func (t *Trust) Roots() []byte {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: typeCertificate, Bytes: r.Raw})...)
 	}
 	return out
-}
-
-// TrustDomain is that of the known roots, or empty.
-func (t *Trust) TrustDomain() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, r := range t.roots {
-		if td, err := trustDomainOf(r); err == nil {
-			return td
-		}
-	}
-	return ""
 }
 
 // TLS is a client's configuration. certificate gives what the client shows of

@@ -156,6 +156,12 @@ type Upstream struct {
 	Config               map[string]any `json:"Config,omitempty"`
 }
 
+// Declared are the upstreams that somebody declared. A Consul adds others to a registration,
+// which carry what its entries say of destinations: they have no place to listen at.
+func Declared(upstreams []Upstream) []Upstream {
+	return slices.DeleteFunc(slices.Clone(upstreams), func(u Upstream) bool { return u.LocalBindPort == 0 && u.LocalBindSocketPath == "" })
+}
+
 // Check is one health check's last word. ServiceID is empty for a node's check.
 type Check struct {
 	Node        string   `json:"Node"`

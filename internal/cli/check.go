@@ -61,6 +61,7 @@ Consul and Nomad read it of a check's script.`,
 	cmd.Flags().StringSliceVar(&dirs, "state-dir", nil, "sidecars' state directories, or one that holds them (default: all of this host)")
 	cmd.Flags().BoolVar(&local, "local", false, "look at this host's sidecars only")
 	cmd.Flags().BoolVar(&remote, "server", false, "ask a server only")
+	complete(cmd, "state-dir", folders())
 	cmd.MarkFlagsMutuallyExclusive("local", "server")
 	cmd.MarkFlagsMutuallyExclusive("state-dir", "server")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

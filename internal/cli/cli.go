@@ -96,7 +96,7 @@ it on this machine.`,
 	root.AddCommand(
 		newServer(s), newSidecar(s), newNodeProxy(s), newDemo(s), newDemoApp(s),
 		newServices(s), newCatalog(s), newConfig(s), newChain(s), newConnect(s), newPairs(s), newShift(s), newRevert(s), newProtect(s),
-		newToken(s), newAudit(s), newCheck(s), newRender(s), newXDS(s), newVersion(s),
+		newToken(s), newAudit(s), newCheck(s), newRender(s), newXDS(s), newImport(s), newVersion(s),
 	)
 	addCompletion(root)
 	return root

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -86,7 +87,7 @@ func (r rendering) run(s streams) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	var authority *ca.CA
+	var authority *ca.BuiltIn
 	if r.static {
 		if authority, err = ca.Open(ca.Options{Datacenter: r.datacenter}); err != nil {
 			return err
@@ -122,7 +123,7 @@ func (r rendering) run(s streams) error {
 	if err != nil {
 		return err
 	}
-	leaf, err := authority.Sign(csr, time.Now())
+	leaf, err := authority.Sign(context.Background(), csr, time.Now())
 	if err != nil {
 		return err
 	}

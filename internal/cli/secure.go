@@ -26,6 +26,7 @@ const tokenHeader = "X-Consul-Token"
 // anchors are the flags by which a verb knows a server outside development mode.
 type anchors struct {
 	caFile, fingerprint string
+	beside              bool // what $CONSUL_CACERT says is of a Consul that is spoken to as well
 	s                   streams
 }
 
@@ -44,7 +45,11 @@ func (a *anchors) file() string {
 	if a.caFile == "" && a.fingerprint != "" {
 		return ""
 	}
-	return firstSet(a.caFile, a.s.env("CROSSFADE_CACERT"), a.s.env("CONSUL_CACERT"))
+	file := firstSet(a.caFile, a.s.env("CROSSFADE_CACERT"))
+	if file == "" && !a.beside {
+		file = a.s.env("CONSUL_CACERT")
+	}
+	return file
 }
 
 func (a *anchors) pin() string { return firstSet(a.fingerprint, a.s.env("CROSSFADE_CA_FINGERPRINT")) }

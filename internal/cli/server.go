@@ -13,7 +13,7 @@ import (
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
-	var policy, guard string
+	var policy, guard, authority, consulGRPC string
 	var most, rate int
 	cmd := &cobra.Command{
 		Use:   "server",
@@ -31,10 +31,16 @@ see crossfade catalog held. --endpoint-guard off takes whatever the registry say
 
 With --config-dir the configuration entries in the files of a folder are written at the
 start and whenever a file changes. A file that is wrong is named in the log, and leaves
-its entry as it was.`,
+its entry as it was.
+
+With --consul the registry is a real Consul; with --ca consul that Consul's Connect CA
+also signs the sidecars' certificates, so that Consul's own sidecars and these know each
+other. Consul's servers are asked for that over gRPC: $CONSUL_GRPC_CACERT (or
+$CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consul itself.`,
 		Example: `  crossfade server --dev
   crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny
-  crossfade server --dev --config-dir entries --config-prune`,
+  crossfade server --dev --config-dir entries --config-prune
+  crossfade server --data-dir /var/lib/crossfade --consul http://127.0.0.1:8500 --ca consul`,
 		Args: exactly(),
 	}
 	f := cmd.Flags()
@@ -57,6 +63,8 @@ its entry as it was.`,
 	f.IntVar(&most, "endpoint-guard-most", 50, "percent of a service's instances that may leave within the window with nothing to explain it; the others of 100 are the floor of health")
 	f.DurationVar(&o.Guard.Window, "endpoint-guard-window", 10*time.Minute, "how long an unexplained departure counts")
 	f.IntVar(&rate, "endpoint-guard-rate", 0, "percent of a service's instances that may leave in a second, explained or not, and at least one; 0 for no limit")
+	addChoice(cmd, &authority, "ca", "", "built-in", "who signs the sidecars' certificates: this server, or the Connect CA of --consul", "built-in", "consul")
+	f.StringVar(&consulGRPC, "consul-grpc-addr", "", "gRPC address of a Consul server, for --ca consul (default $CONSUL_GRPC_ADDR, else as Consul's catalog says)")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
 	f.DurationVar(&o.LeafTTL, "leaf-cert-ttl", 0, "how long a sidecar's certificate is valid (default 72h)")
 	complete(cmd, "data-dir", folders())
@@ -74,6 +82,16 @@ its entry as it was.`,
 		o.Guard.Off, o.Guard.Most, o.Guard.Rate = guard == "off", float64(most)/100, float64(rate)/100
 		if o.ConfigPrune && o.ConfigDir == "" {
 			return usageError{errors.New("--config-prune: deletes what came from --config-dir: give that too"), "crossfade server --help"}
+		}
+		if authority == "consul" {
+			if o.Consul == "" {
+				return usageError{errors.New("--ca consul: there is no Consul: give --consul too"), "crossfade server --help"}
+			}
+			o.ConsulCA = &server.ConsulCA{
+				GRPCAddr:   firstSet(consulGRPC, s.env("CONSUL_GRPC_ADDR")),
+				CAFile:     firstSet(s.env("CONSUL_GRPC_CACERT"), s.env("CONSUL_CACERT")),
+				ServerName: s.env("CONSUL_TLS_SERVER_NAME"),
+			}
 		}
 		offset := 0
 		if o.Consul != "" {
@@ -106,6 +124,10 @@ its entry as it was.`,
 		if o.Consul != "" {
 			source = "Consul at " + o.Consul
 		}
+		signer := ""
+		if o.ConsulCA != nil {
+			signer = ", of that Consul's CA"
+		}
 		security := "TLS, CA " + srv.Fingerprint()
 		if o.Dev {
 			security = "none: plaintext, open to everybody on this host"
@@ -117,9 +139,9 @@ its entry as it was.`,
   security         %s
   catalog          %s
   datacenter       %s
-  trust domain     %s
+  trust domain     %s%s
   intentions       %s by default
-`, Version, mode, srv.URL(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), security, source, o.Datacenter, srv.TrustDomain(), policy)
+`, Version, mode, srv.URL(), srv.GRPCAddr(), cmp.Or(srv.DNSAddr(), "none"), security, source, o.Datacenter, srv.TrustDomain(), signer, policy)
 		if file := srv.CAFile(); file != "" {
 			fmt.Fprintf(s.err, "  CA certificate   %s\n", file)
 		}

@@ -198,6 +198,7 @@ func routes() []route {
 		{path: "/v1/crossfade/catalog/release/", put: askServer},
 		{path: "/v1/crossfade/catalog/keep/", put: askServer},
 		{path: "/v1/crossfade/metrics", get: askServer},
+		{path: "/v1/crossfade/cuts/", get: askServer},
 		{path: "/v1/crossfade/config/history/", get: entryHistory},
 		{path: "/v1/crossfade/config/rollback/", put: rollBackEntry},
 

@@ -185,7 +185,7 @@ func TestAFailedRequestFailsTheProof(t *testing.T) {
 	offer := func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		defer cancel()
-		g := load.Generator{Rate: 1000, Timeout: time.Second, Outstanding: 10, Call: pr.call, Record: pr.rec}
+		g := load.Generator{Rate: 1000, Timeout: time.Second, Outstanding: 1000, Call: pr.call, Record: pr.rec}
 		g.Run(ctx)
 	}
 	out := newConsole(Options{Stdout: io.Discard})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -59,7 +60,7 @@ func (m *mesh) startApp(ctx context.Context, in *instance) error {
 	}
 	env := m.env
 	for name, value := range m.appEnv(in) {
-		env = append(env[:len(env):len(env)], name+"="+value)
+		env = append(slices.Clip(env), name+"="+value)
 	}
 	var err error
 	if in.app, err = start("app of "+in.id, filepath.Join(in.dir, "app.log"), env, m.o.Executable, in.appArgs()...); err != nil {
@@ -86,7 +87,7 @@ func (m *mesh) appEnv(in *instance) map[string]string {
 // crossfade runs a verb as an operator does, and is what it prints.
 func (m *mesh) crossfade(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, m.o.Executable, args...)
-	cmd.Env = append(m.env[:len(m.env):len(m.env)],
+	cmd.Env = append(slices.Clip(m.env),
 		"CROSSFADE_HTTP_ADDR="+m.api.base, "CROSSFADE_CACERT="+m.api.caFile(), "CROSSFADE_HTTP_TOKEN_FILE="+m.api.operatorFile())
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

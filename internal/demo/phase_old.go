@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -112,8 +113,8 @@ func (d *demo) join(ctx context.Context, p *Proof) error {
 	m, begun := d.mesh, time.Now()
 	mark := d.traffic.mark()
 	order := m.first()
-	for i := len(order) - 1; i >= 0; i-- { // callees first
-		in, since := order[i], time.Now()
+	for _, in := range slices.Backward(order) { // callees first
+		since := time.Now()
 		if err := m.startInstance(in); err != nil {
 			return err
 		}

@@ -2,12 +2,16 @@ package envoy
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
 // RuntimeName is the runtime layer that the bootstrap asks for. Envoy waits for it
@@ -40,6 +44,44 @@ func ParseShift(text string) (generation uint64, shares config.Shares, err error
 	return generation, config.Shares{Legacy: percent(legacy), Direct: percent(direct), Plain: percent(plain), MTLS: percent(mtls)}, nil
 }
 
+// cutKey begins keys that Envoy passes over as well: orders to close what is open, for the
+// sidecar beside it.
+const cutKey = "crossfade.cut."
+
+// maxCutOver bounds the time of an order that is read.
+const maxCutOver = 24 * time.Hour
+
+// Cuts are the orders in a runtime layer of ours. What cannot be read is none.
+func Cuts(r *runtimev3.Runtime) (out []proxy.Cut) {
+	fields := r.GetLayer().GetFields()
+	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		destination, ok := strings.CutPrefix(key, cutKey)
+		if !ok {
+			continue
+		}
+		if c, err := parseCut(destination, fields[key].GetStringValue()); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func cutText(c proxy.Cut) string {
+	return fmt.Sprintf("%s keep=%s over=%dms part=%d/%d", c.ID, c.Keep, c.Over.Milliseconds(), c.Part, c.Parts)
+}
+
+func parseCut(destination, text string) (proxy.Cut, error) {
+	c := proxy.Cut{Destination: destination}
+	var over int64
+	if _, err := fmt.Sscanf(text, "%s keep=%s over=%dms part=%d/%d", &c.ID, &c.Keep, &over, &c.Part, &c.Parts); err != nil {
+		return c, fmt.Errorf("cut %.80q: %w", text, err)
+	}
+	if c.Over = time.Duration(over) * time.Millisecond; over < 0 || c.Over > maxCutOver || c.Part < 0 || c.Part >= c.Parts {
+		return c, fmt.Errorf("cut %.80q: no such time, or part", text)
+	}
+	return c, nil
+}
+
 // runtime holds what may change at any time without touching a connection.
 func (b *builder) runtime() *runtimev3.Runtime {
 	fields := map[string]*structpb.Value{
@@ -58,6 +100,9 @@ func (b *builder) runtime() *runtimev3.Runtime {
 	for _, s := range b.proxy.Shifts {
 		fields[shiftKey+s.Destination] = structpb.NewStringValue(fmt.Sprintf("%d legacy=%d direct=%d plain=%d mtls=%d", s.Generation,
 			s.Shares.Hundredths(config.WayLegacy), s.Shares.Hundredths(config.WayDirect), s.Shares.Hundredths(config.WayPlain), s.Shares.Hundredths(config.WayMTLS)))
+	}
+	for _, c := range b.proxy.Cuts {
+		fields[cutKey+c.Destination] = structpb.NewStringValue(cutText(c))
 	}
 	return &runtimev3.Runtime{Name: RuntimeName, Layer: &structpb.Struct{Fields: fields}}
 }

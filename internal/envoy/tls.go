@@ -25,6 +25,9 @@ func (b *builder) upstreamTLS(sni, peerURI string, multiplexed bool) *corev3.Tra
 func (b *builder) downstreamTLS(in *proxy.Inbound) *corev3.TransportSocket {
 	peer := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: in.PeerURIPrefix}}
 	ctx := &tlsv3.DownstreamTlsContext{CommonTlsContext: b.commonTLS(peer), RequireClientCertificate: truth(true)}
+	if in.TLS12 {
+		ctx.CommonTlsContext.TlsParams = once(b, "tls of Consul's callers", tlsParametersFrom12)
+	}
 	if config.IsHTTP(in.Protocol) {
 		ctx.CommonTlsContext.AlpnProtocols = []string{"h2", "http/1.1"}
 	}
@@ -51,6 +54,16 @@ func tlsParameters() *tlsv3.TlsParameters {
 		TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
 		EcdhCurves:                []string{"X25519"},
 	}
+}
+
+// tlsParametersFrom12 are for callers that Consul configures: Envoy's clients, unless told
+// otherwise, stop at TLS 1.2. Of its ciphers those stay that have forward secrecy and AEAD.
+func tlsParametersFrom12() *tlsv3.TlsParameters {
+	out := tlsParameters()
+	out.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TLSv1_2
+	out.CipherSuites = []string{"ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"}
+	out.EcdhCurves = append(out.EcdhCurves, "P-256")
+	return out
 }
 
 func leafSecret() []*tlsv3.SdsSecretConfig {

@@ -204,6 +204,9 @@ func (c *Client) DrainInbound(ctx context.Context) error {
 	return c.Post(ctx, "/drain_listeners?graceful&skip_exit&inboundonly")
 }
 
+// CloseListeners stops listening. Connections that exist go on.
+func (c *Client) CloseListeners(ctx context.Context) error { return c.Post(ctx, "/drain_listeners") }
+
 // CloseInbound stops listening inbound. Connections that exist go on.
 func (c *Client) CloseInbound(ctx context.Context) error {
 	return c.Post(ctx, "/drain_listeners?inboundonly")

@@ -79,7 +79,9 @@ func NewHost(t testing.TB) *Host {
 		"link set lo up", fmt.Sprintf("link add there type veth peer name here netns %d", os.Getpid()),
 		"addr add " + h.Address + "/24 dev there", "link set there up",
 	} {
-		h.Do(func() error { command(t, exec.Command("ip", strings.Fields(line)...)); return nil })
+		if err := h.Do(func() error { command(t, exec.Command("ip", strings.Fields(line)...)); return nil }); err != nil {
+			t.Fatalf("entering a network namespace: %v", err)
+		}
 	}
 	for _, line := range []string{"addr add " + HostAddress + "/24 dev here", "link set here up"} {
 		command(t, exec.Command("ip", strings.Fields(line)...))

@@ -111,7 +111,9 @@ func (r *run) until(ctx context.Context, version string) error {
 	case err := <-failed:
 		return errors.Join(err, ctx.Err())
 	case <-ctx.Done():
-		<-failed
+		if err := <-failed; err != nil {
+			log.Debug("asked to stop before the registry could be read", "reason", err)
+		}
 		return nil
 	}
 	if err := atomicfile.Write(filepath.Join(r.o.Dir, bootName), Bootstrap(l, r.o.Dir, filepath.Join(r.o.Dir, adminName))); err != nil {

@@ -250,9 +250,12 @@ func TestTwoHosts(t *testing.T) {
 		}
 		return nil
 	})
-	if left, _ := filepath.Glob(filepath.Join(dirs[0], "eds-*catalog*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
+	meshtest.Eventually(t, "its files are gone", func() error { // after Envoy has been told
+		if left, _ := filepath.Glob(filepath.Join(dirs[0], "eds-*catalog*")); len(left) > 0 {
+			return fmt.Errorf("left: %v", left)
+		}
+		return nil
+	})
 	say(append(there, onB)...)
 	meshtest.Eventually(t, "it is back", func() error {
 		return answers(a.Front, "catalog", "catalog-1 catalog [node-proxy, node-proxy] HTTP/1.1")

@@ -22,6 +22,9 @@ const exactBalance = "exact_balance"
 func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 	settings := b.inboundSettings(reg)
 	address, port := b.in.Instance.Address(), b.in.Instance.Service.Port
+	if b.in.BindAny && b.in.Instance.Service.Address == "" {
+		address = netip.IPv4Unspecified().String()
+	}
 	if settings.BindAddress != "" {
 		address = settings.BindAddress
 	}
@@ -55,6 +58,7 @@ func (b *builder) inbound(reg *catalog.Proxy) *Inbound {
 		ExactBalance:   settings.BalanceInboundConnections == exactBalance,
 		MaxConnections: max(0, settings.MaxInboundConnections),
 		PeerURIPrefix:  peerURIPrefix(b.in.TrustDomain, b.in.Datacenter),
+		TLS12:          b.in.ConsulCallers,
 		Intentions:     b.intentions(protocol),
 		App: App{
 			SocketPath:     reg.LocalServiceSocketPath,

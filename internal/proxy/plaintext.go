@@ -70,7 +70,7 @@ func (b *builder) plaintext(in *Inbound, settings config.ProxyConfig) *Plaintext
 			continue
 		}
 		for _, at := range b.in.Addresses(source) {
-			if v, taken := verdicts[at]; !taken || c.Verdict.allows() > v.allows() {
+			if v, taken := verdicts[at]; !taken || c.allows() > v.allows() {
 				verdicts[at] = c.Verdict
 			}
 		}

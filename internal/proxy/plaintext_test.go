@@ -40,7 +40,7 @@ Protocol = "tcp"
 	return proxy.Build(proxy.Input{
 		Instance: s.Sidecars[0], Config: s.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: true, AllowEscapeHatches: true,
 		Addresses: func(service string) (out []netip.Addr) {
-			for _, text := range strings.Fields(addresses[service]) {
+			for text := range strings.FieldsSeq(addresses[service]) {
 				out = append(out, netip.MustParseAddr(text))
 			}
 			return out

@@ -52,6 +52,8 @@ type Proxy struct {
 	// Shifts are the shares that the sidecar has, by destination, sorted: what it tells a
 	// server that has lost the newest.
 	Shifts []Shift
+	// Cuts are orders to close what is open on ways that are left, by destination, sorted.
+	Cuts []Cut
 
 	// Reads lists the entries that Build looked for, found or not. Sorted.
 	Reads []config.Key
@@ -66,12 +68,29 @@ type Shift struct {
 	Shares      config.Shares
 }
 
+// Cut is an order to a sidecar: what is open to a destination on other ways than one is to be
+// closed, once its Envoy leads nothing there any more.
+type Cut struct {
+	Destination string
+	ID          string // of the order; one that was followed is not followed again
+	Keep        string // the way that is left alone
+	Over        time.Duration
+	// Part, of Parts, is which of the sidecars that close something at the same time this is,
+	// from 0, so that they do not all do it at the same moments.
+	Part, Parts int
+}
+
 // Input is what [Build] decides from.
 type Input struct {
 	Instance    catalog.Instance // of kind connect-proxy
 	Config      *config.Set
 	Datacenter  string // the sidecar's own
 	TrustDomain string
+	// ConsulCallers lets sidecars call that Consul configures, whose TLS ends at 1.2.
+	ConsulCallers bool
+	// BindAny has a sidecar that is registered without an address of its own listen on all,
+	// as Consul's do: their agents look for it on loopback, whatever the node's address.
+	BindAny bool
 	// AllowEscapeHatches lets registrations and entries hold resources in Envoy's own words.
 	AllowEscapeHatches bool
 	DefaultAllow       bool // what happens to a caller that no intention mentions
@@ -83,6 +102,8 @@ type Input struct {
 	// Known reports whether a service was ever registered. Nil: all were. It decides
 	// nothing but [Upstream.Unknown].
 	Known func(service string) bool
+	// Cuts are orders of today, which no entry holds. Sorted by destination.
+	Cuts []Cut
 }
 
 // Inbound is the public listener and the app behind it.
@@ -98,7 +119,9 @@ type Inbound struct {
 	// PeerURIPrefix starts the URI of every caller that is let in: the sidecar's
 	// own trust domain and datacenter.
 	PeerURIPrefix string
-	Intentions    Intentions
+	// TLS12 lets callers use that version of TLS too.
+	TLS12      bool
+	Intentions Intentions
 	// Plaintext is set where the port takes what is not encrypted as well.
 	Plaintext *Plaintext
 	// Admission is set for tcp when the app has an IP.
@@ -169,6 +192,7 @@ func Build(in Input) (*Proxy, []Problem) {
 		ID:       in.Instance.Service.ID,
 		Node:     in.Instance.Node.Name,
 		Identity: identity.SPIFFE{TrustDomain: in.TrustDomain, Datacenter: in.Datacenter, Service: b.service},
+		Cuts:     in.Cuts,
 	}
 	if b.service == "" {
 		b.problem("proxy "+b.proxy.ID, "no destination service name: it stands for nobody, and nobody will accept it")

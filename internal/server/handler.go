@@ -97,6 +97,7 @@ func (s *Server) asked() map[string]http.HandlerFunc {
 		"PUT /v1/crossfade/catalog/release/{service}":        s.decideHeld(catalog.Release),
 		"PUT /v1/crossfade/catalog/keep/{service}":           s.decideHeld(catalog.Keep),
 		"GET /v1/crossfade/metrics":                          s.metrics,
+		"GET /v1/crossfade/cuts/{id}":                        s.cutState,
 	}
 }
 

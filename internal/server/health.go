@@ -22,7 +22,7 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 // unhealthy collects from all who know of something.
 func (s *Server) unhealthy(now time.Time) []api.Finding {
 	out := []api.Finding{}
-	for _, list := range [][]api.Finding{s.staleSource(), s.heldServices(), s.streamsBehind(now), s.sidecarsAdrift(), s.notSavedYet(), s.expiring(now)} {
+	for _, list := range [][]api.Finding{s.staleSource(), s.heldServices(), s.streamsBehind(now), s.sidecarsAdrift(), s.notSavedYet(), s.expiring(now), s.caAway()} {
 		out = append(out, list...)
 	}
 	slices.SortFunc(out, api.Finding.Compare)
@@ -56,6 +56,17 @@ func (s *Server) heldServices() (out []api.Finding) {
 			Severity: api.Critical, Subject: "service " + h.Service, Since: h.Since.UTC(),
 			Text: h.String() + ": crossfade catalog held shows which, release and keep decide",
 		})
+	}
+	return out
+}
+
+// caAway is what of Consul's CA does not work, where that is the mesh's.
+func (s *Server) caAway() (out []api.Finding) {
+	if s.consul == nil {
+		return nil
+	}
+	for _, o := range s.consul.ca.Outages() {
+		out = append(out, api.Finding{Severity: api.Critical, Subject: "CA of consul " + s.opts.Consul, Since: o.Since.UTC(), Text: fmt.Sprintf("%s: %v", o.What, o.Reason)})
 	}
 	return out
 }

@@ -32,7 +32,7 @@ type made struct {
 // input is what one sidecar is decided from.
 func (m *mesh) input(in catalog.Instance, snap *catalog.Snapshot, entries *config.Set, known map[string]struct{}) proxy.Input {
 	return proxy.Input{
-		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches,
+		Instance: in, Config: entries, Datacenter: m.datacenter, TrustDomain: m.trustDomain, DefaultAllow: m.defaultAllow, AllowEscapeHatches: m.allowHatches, BindAny: m.bindAny, ConsulCallers: m.consulCallers,
 		Known:     func(service string) bool { _, ok := known[service]; return ok },
 		Addresses: snap.Addresses,
 	}

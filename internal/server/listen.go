@@ -68,7 +68,7 @@ func outward() (net.IP, error) {
 
 // serverLeaf is the certificate of this server's ports. Clients of ours go by its
 // URI; names and addresses are for others.
-func (o Options) serverLeaf(authority *ca.CA) (*ca.ServerLeaf, error) {
+func (o Options) serverLeaf(authority *ca.BuiltIn) (*ca.ServerLeaf, error) {
 	names := []string{"server." + o.Datacenter + "." + authority.TrustDomain(), "server." + o.Datacenter + ".consul", "localhost"}
 	if host, err := os.Hostname(); err == nil && validName(host) {
 		names = append(names, host)
@@ -117,10 +117,10 @@ func (s *Server) openSecurity() (err error) {
 	if s.opts.Dev {
 		return nil
 	}
-	if s.leaf, err = s.opts.serverLeaf(s.ca); err != nil {
+	if s.leaf, err = s.opts.serverLeaf(s.builtIn); err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.CAFile(), s.ca.RootPEM(), 0o644); err != nil {
+	if err := os.WriteFile(s.CAFile(), s.builtIn.RootPEM(), 0o644); err != nil {
 		return fmt.Errorf("CA certificate: %w", err)
 	}
 	s.operatorFile, err = bootstrap(s.tokens, s.opts.DataDir, s.opts.NewOperatorToken)
@@ -136,8 +136,8 @@ func (s *Server) CAFile() string {
 	return filepath.Join(s.opts.DataDir, caFile)
 }
 
-// Fingerprint is the CA's.
-func (s *Server) Fingerprint() string { return s.ca.Fingerprint() }
+// Fingerprint is that of the CA whose certificates this server's ports show.
+func (s *Server) Fingerprint() string { return s.builtIn.Fingerprint() }
 
 // OperatorFile is where the secret of an operator's token is that was made by this
 // start, or "".

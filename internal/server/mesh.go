@@ -29,16 +29,17 @@ import (
 // rebuilt when its registration or an entry that it was made from changed,
 // endpoints when an instance behind them did.
 type mesh struct {
-	datacenter   string
-	trustDomain  string
-	defaultAllow bool
-	allowHatches bool
-	minter       *minter // for bare Envoys; nil outside development mode, where nobody is served who is not known
-	log          *slog.Logger
-	decide       func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
-	xds          *xds.Server
-	adopt        func(node, *corev3.Node) // what a sidecar has that the server may have lost; may be nil
-	book         *telemetry.Book          // what sidecars report
+	datacenter             string
+	trustDomain            string
+	defaultAllow           bool
+	allowHatches           bool
+	bindAny, consulCallers bool    // as in [proxy.Input]
+	minter                 *minter // for bare Envoys; nil outside development mode, where nobody is served who is not known
+	log                    *slog.Logger
+	decide                 func(proxy.Input) (*proxy.Proxy, []proxy.Problem) // proxy.Build
+	xds                    *xds.Server
+	adopt                  func(node, *corev3.Node) // what a sidecar has that the server may have lost; may be nil
+	book                   *telemetry.Book          // what sidecars report
 
 	wake chan struct{} // capacity 1
 
@@ -61,6 +62,8 @@ type mesh struct {
 
 	reconsider map[string]struct{}        // services of which sidecars refuse something else than before
 	inForce    map[chainKey]routing.Chain // of entries that make none any more
+
+	cuts []*cut // the last ones, the oldest first
 
 	plans planner
 	open  openConnections
@@ -97,6 +100,7 @@ type sidecar struct {
 	unknown map[string]struct{} // services it calls that nobody knew when it was made
 	sources []string            // services whose addresses it lets in
 	leaving []leaving
+	cuts    []proxy.Cut
 	refuses bool // sidecars of its service refuse some of what is in own
 }
 
@@ -293,6 +297,7 @@ func (m *mesh) step(now time.Time) {
 		}
 	}
 	rebuilt := map[string]*sidecar{}
+	cuts := m.liveCuts(now)
 	for key, n := range connected {
 		if in, ok := snap.Proxy(n.id, n.name); ok && n.mayBe(in) != nil {
 			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
@@ -303,8 +308,8 @@ func (m *mesh) step(now time.Time) {
 		if old != nil {
 			_, refusal = reconsider[old.of()]
 		}
-		if refusal || m.stale(old, n, snap, changedEntries, appeared, moved, now) {
-			m.build(key, n, snap, entries, now, update)
+		if refusal || m.stale(old, n, snap, cuts, changedEntries, appeared, moved, now) {
+			m.build(key, n, snap, entries, cuts, now, update)
 			rebuilt[key] = old
 		}
 	}
@@ -356,12 +361,12 @@ func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []strin
 	return appeared
 }
 
-func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, changed []config.Key, appeared, moved []string, now time.Time) bool {
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, cuts []*cut, changed []config.Key, appeared, moved []string, now time.Time) bool {
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
 		return false // not registered yet, or no longer: then it keeps what it has while it drains
 	}
-	if s == nil || s.service != in.Service {
+	if s == nil || s.service != in.Service || !slices.Equal(s.cuts, cutsOf(cuts, in)) {
 		return true
 	}
 	if !n.relayed && m.minter != nil && m.minter.due(n.id, now) {
@@ -394,10 +399,11 @@ func (s *sidecar) readsAny(keys []config.Key) bool {
 }
 
 // build makes all that one sidecar needs. When that fails, the sidecar keeps what it has.
-func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, now time.Time, update xds.Update) {
+func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config.Set, cuts []*cut, now time.Time, update xds.Update) {
 	in, _ := snap.Proxy(n.id, n.name)
 	input := m.input(in, snap, entries, m.known)
 	input.Chain = m.chains.compile
+	input.Cuts = cutsOf(cuts, in)
 	made, err := m.makeOf(input)
 	p, problems := made.proxy, made.problems
 	for _, pr := range problems {
@@ -415,7 +421,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		return
 	}
 	spares := m.spare(n, input, &made)
-	next := &sidecar{service: in.Service, sources: p.Sources, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
+	next := &sidecar{service: in.Service, cuts: input.Cuts, sources: p.Sources, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
 			next.unknown[u.Target.Service] = struct{}{}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"time"
@@ -24,12 +25,24 @@ type minter struct {
 type minted struct {
 	secrets map[string]*xds.Resource
 	renewAt time.Time
+	root    string // ID of the active one
 }
+
+const (
+	// mintWithin bounds how long the making of one certificate may keep all others waiting.
+	mintWithin = 3 * time.Second
+	// mintAgain is after how long one that failed is tried again.
+	mintAgain = 10 * time.Second
+)
 
 func newMinter(authority *ca.CA) *minter { return &minter{ca: authority, made: map[string]minted{}} }
 
-// due reports whether the sidecar's certificate is past half of its life.
-func (m *minter) due(id string, now time.Time) bool { return now.After(m.made[id].renewAt) }
+// due reports whether the sidecar's certificate is past half of its life, or its root
+// is not the active one.
+func (m *minter) due(id string, now time.Time) bool {
+	got := m.made[id]
+	return now.After(got.renewAt) || got.root != m.ca.Roots().ActiveRootID
+}
 
 // secrets are the leaf and roots of a sidecar, the same until they are due.
 func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (map[string]*xds.Resource, error) {
@@ -40,12 +53,17 @@ func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (map[str
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := m.ca.Sign(csr, now)
+	ctx, cancel := context.WithTimeout(context.Background(), mintWithin)
+	defer cancel()
+	roots := m.ca.Roots()
+	leaf, err := m.ca.Sign(ctx, csr, now)
 	if err != nil {
-		return nil, err
+		got := m.made[id].secrets
+		m.made[id] = minted{secrets: got, renewAt: now.Add(mintAgain), root: roots.ActiveRootID}
+		return got, err
 	}
 	out := map[string]*xds.Resource{}
-	l, r := envoy.LeafSecret(leaf, key), envoy.RootsSecret(m.ca.Roots().PEM())
+	l, r := envoy.LeafSecret(leaf, key), envoy.RootsSecret(roots.PEM())
 	for name, msg := range map[string]*tlsv3.Secret{l.GetName(): l, r.GetName(): r} {
 		if out[name], err = xds.NewResource(xds.SecretType, name, msg); err != nil {
 			return nil, err
@@ -56,6 +74,6 @@ func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (map[str
 	if err != nil {
 		return nil, err
 	}
-	m.made[id] = minted{secrets: out, renewAt: now.Add(cert.NotAfter.Sub(now) / 2)}
+	m.made[id] = minted{secrets: out, renewAt: now.Add(cert.NotAfter.Sub(now) / 2), root: roots.ActiveRootID}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/docs"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
@@ -94,7 +95,11 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	c.call("GET /v1/crossfade/pairs", "", "")
 	c.call("GET /v1/crossfade/pairs/{source}/{destination}", "/v1/crossfade/pairs/web/catalog", "")
 	c.call("GET /v1/crossfade/telemetry/{source}/{destination}", "/v1/crossfade/telemetry/web/catalog", "")
-	c.call("POST /v1/crossfade/revert", "", `{`+pair+`,"force":true}`)
+	var back api.Changed
+	if err := json.Unmarshal(c.call("POST /v1/crossfade/revert", "", `{`+pair+`,"force":true,"cut":true,"over":"1s"}`), &back); err != nil {
+		t.Fatal(err)
+	}
+	c.call("GET /v1/crossfade/cuts/{id}", api.CutPath(back.Cut), "")
 
 	index := write(t, s, `{"Kind":"service-router","Name":"catalog","Routes":[{"Match":{"HTTP":{"PathPrefix":"/refused"}}}]}`)
 	<-sidecar.refused

@@ -37,11 +37,11 @@ type books struct {
 	sources map[string]*source
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
-	plain   map[string]int                                    // sidecars that take plaintext now, by service
-	probed  func(p api.PairName, way string) telemetry.Probed // what callers say of an old way; may be nil
-	strays  map[api.PairName]telemetry.Sender                 // undeclared pairs; nil before they are looked for
-	unsaved map[string]string                                 // entries in force that are not saved, and why
-	decides map[string][]api.PairName                         // pairs by the name of the entry that counts for them; nil before it is asked for
+	plain   map[string]int                                             // sidecars that take plaintext now, by service
+	probed  func(p api.PairName, way, address string) telemetry.Probed // what callers say of an old way; may be nil
+	strays  map[api.PairName]telemetry.Sender                          // undeclared pairs; nil before they are looked for
+	unsaved map[string]string                                          // entries in force that are not saved, and why
+	decides map[string][]api.PairName                                  // pairs by the name of the entry that counts for them; nil before it is asked for
 }
 
 // stream is how far a connected sidecar is.
@@ -74,8 +74,8 @@ func (s *Server) books(ctx context.Context) *books {
 		b.unsaved[name] = u.why
 	}
 	now := time.Now()
-	b.probed = func(p api.PairName, way string) telemetry.Probed {
-		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), now)
+	b.probed = func(p api.PairName, way, address string) telemetry.Probed {
+		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), address, now)
 	}
 	b.sources = sourcesOf(b.snap, b.datacenter)
 	return b

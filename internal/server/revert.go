@@ -30,6 +30,10 @@ func (s *Server) revert(w http.ResponseWriter, r *http.Request) {
 	case !in.All:
 		err = checkPairs("revert", in.Service, in.Pairs)
 	}
+	var over time.Duration
+	if err == nil {
+		over, err = cutTime(in)
+	}
 	if err != nil {
 		s.fail(w, "revert", err)
 		return
@@ -45,6 +49,9 @@ func (s *Server) revert(w http.ResponseWriter, r *http.Request) {
 		case !overtaken:
 			s.steps.reverted(out.Pairs, by.Who)
 			b.conclude(out)
+			if in.Cut {
+				out.Cut = s.cut(b, out, over, time.Now())
+			}
 			s.answer(w, out)
 			return
 		}

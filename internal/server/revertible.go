@@ -20,10 +20,7 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 		return api.Revertible{State: api.No, Why: "nothing was shifted: no traffic-shift decides for it"}
 	}
 	way := oldWay(e)
-	var said telemetry.Probed
-	if b.probed != nil {
-		said = b.probed(p, way)
-	}
+	said := b.saidOf(p, e)
 	out := b.seen(p, e, said)
 	out.Way = way
 	if said.Fails > 0 && out.State != api.No {
@@ -36,10 +33,22 @@ func (b *books) revertible(p api.PairName, e *config.TrafficShift) api.Revertibl
 	return out
 }
 
+// saidOf is what callers say of the old way of an entry.
+func (b *books) saidOf(p api.PairName, e *config.TrafficShift) telemetry.Probed {
+	address := ""
+	switch {
+	case b.probed == nil:
+		return telemetry.Probed{}
+	case e.Legacy != nil:
+		address = e.Legacy.Address
+	}
+	return b.probed(p, oldWay(e), address)
+}
+
 // noWayBack is why no caller of a pair would get anywhere by the old way; "" when some would, or
 // nobody knows.
 func (b *books) noWayBack(p api.PairName, e *config.TrafficShift) string {
-	if b.probed != nil && b.probed(p, oldWay(e)).Works > 0 {
+	if b.saidOf(p, e).Works > 0 {
 		return ""
 	}
 	if r := b.revertible(p, e); r.State == api.No {

@@ -19,7 +19,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -79,10 +78,12 @@ type Options struct {
 	// read in place of the embedded registry's.
 	Consul, ConsulToken string
 	// Guard is how much the registry may lose at once that nothing explains.
-	Guard   catalog.GuardPolicy
-	LeafTTL time.Duration // default: the CA's
-	Version string
-	Log     *slog.Logger
+	Guard catalog.GuardPolicy
+	// ConsulCA, if set, makes the Connect CA of that Consul the mesh's.
+	ConsulCA *ConsulCA
+	LeafTTL  time.Duration // default: the CA's
+	Version  string
+	Log      *slog.Logger
 }
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].
@@ -102,6 +103,8 @@ type Server struct {
 	leaf     *ca.ServerLeaf // nil in development mode, which has no TLS
 	strictly sync.Map       // services that [Server.strict] is writing, which has seen the evidence
 
+	builtIn      *ca.BuiltIn    // of this server's ports; nil in development mode with another CA
+	consul       *consulServers // nil unless the mesh's CA is Consul's
 	operatorFile string
 	httpLis      net.Listener
 	grpcLis      net.Listener
@@ -135,31 +138,28 @@ func New(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.tokens.Close)
-	caDir := ""
-	if o.DataDir != "" {
-		caDir = filepath.Join(o.DataDir, "ca")
-	}
-	if s.ca, err = ca.Open(ca.Options{Dir: caDir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}); err != nil {
-		return nil, err
-	}
-	s.shutdown = append(s.shutdown, func() error { s.ca.Close(); return nil })
-	s.door.ca, s.door.tokens = s.ca, s.tokens
-	if err := s.openSecurity(); err != nil {
-		return nil, err
-	}
-	var source catalog.Source = s.store
+	var registry catalog.Source = s.store
+	var source *consul.Source
 	if o.Consul != "" {
 		if source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
 			return nil, err
 		}
+		registry = source
 	}
-	s.guard = newEndpointGuard(source, o.Guard, o.DataDir, o.Log)
+	s.guard = newEndpointGuard(registry, o.Guard, o.DataDir, o.Log)
+	if err := s.openCA(source); err != nil {
+		return nil, err
+	}
+	s.door.ca, s.door.tokens = s.ca, s.tokens
+	if err := s.openSecurity(); err != nil {
+		return nil, err
+	}
 	var mint *minter
 	if o.Dev {
 		mint = newMinter(s.ca)
 	}
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
-	s.mesh.allowHatches = o.AllowEscapeHatches
+	s.mesh.allowHatches, s.mesh.bindAny, s.mesh.consulCallers = o.AllowEscapeHatches, o.Consul != "", o.ConsulCA != nil
 	s.mesh.adopt = s.adopt
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
@@ -285,6 +285,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.dir != nil {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })
 	}
+	part("CA", func() error { s.runCA(ctx); return nil })
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("shifts", func() error { s.steps.run(ctx); return nil })
 	part("old ways", func() error { s.watchOldWays(ctx); return nil })

@@ -59,6 +59,7 @@ func (m *mesh) report(key telemetry.Key, r telemetry.Report, now time.Time) {
 	r.Outbound = slices.DeleteFunc(r.Outbound, func(o telemetry.Outbound) bool { return !declares(o.Destination) })
 	r.Open = slices.DeleteFunc(r.Open, func(o telemetry.Open) bool { return !declares(o.Destination) })
 	r.Probes = slices.DeleteFunc(r.Probes, func(p telemetry.Probe) bool { return !declares(p.Destination) })
+	r.Cuts = slices.DeleteFunc(r.Cuts, func(c telemetry.Cut) bool { return !declares(c.Destination) })
 	m.book.Put(key, r, now)
 }
 

@@ -32,14 +32,15 @@ var (
 	errRefused = errors.New("refused")
 )
 
-// agent speaks Consul's agent API to the servers, one at a time: the last that
-// answered until it fails, then the next.
+// agent speaks Consul's agent API to the servers, or to a Consul agent, one at a time:
+// the last that answered until it fails, then the next.
 type agent struct {
 	addrs  []string // base URLs
 	node   string
 	addr   string // the node's
 	client *http.Client
 	cred   *credential
+	bearer func() (string, error) // the token of each call; nil: the join token while there is no leaf
 
 	mu      sync.Mutex
 	current int
@@ -113,12 +114,18 @@ func (a *agent) callAt(ctx context.Context, timeout time.Duration, addr, method,
 	if err != nil {
 		return answer{}, fmt.Errorf("server %s: %w", addr, err)
 	}
-	if a.cred.secure() && a.cred.certificate() == nil {
-		token, err := a.cred.token()
+	bearer := a.bearer
+	if bearer == nil && a.cred.secure() && a.cred.certificate() == nil {
+		bearer = a.cred.token
+	}
+	if bearer != nil {
+		token, err := bearer()
 		if err != nil {
 			return answer{}, err
 		}
-		req.Header.Set(tokenHeader, token)
+		if token != "" {
+			req.Header.Set(tokenHeader, token)
+		}
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {

@@ -24,8 +24,10 @@ import (
 
 const (
 	signTimeout = 10 * time.Second
-	// rootSpread is over how long sidecars renew after the root changed.
+	// rootSpread is over how long sidecars renew after the root changed, and rootPause how
+	// long they wait at least: peers have to know the root before they are shown a leaf of it.
 	rootSpread = 5 * time.Second
+	rootPause  = time.Second
 	// nextSuffix marks a key or leaf that is written but not in place yet.
 	nextSuffix = ".next"
 )
@@ -241,7 +243,7 @@ func (c *certificates) takeRoots(r ca.Roots) {
 		c.due = time.Now()
 	case !c.signedBy(r, true):
 		c.log.Info("the CA has a new root, the certificate will be renewed", "service", c.service)
-		if soon := time.Now().Add(time.Duration(rand.Int64N(int64(rootSpread)))); soon.Before(c.due) {
+		if soon := time.Now().Add(rootPause + rand.N(rootSpread)); soon.Before(c.due) {
 			c.due = soon
 		}
 	}
@@ -259,7 +261,7 @@ func (c *certificates) signedBy(r ca.Roots, active bool) bool {
 	between.AppendCertsFromPEM(c.held.chain)
 	_, err := c.held.cert.Verify(x509.VerifyOptions{
 		Roots: pool, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		CurrentTime: c.held.cert.NotBefore.Add(time.Second),
+		CurrentTime: ca.Midlife(c.held.cert),
 	})
 	return err == nil && c.held.id.TrustDomain == r.TrustDomain
 }
@@ -311,11 +313,19 @@ func (c *certificates) take(l *leaf) {
 // join gets the first leaf, with the join token. It returns an error that
 // [refusedToJoin] knows when a server won't give one.
 func (c *certificates) join(ctx context.Context) error {
-	if c.trust = c.cred.trust.TrustDomain(); c.trust == "" {
-		return errors.New("no server has shown its certificate yet")
+	client, done, err := c.joiner()
+	if err != nil {
+		return err
 	}
-	if c.roots == nil {
-		c.roots = c.cred.trust.Roots()
+	defer done()
+	// The mesh's CA need not be that of the servers' own certificates.
+	roots, err := firstRoots(ctx, client)
+	if err != nil {
+		return err
+	}
+	c.trust = roots.TrustDomain
+	if bundle := roots.PEM(); !bytes.Equal(bundle, c.roots) {
+		c.roots = bundle
 		if err := c.dir.write(rootsFile, c.roots); err != nil {
 			return fmt.Errorf("the CA's roots cannot be kept: %w", cause(err))
 		}
@@ -327,6 +337,17 @@ func (c *certificates) join(ctx context.Context) error {
 	c.take(l)
 	c.log.Info("joined the mesh", "uri", l.id.URI(), "serial", l.status().Serial, "not_after", l.cert.NotAfter.UTC())
 	return nil
+}
+
+// firstRoots asks for the roots as they are now.
+func firstRoots(ctx context.Context, client *ca.Client) (got ca.Roots, err error) {
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	err = client.WatchRoots(ctx, func(r ca.Roots) { got = r; cancel() })
+	if got.TrustDomain != "" {
+		err = nil
+	}
+	return got, err
 }
 
 // issue gets a leaf for a new key. One that cannot be kept on disk is used all the same.

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,7 +44,7 @@ func LookAt(dir string) (Look, error) {
 		l.LastGood = st.ModTime()
 	}
 	// EPERM: it is another user's, and there.
-	l.Alive = l.Status.State != Stopped && l.Status.PID > 0 && syscall.Kill(l.Status.PID, 0) != syscall.ESRCH
+	l.Alive = l.Status.State != Stopped && l.Status.PID > 0 && !errors.Is(syscall.Kill(l.Status.PID, 0), syscall.ESRCH)
 	return l, nil
 }
 

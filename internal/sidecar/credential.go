@@ -164,6 +164,9 @@ func (c *credential) joiner(addr string) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(credentials.NewTLS(c.trust.TLS(nil))),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			return next(metadata.AppendToOutgoingContext(ctx, tokenHeader, token), method, req, reply, cc, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return next(metadata.AppendToOutgoingContext(ctx, tokenHeader, token), desc, cc, method, opts...)
 		}))
 }
 

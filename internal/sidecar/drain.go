@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,9 +32,15 @@ type drain struct {
 	// most for wait. waited is "<confirmed>/<asked>", empty when unknown.
 	goodbye    func(ctx context.Context, wait time.Duration) (waited string, err error)
 	callerWait time.Duration
-	service    string
-	// ports are those of the listeners whose connections are waited for.
-	ports []int
+	// taken reports whether another process listens at the public port too: then it takes
+	// over, and nobody needs to be told. May be nil.
+	taken   func() bool
+	service string
+	// ports are those of the listeners whose connections are waited for, outbound those
+	// of the upstreams' listeners.
+	ports, outbound []int
+	// both has the app's calls out waited for too.
+	both  bool
 	bound time.Duration // for what is under way to end
 	log   *slog.Logger
 }
@@ -41,6 +48,10 @@ type drain struct {
 // run returns when nothing inbound is left, or the bound is reached, or hurry ends.
 // What cannot be seen, because Envoy's admin socket fails, is taken to be still there.
 func (d *drain) run(hurry context.Context) {
+	if d.taken != nil && d.taken() {
+		d.handOver(hurry)
+		return
+	}
 	accept := d.sayGoodbye(hurry)
 	if hurry.Err() != nil {
 		return
@@ -67,6 +78,27 @@ func (d *drain) run(hurry context.Context) {
 	d.log.Warn("not all that was under way ended in time", "service", d.service, "left", left.String(), "after", time.Since(began).Round(time.Millisecond))
 }
 
+// handOver leaves all that is new to whoever else listens at the instance's ports, and
+// returns when what is under way has ended, in and out. Listening ends first: at that
+// moment few connections are opened, later each response that ends one leads to another.
+func (d *drain) handOver(hurry context.Context) {
+	began := time.Now()
+	if err := d.admin.CloseListeners(hurry); err != nil {
+		d.log.Warn("Envoy could not be told to stop listening", "error", err)
+	}
+	if err := d.admin.Drain(hurry); err != nil {
+		d.log.Warn("Envoy could not be told to drain, connections are not told to end", "error", err)
+	}
+	all := *d
+	all.ports, all.both = slices.Concat(d.ports, d.outbound), true
+	left, ended := all.wait(hurry, began.Add(d.bound))
+	if ended {
+		d.log.Info("handed over to who else listens at the same ports", "service", d.service, "after", time.Since(began).Round(time.Millisecond))
+		return
+	}
+	d.log.Warn("handed over, but not all that was under way ended in time", "service", d.service, "left", left.String(), "after", time.Since(began).Round(time.Millisecond))
+}
+
 // sayGoodbye returns for how long to accept new connections after it.
 func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
 	began := time.Now()
@@ -85,7 +117,7 @@ func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
 		d.log.Warn("deregistration failed, callers could not be told and will be refused instead", "service", d.service, "error", err)
 		return acceptTold
 	case !known:
-		d.log.Info("deregistered; the registry does not say when callers know", "service", d.service)
+		d.log.Info("out of the registry, or of service there; it does not say when callers know", "service", d.service)
 		return acceptUntold
 	case told != asked:
 		d.log.Warn("deregistered, but not every caller confirmed it in time", "service", d.service, "confirmed", waited)
@@ -147,19 +179,26 @@ func (d *drain) wait(hurry context.Context, deadline time.Time) (left inbound, e
 	}
 }
 
-// look reads Envoy's gauges of what callers meet, with and without TLS.
+// look reads Envoy's gauges of what callers meet, with and without TLS, and of what the
+// app meets when it calls, if that is asked for.
 func (d *drain) look(ctx context.Context) inbound {
-	stats, err := d.admin.Stats(ctx, `^(http\.public_listener(_plaintext)?\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
+	filters := `public_listener(_plaintext)?`
+	if d.both {
+		filters += `|upstream\..+`
+	}
+	stats, err := d.admin.Stats(ctx, `^(http\.(`+filters+`)\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
 	if err != nil {
 		return inbound{err: err}
 	}
 	var in inbound
-	for _, http := range []string{"http.public_listener.downstream_", "http.public_listener_plaintext.downstream_"} {
-		in.requests += stats[http+"rq_active"]
-		in.httpConns += stats[http+"cx_active"]
-	}
 	// Envoy names a listener's gauges after its address: listener.127.0.0.1_21000.
 	for name, n := range stats {
+		switch {
+		case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, ".downstream_rq_active"):
+			in.requests += n
+		case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, ".downstream_cx_active"):
+			in.httpConns += n
+		}
 		if !strings.HasPrefix(name, "listener.") {
 			continue
 		}

@@ -23,6 +23,7 @@ type fakeAdmin struct {
 	calls   []string         // POSTs and what the test adds, in order
 	gauges  map[string]int64 // by stat name
 	onPost  func(f *fakeAdmin, path string)
+	onStats func(f *fakeAdmin)
 	broken  bool
 	warming int64
 	names   []string // active listeners
@@ -57,6 +58,9 @@ func (f *fakeAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/runtime":
 		fmt.Fprint(w, f.runtime)
 	case r.URL.Path == "/stats":
+		if f.onStats != nil {
+			f.onStats(f)
+		}
 		fmt.Fprintf(w, "listener_manager.total_listeners_warming: %d\n", f.warming)
 		for name, n := range f.gauges {
 			fmt.Fprintf(w, "%s: %d\n", name, n)
@@ -113,6 +117,44 @@ func TestDrainSequence(t *testing.T) {
 	d.run(t.Context())
 	if want := []string{"goodbye", gracefully, closePort}; !slices.Equal(f.calls, want) {
 		t.Errorf("calls = %q, want %q", f.calls, want)
+	}
+}
+
+// Where somebody else has the ports nobody is told, listening ends first, and the app's own
+// calls are waited for as well.
+func TestHandOver(t *testing.T) {
+	const out, outCx = "http.upstream.db.default.default.dc1.downstream_rq_active", "listener.127.0.0.1_7100.downstream_cx_active"
+	f := &fakeAdmin{gauges: map[string]int64{rqActive: 1, httpCx: 1, anyCx: 1, out: 1, outCx: 1}}
+	looks := 0
+	f.onStats = func(f *fakeAdmin) {
+		switch looks++; looks {
+		case 2:
+			f.gauges = map[string]int64{out: 1, outCx: 1}
+		case 3:
+			f.gauges = nil
+		}
+	}
+	var log strings.Builder
+	d := &drain{
+		admin: serveAdmin(t, f), service: "catalog-1", ports: []int{21000}, outbound: []int{7100}, bound: time.Minute, log: slog.New(slog.NewTextHandler(&log, nil)),
+		taken: func() bool { return true },
+		goodbye: func(context.Context, time.Duration) (string, error) {
+			f.note("goodbye")
+			return "", nil
+		},
+	}
+	d.run(t.Context())
+	if want := []string{"/drain_listeners", "/drain_listeners?graceful&skip_exit"}; !slices.Equal(f.calls, want) || looks != 3 {
+		t.Errorf("calls = %q, want %q; %d looks, want 3", f.calls, want, looks)
+	}
+	if !strings.Contains(log.String(), "handed over") {
+		t.Errorf("log:\n%s", log.String())
+	}
+
+	f.gauges, f.onStats, d.bound = map[string]int64{out: 1, outCx: 1}, nil, 100*time.Millisecond
+	d.run(t.Context())
+	if !strings.Contains(log.String(), "not all that was under way ended in time") {
+		t.Errorf("log:\n%s", log.String())
 	}
 }
 

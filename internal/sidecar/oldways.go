@@ -118,6 +118,9 @@ func (o *oldWays) note(w relay.WayTo, err error, at time.Time) {
 		return // it is another way by now
 	}
 	p := telemetry.Probe{Destination: w.Destination, Way: w.Way, Works: err == nil, Since: of.probe.Since}
+	if w.Way == config.WayLegacy && len(w.Addresses) > 0 {
+		p.Address = w.Addresses[0]
+	}
 	pause := probeEvery
 	if err != nil {
 		pause, p.Why = probeSooner, strings.ToValidUTF8(err.Error()[:min(maxWhy, len(err.Error()))], "")

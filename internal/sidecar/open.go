@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
-	"github.com/crossfade-mesh/crossfade/internal/appport"
 	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -42,7 +41,8 @@ type sidecar struct {
 	upstreams     []localUpstream
 	publicAddress string
 
-	agent        *agent
+	agent        *agent // of the servers
+	registry     *agent // where the registration is: the servers, or a Consul agent
 	contact      *contact
 	health       *health
 	registration *registration
@@ -61,6 +61,7 @@ type sidecar struct {
 	reporter     *reporter
 	oldWays      *oldWays
 	drift        *drift.Watch
+	cutter       *cutter
 	plaintext    telemetry.Memory // from before the start
 	envoyUp      chan struct{}    // closed when Envoy is ready for the first time
 
@@ -99,8 +100,10 @@ func open(ctx context.Context, o Options) (_ *sidecar, err error) {
 	if err := s.openPort(ctx); err != nil {
 		return nil, err
 	}
-	if err := checkUpstreamPorts(ctx, s.upstreams); err != nil {
-		return nil, err
+	if !s.adopted() {
+		if err := checkUpstreamPorts(ctx, s.upstreams); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.dir.readJSON(plaintextFile, &s.plaintext); err != nil || !s.plaintext.Sound() {
 		s.log.Warn("for how long there was no plaintext is not known any more, it begins anew", "file", s.dir.file(plaintextFile), "error", err)
@@ -129,6 +132,9 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	if was.ID != "" && (was.ID != d.Service.ID || was.Service != d.Service.Name) {
 		return fmt.Errorf("state directory %q: belongs to service %q with id %q, not to %q with id %q: give this one its own --state-dir",
 			s.dir.path, was.Service, was.ID, d.Service.Name, d.Service.ID)
+	}
+	if s.adopted() {
+		return s.openAdopted(was)
 	}
 	side := d.SidecarService()
 	address := cmp.Or(side.Address, s.opts.NodeAddress)
@@ -170,6 +176,9 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	return nil
 }
 
+// adopted reports whether the registration is not the sidecar's own.
+func (s *sidecar) adopted() bool { return s.opts.consul != nil && s.opts.consul.Proxy != nil }
+
 // openParts makes what speaks to the servers.
 func (s *sidecar) openParts() (err error) {
 	o, d := s.opts, &s.opts.Definition
@@ -182,6 +191,13 @@ func (s *sidecar) openParts() (err error) {
 		return err
 	}
 	s.agent = newAgent(o, cred)
+	s.registry = s.agent
+	if o.Consul != "" {
+		s.registry = newConsulAgent(o)
+		if err := s.dir.writeJSON(registrationFile, o.consul); err != nil {
+			return fmt.Errorf("state directory %q: cannot be written: %w", s.dir.path, cause(err))
+		}
+	}
 	if s.contact, err = newContact(o, s.agent, s.dir); err != nil {
 		return err
 	}
@@ -207,7 +223,7 @@ func (s *sidecar) openParts() (err error) {
 	s.health = newHealth(d, s.proxy.ID)
 	s.runner = check.New(check.Options{Report: s.health.report, Log: s.log})
 	s.registration = &registration{
-		agent: s.agent, health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, tried: make(chan struct{}), first: make(chan struct{}),
+		agent: s.registry, entries: s.agent, adopted: s.adopted(), health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, tried: make(chan struct{}), first: make(chan struct{}),
 		confirmed: func(ok bool) { s.board.set(func(st *Status) { st.Registered = ok }) },
 	}
 	return nil
@@ -223,7 +239,7 @@ func (s *sidecar) openEnvoy(path string) {
 		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
 	s.reporter.permissive = func() bool { return s.health.plaintextPort() != 0 }
-	ports := &portWatch{sockets: appport.Sockets{Log: s.log}}
+	ports := &portWatch{}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
 	}
@@ -244,10 +260,15 @@ func (s *sidecar) openEnvoy(path string) {
 		},
 		Changed: func(r api.Drift) { s.board.set(func(st *Status) { st.Drift = &r }) },
 	}
+	s.cutter = &cutter{
+		orders: s.relay.Cuts, changed: s.relay.Changed, onlyOn: s.relay.OnlyOn, places: s.relay.Places, envoy: s.envoyServes.Load, admin: s.admin, log: s.log, known: map[string]telemetry.Cut{},
+	}
+	s.reporter.cuts = s.cutter.told
 	s.reporter.more = func(r *telemetry.Report) {
 		ports.add(r, time.Now())
 		s.oldWays.add(r)
 	}
+	_, port := listensAt(s.proxy)
 	s.envoy = &envoySupervisor{
 		argv:          envoyArgv(path, s.sockets.bootstrap(), o.EnvoyLogLevel, s.sizes.Concurrency),
 		group:         s.group,
@@ -255,17 +276,21 @@ func (s *sidecar) openEnvoy(path string) {
 		admin:         s.admin,
 		sockets:       s.sockets,
 		out:           &process.Lines{Out: o.Stderr, Prefix: "envoy[" + o.Definition.Service.ID + "]: "},
-		want:          wantedListeners{publicPort: s.proxy.Port, told: func() []string { return s.relay.Status().Listeners }},
+		want:          wantedListeners{publicPort: port, told: func() []string { return s.relay.Status().Listeners }},
 		configuration: func() string { return s.relay.Status().Version },
 		changed:       s.envoyChanged,
 		log:           s.log,
 	}
 	s.drain = &drain{
-		admin: s.admin, service: o.Definition.Service.ID, ports: inboundPorts(s.proxy), bound: o.DrainTime, log: s.log,
+		admin: s.admin, service: o.Definition.Service.ID, ports: inboundPorts(s.proxy), outbound: outboundPorts(s.upstreams), bound: o.DrainTime, log: s.log,
 		callerWait: o.CallerWait,
 		goodbye: func(ctx context.Context, wait time.Duration) (string, error) {
-			return s.agent.deregister(ctx, o.Definition.Service.ID, wait)
+			if s.adopted() {
+				return "", s.registry.maintenance(ctx, s.proxy.ID, true)
+			}
+			return s.registry.deregister(ctx, o.Definition.Service.ID, wait)
 		},
+		taken: func() bool { return s.adopted() && othersListen(port, int(s.envoyServes.Load())) },
 	}
 }
 
@@ -283,9 +308,17 @@ func declaredPorts(p *catalog.Service) []int {
 
 // inboundPorts are where callers reach the sidecar.
 func inboundPorts(p *catalog.Service) []int {
-	out := []int{p.Port}
+	_, port := listensAt(p)
+	out := []int{port}
 	if c, _, _ := config.DecodeProxyConfig(p.Proxy.Config); c.PlaintextPort != 0 {
 		out = append(out, c.PlaintextPort)
+	}
+	return out
+}
+
+func outboundPorts(upstreams []localUpstream) (out []int) {
+	for _, u := range upstreams {
+		out = append(out, u.port)
 	}
 	return out
 }
@@ -335,6 +368,7 @@ func (s *sidecar) close() {
 	}
 	if s.agent != nil {
 		s.agent.close()
+		s.registry.close()
 	}
 	if s.group != nil {
 		s.group.close()

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,16 @@ type Options struct {
 	Definition config.Definition
 	// Reread reads the definition again, for the sizes in it. May be nil.
 	Reread func() (config.Definition, error)
+
+	// Consul is the HTTP address of the Consul agent that holds the registration; empty:
+	// the servers do. With SidecarFor, the ID of a service instance, or ProxyID, that of
+	// its sidecar, the registration is there already and is left alone, and there is no
+	// Definition; otherwise the sidecar registers itself there.
+	Consul, SidecarFor, ProxyID string
+	// ConsulToken, or what ConsulTokenFile holds, goes to that agent alone. ConsulTLS may be nil.
+	ConsulToken, ConsulTokenFile string
+	ConsulTLS                    *tls.Config
+	consul                       *adoption // nil without Consul
 
 	// HTTPAddrs are the servers' HTTP APIs ("http://10.0.0.1:8500" or "10.0.0.1:8500"),
 	// tried in order from the last one that answered. Default 127.0.0.1:8500.

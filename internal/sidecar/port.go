@@ -42,13 +42,22 @@ func (r *reservation) release() {
 // reserve takes address:port among sidecars and makes sure that nobody listens there.
 func reserve(address string, port int) (*reservation, error) {
 	hostPort := net.JoinHostPort(address, strconv.Itoa(port))
+	r, err := hold(hostPort)
+	if err != nil {
+		return nil, err
+	}
+	if err := free(hostPort); err != nil {
+		r.release()
+		return nil, fmt.Errorf("public port %s: %w", hostPort, err)
+	}
+	return r, nil
+}
+
+// hold takes an address among sidecars, whoever else listens there.
+func hold(hostPort string) (*reservation, error) {
 	l, err := net.Listen("unix", "@crossfade/public-port/"+hostPort)
 	if err != nil {
 		return nil, fmt.Errorf("public port %s: held by another crossfade sidecar: %w", hostPort, syscallError(err))
-	}
-	if err := free(hostPort); err != nil {
-		_ = l.Close()
-		return nil, fmt.Errorf("public port %s: %w", hostPort, err)
 	}
 	return &reservation{l}, nil
 }

@@ -22,6 +22,9 @@ const lookTimeout = 500 * time.Millisecond
 // checks, and registers it again when the registry has lost it.
 type registration struct {
 	agent   *agent
+	entries *agent // where the service's entries are
+	// adopted says that the registration, with its checks, is somebody else's: it is only looked at.
+	adopted bool
 	health  *health
 	def     config.Definition // complete, with the public port
 	proxyID string
@@ -97,6 +100,10 @@ func (r *registration) tell(err error) {
 
 // assert makes the registry say what is true now.
 func (r *registration) assert(ctx context.Context) error {
+	if r.adopted {
+		_, err := r.agent.service(ctx, r.proxyID)
+		return err
+	}
 	if r.health.plaintextPort() != r.plaintext {
 		r.known = false // callers learn of it by the registration
 	}
@@ -160,15 +167,15 @@ func (r *registration) settleProtocol(ctx context.Context) error {
 		return nil
 	}
 	name := r.def.Service.Name
-	have, known, err := r.agent.protocol(ctx, name)
+	have, known, err := r.entries.protocol(ctx, name)
 	if err != nil {
 		return err
 	}
 	if !known {
-		if err := r.agent.createProtocol(ctx, name, want); err != nil {
+		if err := r.entries.createProtocol(ctx, name, want); err != nil {
 			return err
 		}
-		have, _, err = r.agent.protocol(ctx, name)
+		have, _, err = r.entries.protocol(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -184,6 +191,9 @@ func (r *registration) settleProtocol(ctx context.Context) error {
 // checkID is an error when another running sidecar has the instance's ID: its
 // sidecar is registered at another address, and somebody listens there.
 func (r *registration) checkID(ctx context.Context) error {
+	if r.adopted {
+		return nil // whoever has it is being taken over from
+	}
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
 	found, err := r.agent.service(ctx, r.proxyID)

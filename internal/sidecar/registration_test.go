@@ -137,7 +137,7 @@ func newRegistration(t *testing.T, f *fakeAgent, log io.Writer, addrs ...string)
 	a := newAgent(Options{HTTPAddrs: append(addrs, srv.URL), Node: "host-1", NodeAddress: "127.0.0.1"}, &credential{})
 	t.Cleanup(a.close)
 	return &registration{
-		agent: a, health: h, def: def, proxyID: "catalog-1-sidecar-proxy", log: slog.New(slog.NewTextHandler(log, nil)),
+		agent: a, entries: a, health: h, def: def, proxyID: "catalog-1-sidecar-proxy", log: slog.New(slog.NewTextHandler(log, nil)),
 		confirmed: func(bool) {}, tried: make(chan struct{}), first: make(chan struct{}),
 	}
 }

@@ -20,6 +20,8 @@ import (
 const (
 	lockFile  = "lock"
 	portsFile = "ports.json"
+	// registrationFile is what a Consul agent said last.
+	registrationFile = "registration.json"
 	// LocalFile, while it is in a sidecar's state directory, makes it hold old ways. Whoever
 	// makes or removes it sends the sidecar SIGUSR1.
 	LocalFile    = "revert.local"

@@ -49,6 +49,8 @@ type reporter struct {
 	// keep writes the memory of plaintext down.
 	keep   func(telemetry.Memory) error
 	memory telemetry.Memory
+	// cuts is how far orders to close something are: all, or what is new. May be nil.
+	cuts func(all bool) []telemetry.Cut
 	// local are the destinations that are held on old ways. May be nil.
 	local func() []string
 
@@ -95,6 +97,9 @@ func (r *reporter) count(ctx context.Context, now time.Time) {
 		r.pending, r.since = r.pending.Late(), now
 	}
 	later := telemetry.Report{Over: max(0, now.Sub(r.since)-r.pending.Over)}
+	if r.cuts != nil {
+		later.Cuts = r.cuts(false) // before what is open is read: what has ended is not told as open
+	}
 	if counted, ok := r.ask(ctx, now); ok {
 		over := now.Sub(r.read)
 		if r.read.IsZero() {
@@ -185,6 +190,9 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 		r.client, r.end = c, end
 		// This server may know nothing of what was told to another, or before it restarted.
 		r.pending = telemetry.Report{Plaintext: r.memory.Told(), Open: r.meter.Opened(), Probes: r.known.Probes, App: r.known.App}.Merge(r.pending)
+		if r.cuts != nil {
+			r.pending.Cuts = r.cuts(true)
+		}
 	}
 	if r.unsure != nil {
 		if err := r.send(now, r.unsure); err != nil {

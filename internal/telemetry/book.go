@@ -52,6 +52,7 @@ type reporter struct {
 	watched      time.Time // when watch last grew
 	open         map[way]uint64
 	probes       map[string]Probe // by destination
+	cuts         map[string]Cut   // the same
 	app          *AppPort
 	local        []string
 }
@@ -97,7 +98,7 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	}
 	s.at = now
 	if s.session != r.Session || s.probes == nil { // a sidecar that has started, which tells all anew
-		*s = reporter{session: r.Session, at: now, open: map[way]uint64{}, probes: map[string]Probe{}}
+		*s = reporter{session: r.Session, at: now, open: map[way]uint64{}, probes: map[string]Probe{}, cuts: map[string]Cut{}}
 	}
 	if r.Seq <= s.seq {
 		return
@@ -119,6 +120,9 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	for _, p := range r.Probes {
 		p.Since = here(p.Since)
 		s.probes[p.Destination] = p
+	}
+	for _, c := range r.Cuts {
+		s.cuts[c.Destination] = c
 	}
 	for _, o := range r.Open {
 		s.open[way{o.Destination, o.Way}] = o.Count
@@ -405,8 +409,9 @@ type Probed struct {
 	Since        time.Time // the latest change
 }
 
-// Probes is what fresh callers of a source, or of all with "*", say of a destination's way.
-func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed) {
+// Probes is what fresh callers of a source, or of all with "*", say of a destination's way, and
+// of the address there unless that is empty.
+func (b *Book) Probes(pair shift.Pair, way shift.Way, address string, now time.Time) (out Probed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	of := b.services[pair.Source]
@@ -416,7 +421,7 @@ func (b *Book) Probes(pair shift.Pair, way shift.Way, now time.Time) (out Probed
 	for _, k := range slices.SortedFunc(maps.Keys(of), compareKeys) {
 		s := of[k]
 		p, ok := s.probes[pair.Destination]
-		if !ok || p.Way != way || now.Sub(s.at) > fresh {
+		if !ok || p.Way != way || now.Sub(s.at) > fresh || address != "" && p.Address != "" && p.Address != address {
 			continue
 		}
 		if p.Works {
@@ -460,6 +465,16 @@ func (b *Book) Local(key Key) []string {
 		return s.local
 	}
 	return nil
+}
+
+// Cut is the last order to close something that a sidecar has told of; none has the order "".
+func (b *Book) Cut(key Key, destination string) Cut {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.sidecars[key]; s != nil {
+		return s.cuts[destination]
+	}
+	return Cut{}
 }
 
 // Reporting is what an instance of a service says of itself.

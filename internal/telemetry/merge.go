@@ -29,6 +29,7 @@ func (r Report) Merge(later Report) Report {
 	if later.Probes == nil {
 		later.Probes = r.Probes
 	}
+	later.Cuts = mergeCuts(r.Cuts, later.Cuts)
 	if later.App == nil {
 		later.App = r.App
 	}
@@ -44,19 +45,31 @@ func mergeOpen(a, b []Open) []Open {
 	return openOf(counts)
 }
 
+// mergeCuts keeps the later word on each destination.
+func mergeCuts(a, b []Cut) []Cut {
+	last := map[string]Cut{}
+	for _, c := range slices.Concat(a, b) {
+		last[c.Destination] = c
+	}
+	var out []Cut
+	for _, destination := range slices.Sorted(maps.Keys(last)) {
+		out = append(out, last[destination])
+	}
+	return out
+}
+
 // Bounded cuts a report into one that a server takes and what is left for the next.
 func (r Report) Bounded() (fits, rest Report) {
 	fits = r
-	cut := func(n, most int) int { return min(n, most) }
-	o, p, g, b := cut(len(r.Outbound), maxOutbound), cut(len(r.Plaintext), maxSources), cut(len(r.Open), maxOpen), cut(len(r.Probes), maxProbes)
+	o, p, g, b, c := min(len(r.Outbound), maxOutbound), min(len(r.Plaintext), maxSources), min(len(r.Open), maxOpen), min(len(r.Probes), maxProbes), min(len(r.Cuts), maxCuts)
 	for {
-		fits.Outbound, fits.Plaintext, fits.Open, fits.Probes = r.Outbound[:o], r.Plaintext[:p], r.Open[:g], r.Probes[:b]
-		if text, err := fits.Encode(); err == nil && len(text) <= MaxReport || o+p+g+b == 0 {
+		fits.Outbound, fits.Plaintext, fits.Open, fits.Probes, fits.Cuts = r.Outbound[:o], r.Plaintext[:p], r.Open[:g], r.Probes[:b], r.Cuts[:c]
+		if text, err := fits.Encode(); err == nil && len(text) <= MaxReport || o+p+g+b+c == 0 {
 			break
 		}
-		o, p, g, b = o/2, p/2, g/2, b/2
+		o, p, g, b, c = o/2, p/2, g/2, b/2, c/2
 	}
-	rest = Report{Outbound: r.Outbound[o:], Plaintext: r.Plaintext[p:], Open: r.Open[g:], Probes: r.Probes[b:]}
+	rest = Report{Outbound: r.Outbound[o:], Plaintext: r.Plaintext[p:], Open: r.Open[g:], Probes: r.Probes[b:], Cuts: r.Cuts[c:]}
 	if len(rest.Outbound) > 0 {
 		rest.Over = r.Over
 	}

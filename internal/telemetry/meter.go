@@ -31,6 +31,9 @@ type Meter struct {
 	divided               map[string]bool // clusters of tcp with hosts on several ways
 	awaited               map[wanted]*awaited
 	unsettled             bool // hosts have to be looked at
+	// gone is what was open, by cluster of tcp, on endpoints that Envoy tells of no more: it
+	// keeps their connections, and counts those by the cluster alone.
+	gone map[string]map[shift.Way]uint64
 }
 
 type way struct {
@@ -48,7 +51,7 @@ type awaited struct {
 
 // Restarted tells that the next reading is of another Envoy.
 func (m *Meter) Restarted() {
-	m.last, m.hosts, m.awaited = Stats{}, nil, nil
+	m.last, m.hosts, m.awaited, m.gone = Stats{}, nil, nil, nil
 }
 
 // Read is what was counted since the last reading. A count that went down is of an Envoy that
@@ -182,9 +185,67 @@ func (m *Meter) ReadHosts(hosts Hosts) (r Report) {
 			open[by] += n.open
 		}
 	}
+	m.leave(hosts)
+	for cluster, by := range m.gone {
+		for w, n := range by {
+			open[way{m.destination(cluster), w}] += n
+		}
+	}
 	m.hosts, m.unsettled = hosts, false
 	r.Outbound, r.Open = outbounds(pairs), m.opened(open)
 	return r
+}
+
+// leave brings gone up to what is there now. What a cluster has open and no endpoint does was
+// opened on those that are gone. Nothing new is, so that its ways keep their proportions.
+func (m *Meter) leave(now Hosts) {
+	looked := map[string]bool{}
+	for h, was := range m.hosts {
+		looked[h.cluster] = true
+		if _, there := now[h]; !there && m.divided[h.cluster] {
+			m.left(h.cluster, wayOf(h.part), was.open)
+		}
+	}
+	for cluster := range m.divided {
+		if !looked[cluster] && m.gone[cluster] == nil { // until now all were counted as on mtls
+			m.left(cluster, shift.MTLS, m.open[way{m.destination(cluster), shift.MTLS}])
+		}
+	}
+	for cluster, by := range m.gone {
+		left, sum := m.last.counters[clusterStat(cluster, connectionsOpen)], uint64(0)
+		for h, n := range now {
+			if h.cluster == cluster {
+				left -= min(left, n.open)
+			}
+		}
+		for _, n := range by {
+			sum += n
+		}
+		for _, w := range shift.Ways() {
+			if n := by[w]; n > 0 {
+				by[w] = (n*left + sum/2) / sum
+				left, sum = left-min(left, by[w]), sum-n
+			}
+		}
+		maps.DeleteFunc(by, func(_ shift.Way, n uint64) bool { return n == 0 })
+		if len(by) == 0 {
+			delete(m.gone, cluster)
+		}
+	}
+}
+
+// left notes so many connections on endpoints that are gone.
+func (m *Meter) left(cluster string, w shift.Way, n uint64) {
+	if n == 0 {
+		return
+	}
+	if m.gone == nil {
+		m.gone = map[string]map[shift.Way]uint64{}
+	}
+	if m.gone[cluster] == nil {
+		m.gone[cluster] = map[shift.Way]uint64{}
+	}
+	m.gone[cluster][w] += n
 }
 
 // Path is what to ask Envoy's admin interface for, for the next [Meter.Read].

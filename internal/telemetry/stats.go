@@ -3,7 +3,10 @@ package telemetry
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,7 +119,7 @@ type Hosts map[host]hostCounts
 
 type host struct{ cluster, address, part string }
 
-type hostCounts struct{ open, failed uint64 }
+type hostCounts struct{ open, failed, requests uint64 }
 
 // ParseHosts reads Envoy's answer to [HostsPath].
 func ParseHosts(b []byte) (Hosts, error) {
@@ -148,12 +151,42 @@ func ParseHosts(b []byte) (Hosts, error) {
 					n.open = s.Value
 				case "cx_connect_fail":
 					n.failed = s.Value
+				case "rq_active":
+					n.requests = s.Value
 				}
 			}
 			out[host{c.Name, string(h.Address), h.Locality.SubZone}] = n
 		}
 	}
 	return out, nil
+}
+
+// Idle are the addresses of clusters at which no request is under way.
+func (h Hosts) Idle(clusters []string) map[netip.AddrPort]bool {
+	out, busy := map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
+	for of, n := range h {
+		if at, ok := placeOf(of.address); ok && slices.Contains(clusters, of.cluster) {
+			busy[at] = busy[at] || n.requests > 0
+			out[at] = !busy[at]
+		}
+	}
+	maps.DeleteFunc(out, func(_ netip.AddrPort, idle bool) bool { return !idle })
+	return out
+}
+
+// placeOf reads an address of an endpoint as Envoy writes it.
+func placeOf(text string) (netip.AddrPort, bool) {
+	var a struct {
+		Socket struct {
+			Address string `json:"address"`
+			Port    uint16 `json:"port_value"`
+		} `json:"socket_address"`
+	}
+	if json.Unmarshal([]byte(text), &a) != nil {
+		return netip.AddrPort{}, false
+	}
+	ip, err := netip.ParseAddr(a.Socket.Address)
+	return netip.AddrPortFrom(ip.Unmap(), a.Socket.Port), err == nil
 }
 
 // outcome is how an attempt ended.
@@ -179,6 +212,34 @@ func (o outcome) judge() (failed, unconnected bool) {
 // cutShort are Envoy's flags of an answer that began and did not end: reset or closed by the
 // callee, out of time, malformed.
 var cutShort = []string{"UR", "UC", "UT", "UPE", "UMSDR"}
+
+// CutShort is how many attempts to a destination, on other ways than one, ended with their
+// connection, of Envoy's counters by name.
+func CutShort(counters map[string]int64, destination, but string) (n uint64) {
+	for name, value := range counters {
+		p := attemptName.FindStringSubmatch(name)
+		if p != nil && p[1] == destination && wayOf(p[2]) != shift.Way(but) && (outcome{flags: p[5]}).has("UC") && value > 0 {
+			n += uint64(value)
+		}
+	}
+	return n
+}
+
+// CutShortFilter matches the names of the counters for [CutShort].
+func CutShortFilter(destination string) string {
+	return `^cf\.attempt\.destination\.` + regexp.QuoteMeta(destination) + `\.way\.`
+}
+
+// UnderWay is how many requests are under way on clusters, of Envoy's gauges by name.
+func UnderWay(gauges map[string]int64, clusters []string) (n uint64) {
+	for _, c := range clusters {
+		n += uint64(max(0, gauges[clusterStat(c, requestsOpen)]))
+	}
+	return n
+}
+
+// UnderWayFilter matches the names of the gauges for [UnderWay].
+const UnderWayFilter = `^cluster\..+\.internal\..+\.upstream_` + requestsOpen + `$`
 
 // has reports whether Envoy set a flag.
 func (o outcome) has(flag string) bool { return slices.Contains(strings.Split(o.flags, ","), flag) }

@@ -39,6 +39,7 @@ type Report struct {
 	Watch  Watch    `json:"watch,omitzero"`
 	Open   []Open   `json:"open,omitempty"`
 	Probes []Probe  `json:"probes,omitempty"`
+	Cuts   []Cut    `json:"cuts,omitempty"`
 	App    *AppPort `json:"app,omitempty"`
 	// Local are the destinations that the sidecar holds on their old way by itself.
 	Local []string `json:"local,omitempty"`
@@ -78,10 +79,33 @@ type Plaintext struct {
 type Probe struct {
 	Destination string    `json:"dst"`
 	Way         shift.Way `json:"way"`
-	Works       bool      `json:"works"`
-	Why         string    `json:"why,omitempty"` // it does not
-	Since       time.Time `json:"since,omitzero"`
+	// Address is that of legacy: what was tried may not be what is asked about any more.
+	Address string    `json:"at,omitempty"`
+	Works   bool      `json:"works"`
+	Why     string    `json:"why,omitempty"` // it does not
+	Since   time.Time `json:"since,omitzero"`
 }
+
+// Cut is how far a sidecar is with the last order to close what is open to a destination on ways
+// that were left.
+type Cut struct {
+	Destination string `json:"dst"`
+	Order       string `json:"order"`
+	State       string `json:"state"`
+	// Connections were closed, and on them Closed cut short: requests, streams and WebSockets.
+	// Of tcp a connection is one.
+	Connections uint64 `json:"connections,omitempty"`
+	Closed      uint64 `json:"closed,omitempty"`
+	Why         string `json:"why,omitempty"` // it waits, or failed
+}
+
+// How far a sidecar is.
+const (
+	CutWaiting = "waiting" // its Envoy still leads something there
+	CutClosing = "closing"
+	CutDone    = "done"
+	CutFailed  = "failed"
+)
 
 // AppPort is how the port of the app itself can be reached.
 type AppPort struct {
@@ -98,7 +122,7 @@ type AppPort struct {
 
 // Empty reports whether there is nothing to tell.
 func (r Report) Empty() bool {
-	return len(r.Outbound)+len(r.Plaintext)+len(r.Open)+len(r.Probes) == 0 && r.App == nil
+	return len(r.Outbound)+len(r.Plaintext)+len(r.Open)+len(r.Probes)+len(r.Cuts) == 0 && r.App == nil
 }
 
 // Bounds of a report. What is longer is refused as a whole.
@@ -110,6 +134,7 @@ const (
 	maxSources   = 200
 	maxOpen      = 4000
 	maxProbes    = 2000
+	maxCuts      = 2000
 	maxListening = 32
 	maxBins      = 1000
 	maxText      = 256
@@ -140,7 +165,7 @@ func (r Report) check() error {
 	for _, l := range []struct {
 		what    string
 		n, most int
-	}{{"destinations", len(r.Outbound), maxOutbound}, {"sources of plaintext", len(r.Plaintext), maxSources}, {"probes", len(r.Probes), maxProbes}, {"held destinations", len(r.Local), maxProbes}, {"ways with something open", len(r.Open), maxOpen}} {
+	}{{"destinations", len(r.Outbound), maxOutbound}, {"sources of plaintext", len(r.Plaintext), maxSources}, {"probes", len(r.Probes), maxProbes}, {"cuts", len(r.Cuts), maxCuts}, {"held destinations", len(r.Local), maxProbes}, {"ways with something open", len(r.Open), maxOpen}} {
 		if l.n > l.most {
 			return fmt.Errorf("%d %s, at most %d are taken", l.n, l.what, l.most)
 		}
@@ -164,8 +189,13 @@ func (r Report) check() error {
 		}
 	}
 	for _, p := range r.Probes {
-		if !known(p.Way) || len(p.Why) > maxText || len(p.Destination) > maxText {
+		if !known(p.Way) || len(p.Why) > maxText || len(p.Destination) > maxText || len(p.Address) > maxText {
 			return fmt.Errorf("probe of %.80q by %.20q: no such way, or too long", p.Destination, p.Way)
+		}
+	}
+	for _, c := range r.Cuts {
+		if c.Destination == "" || len(c.Destination) > maxText || len(c.Order) > maxText || len(c.State) > maxText || len(c.Why) > maxText || c.Connections > most || c.Closed > most {
+			return fmt.Errorf("cut to %.80q: no name of a service, or too much", c.Destination)
 		}
 	}
 	if a := r.App; a != nil && len(a.Listening) > maxListening {

@@ -102,6 +102,9 @@ type Tokens struct {
 	secret map[[32]byte]*row   // by hash
 	dirty  map[string]struct{} // accessors whose use is not on disk
 	trail  trail
+	leaves map[[32]byte]leafRow // by hash
+	// leavesAt is how many leaves there may be before those that have expired are dropped.
+	leavesAt int
 
 	writing sync.Mutex // held while the disk is written; taken before mu
 
@@ -125,7 +128,7 @@ func Open(o Options) (*Tokens, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	t := &Tokens{
-		opts: o, by: map[string]*row{}, secret: map[[32]byte]*row{}, dirty: map[string]struct{}{},
+		opts: o, by: map[string]*row{}, secret: map[[32]byte]*row{}, dirty: map[string]struct{}{}, leaves: map[[32]byte]leafRow{}, leavesAt: tidyLeaves,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	if o.Dir == "" {
@@ -140,6 +143,10 @@ func Open(o Options) (*Tokens, error) {
 	if err != nil {
 		return nil, errors.Join(err, t.disk.close())
 	}
+	if t.leaves, err = t.disk.loadLeaves(o.Now()); err != nil {
+		return nil, errors.Join(err, t.disk.close())
+	}
+	t.leavesAt += len(t.leaves)
 	for _, r := range rows {
 		t.by[r.Accessor], t.secret[r.Hash] = r, r
 	}

@@ -45,6 +45,8 @@ func joinInstances(service string, entries []entry) (instances []catalog.Instanc
 		seen[at] = true
 		if e.Service.Kind != catalog.ConnectProxy {
 			e.Service.Proxy = nil // Consul gives every service an empty one
+		} else {
+			e.Service.Proxy.Upstreams = catalog.Declared(e.Service.Proxy.Upstreams)
 		}
 		// An address that Consul made up for transparent proxies; nobody registered it.
 		delete(e.Service.TaggedAddresses, "consul-virtual")

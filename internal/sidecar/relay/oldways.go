@@ -70,7 +70,7 @@ func (r *Relay) Ways() (out []WayTo) {
 			to := WayTo{Destination: destination, Way: way, Protocol: config.TCP}
 			for _, from := range []string{name, xds.SparePrefix + name} {
 				to.add(r.endpointsLocked(from), func(ep *endpointv3.LbEndpoint) bool {
-					return cmp.Or(metadataWay(ep.GetMetadata()), shift.MTLS) == way
+					return wayAt(ep) == way
 				})
 			}
 			if len(to.Addresses) > 0 {
@@ -91,15 +91,13 @@ func (r *Relay) OldWays() []WayTo {
 }
 
 func (w *WayTo) add(load *endpointv3.ClusterLoadAssignment, of func(*endpointv3.LbEndpoint) bool) {
-	for _, group := range load.GetEndpoints() {
-		for _, ep := range group.GetLbEndpoints() {
-			at := ep.GetEndpoint().GetAddress().GetSocketAddress()
-			if at == nil || !of(ep) {
-				continue
-			}
-			w.Addresses = append(w.Addresses, net.JoinHostPort(at.GetAddress(), strconv.Itoa(int(at.GetPortValue()))))
-			w.Host = cmp.Or(w.Host, ep.GetEndpoint().GetHostname())
+	for ep := range endpointsIn(load) {
+		at := ep.GetEndpoint().GetAddress().GetSocketAddress()
+		if at == nil || !of(ep) {
+			continue
 		}
+		w.Addresses = append(w.Addresses, net.JoinHostPort(at.GetAddress(), strconv.Itoa(int(at.GetPortValue()))))
+		w.Host = cmp.Or(w.Host, ep.GetEndpoint().GetHostname())
 	}
 	slices.Sort(w.Addresses)
 	w.Addresses = slices.Compact(w.Addresses)

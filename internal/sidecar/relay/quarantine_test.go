@@ -203,7 +203,7 @@ func TestWhatIsNoQuarantine(t *testing.T) {
 		w.tell(c2, r1)
 		e.ack(e.take(xds.ClusterType, c2))
 		e.crash()
-		if got := crashTwice(w, time.Now().Add(defaultProbation)); got != nil {
+		if got := crashTwice(w, time.Now().Add(2*defaultProbation)); got != nil {
 			t.Errorf("quarantined %v", got)
 		}
 	})

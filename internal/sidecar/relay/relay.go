@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 
+	envoyconfig "github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -80,6 +82,7 @@ type Relay struct {
 	removed  map[xds.Key]struct{}                  // named resources that the server says don't exist
 	good     map[xds.Type]map[string]*xds.Resource // acknowledged by Envoy: what is on disk
 	acked    map[xds.Key]string                    // by the Envoy that is connected now
+	refused  map[xds.Key]refusal                   // what an Envoy refused last, and none has taken since
 	wanted   map[xds.Type]map[string]struct{}      // names it asked for
 	pending  map[xds.Type]*pending                 // server responses that Envoy hasn't settled
 	upstream *xds.Client                           // nil while there is none
@@ -97,8 +100,9 @@ type Relay struct {
 	barred     map[xds.Key]string // versions in quarantine
 	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
 	change     Change
-	local      time.Time // since when old ways are held; zero: they are not
-	generation uint64    // of what Envoy was told and has answered; see [Told]
+	local      time.Time                           // since when old ways are held; zero: they are not
+	generation uint64                              // of what Envoy was told and has answered; see [Told]
+	been       map[netip.AddrPort]map[use]struct{} // where endpoints have led since the start
 
 	changed chan struct{}
 	dirty   chan struct{} // capacity 1: good differs from the disk
@@ -109,6 +113,12 @@ type pending struct {
 	nonce   string
 	waiting map[string]string // name -> version; absent for a removal
 	refused []string          // in words
+}
+
+// refusal is what an Envoy did not take.
+type refusal struct {
+	version, message string
+	here             bool // the Envoy that is connected now
 }
 
 const absent = "absent"
@@ -123,7 +133,8 @@ func New(o Options) (*Relay, error) {
 		opts: o, held: map[xds.Type]map[string]*xds.Resource{}, removed: map[xds.Key]struct{}{}, good: map[xds.Type]map[string]*xds.Resource{},
 		acked: map[xds.Key]string{}, wanted: map[xds.Type]map[string]struct{}{}, pending: map[xds.Type]*pending{},
 		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
-		trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
+		refused: map[xds.Key]refusal{}, trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
+		been: map[netip.AddrPort]map[use]struct{}{},
 	}
 	r.status.Since = time.Now()
 	if r.opts.Probation <= 0 {
@@ -138,6 +149,9 @@ func New(o Options) (*Relay, error) {
 		for t, byName := range good {
 			r.held[t] = byName
 			r.good[t] = maps.Clone(byName)
+		}
+		for _, res := range r.held[xds.EndpointType] {
+			r.rememberLocked(res)
 		}
 		r.status.FromLastGood = true
 		r.seasoned = true
@@ -236,9 +250,12 @@ func (r *Relay) publishLocked() {
 	v := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}, Growing: true, Removed: maps.Clone(r.removed)}
 	for t, byName := range r.held {
 		v.Own[t] = maps.Clone(byName)
-		for name := range byName {
-			if over := r.overlayLocked(xds.Key{Type: t, Name: name}); over != nil {
+		for name, res := range byName {
+			k := xds.Key{Type: t, Name: name}
+			if over := r.overlayLocked(k); over != nil {
 				v.Own[t][name] = over
+			} else if r.doubtedLocked(k, res) {
+				v.Own[t][name] = r.good[t][name]
 			}
 		}
 	}
@@ -256,6 +273,10 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 	up, cancel := context.WithCancel(ctx)
 	r.gone = cancel
 	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
+	for k, no := range r.refused {
+		no.here = false
+		r.refused[k] = no
+	}
 	r.openedAt, r.told = time.Now(), true
 	r.generation++
 	r.status.EnvoyConnected = true
@@ -315,6 +336,7 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 
 // dropLocked forgets a resource that Envoy no longer runs.
 func (r *Relay) dropLocked(t xds.Type, name string) {
+	delete(r.refused, xds.Key{Type: t, Name: name})
 	if res, ok := r.held[t][name]; ok {
 		r.tryLocked(xds.Key{Type: t, Name: name}, res, absent, time.Now())
 		delete(r.held[t], name)
@@ -383,8 +405,16 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 	if p == nil {
 		p = &pending{waiting: map[string]string{}}
 	}
+	again := len(o.Refused) > 0
 	for name, v := range o.Acked {
-		r.acked[xds.Key{Type: t, Name: name}] = v
+		k := xds.Key{Type: t, Name: name}
+		r.acked[k] = v
+		switch no, is := r.refused[k]; {
+		case is && no.version == v:
+			delete(r.refused, k)
+		case is && !no.here:
+			again = true // it has what works, and is given what is doubted
+		}
 		if res := r.held[t][name]; res != nil && res.Version == v {
 			r.goodLocked(t, res)
 		}
@@ -402,18 +432,19 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 			r.saveSoon()
 		}
 	}
-	for name, refusal := range o.Refused {
-		if p.waiting[name] == refusal.Version {
+	for name, no := range o.Refused {
+		if p.waiting[name] == no.Version {
 			delete(p.waiting, name)
-			p.refused = append(p.refused, fmt.Sprintf("%s %q: %s", t.Short(), name, refusal.Message))
+			p.refused = append(p.refused, fmt.Sprintf("%s %q: %s", t.Short(), name, no.Message))
 		}
+		r.refused[xds.Key{Type: t, Name: name}] = refusal{no.Version, no.Message, true}
 		r.fallBackLocked(t, name)
 	}
-	if len(o.Refused) > 0 {
+	if again {
 		r.publishLocked()
 	}
-	if !r.local.IsZero() {
-		r.announceLocked()
+	if layer := r.layerLocked(); !r.local.IsZero() || len(envoyconfig.Cuts(layer)) > 0 {
+		r.announceLocked() // how far they are has changed
 	}
 	r.plaintextLocked()
 	r.answerLocked(t)
@@ -424,6 +455,13 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 func (r *Relay) fallBackLocked(t xds.Type, name string) {
 	delete(r.trials, xds.Key{Type: t, Name: name})
 	r.held[t] = with(r.held[t], name, r.good[t][name])
+}
+
+// doubtedLocked reports whether a version was refused, so that an Envoy that has started gets
+// the last good one first, which a server that tries the other again may not know of.
+func (r *Relay) doubtedLocked(k xds.Key, res *xds.Resource) bool {
+	good := r.good[k.Type][k.Name]
+	return good != nil && r.refused[k].version == res.Version && good.Version != res.Version && r.acked[k] != good.Version
 }
 
 func (r *Relay) goodLocked(t xds.Type, res *xds.Resource) {

@@ -299,6 +299,64 @@ func TestRefusalReachesServerAndGoodStays(t *testing.T) {
 	again.take(xds.RouteType, good)
 }
 
+// An Envoy that starts gets what works, though a server has sent again what was refused before
+// it could ask; and then that, on which it may think otherwise.
+func TestWhatWasRefusedComesSecond(t *testing.T) {
+	w := newWorld(t)
+	w.serve()
+	good, bad := res(t, xds.RouteType, "r", "good"), res(t, xds.RouteType, "r", "bad")
+	w.tell(good)
+	w.start()
+	e := w.life()
+	e.ack(e.take(xds.ClusterType))
+	e.send(xds.Request{Type: xds.RouteType, Subscribe: []string{"r"}})
+	e.ack(e.take(xds.RouteType, good))
+	w.eventually("the good route is acknowledged", func() bool { return w.serverSays(xds.RouteType).Acked == 1 })
+	w.tell(bad)
+	e.nack(e.take(xds.RouteType, bad), "missing )")
+	over := func(e *mortal) {
+		e.crash()
+		w.eventually("nothing more is heard of it", func() bool { return len(w.relay.server.Connected()) == 0 })
+	}
+	e.ack(e.take(xds.RouteType, good))
+	over(e)
+
+	for _, accepted := range []bool{false, true} {
+		w.relay.mu.Lock()
+		before := w.relay.upstream
+		w.relay.mu.Unlock()
+		again := w.life()
+		again.ack(again.take(xds.ClusterType))
+		var up *xds.Client
+		w.eventually("a stream to the server", func() bool {
+			w.relay.mu.Lock()
+			defer w.relay.mu.Unlock()
+			up = w.relay.upstream
+			return up != nil && up != before
+		})
+		w.relay.received(up, xds.Response{Type: xds.RouteType, Nonce: "early", Resources: []*xds.Resource{bad}})
+		again.send(xds.Request{Type: xds.RouteType, Subscribe: []string{"r"}})
+		again.ack(again.take(xds.RouteType, good))
+		second := again.take(xds.RouteType, bad)
+		if accepted {
+			again.ack(second)
+			w.eventually("it is good now", func() bool {
+				w.relay.mu.Lock()
+				defer w.relay.mu.Unlock()
+				return w.relay.good[xds.RouteType]["r"].Version == bad.Version && len(w.relay.refused) == 0
+			})
+			break
+		}
+		again.nack(second, "missing )")
+		again.ack(again.take(xds.RouteType, good))
+		w.eventually("the server knows the refusal, and Envoy's words", func() bool {
+			r := w.serverSays(xds.RouteType).Refused["r"]
+			return r.Version == bad.Version && strings.Contains(r.Message, "missing )")
+		})
+		over(again)
+	}
+}
+
 func TestSecretsComeFromHereOnly(t *testing.T) {
 	w := newWorld(t)
 	w.serve()

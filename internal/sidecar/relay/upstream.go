@@ -149,11 +149,19 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 			p.refused = append(p.refused, fmt.Sprintf("%s %q: %s", t.Short(), res.Name, r.quarantine.Reason))
 			continue
 		}
+		if no := r.refused[k]; no.here && no.version == res.Version && r.runsLocked(k) {
+			// A server that is new, or tries again. Envoy is not asked twice.
+			p.refused = append(p.refused, fmt.Sprintf("%s %q: %s", t.Short(), res.Name, no.message))
+			continue
+		}
 		if was := next[res.Name]; versionOr(was) != res.Version {
 			r.tryLocked(k, was, res.Version, now)
 			changes = append(changes, k)
 		}
 		next[res.Name] = res
+		if t == xds.EndpointType {
+			r.rememberLocked(res)
+		}
 		delete(r.removed, k)
 		switch {
 		case isSpare(res.Name):
@@ -178,6 +186,7 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 			changes = append(changes, k)
 		}
 		delete(next, name)
+		delete(r.refused, k)
 		if isSpare(name) && r.good[t][name] != nil {
 			delete(r.good[t], name)
 			r.saveSoon()
