@@ -95,7 +95,7 @@ func (g *guarded) register(body string) {
 // instances registers the three of catalog.
 func (g *guarded) instances() {
 	for i := range 3 {
-		g.register(fmt.Sprintf(`{"Name":"catalog","ID":"catalog-%d","Port":%d,"Meta":{"round":"%d"},"Connect":{"SidecarService":{"Port":%d,"Checks":[],"Meta":{"round":"%d"}}}}`, i, g.port[6+i], g.rounds, g.port[9+i], g.rounds))
+		g.register(fmt.Sprintf(`{"Name":"catalog","ID":"catalog-%d","Port":%d,"Meta":{"round":"%d"},"Connect":{"SidecarService":{"Port":%d,"Checks":[{"Name":"up","TTL":"24h","Status":"passing"}],"Meta":{"round":"%d"}}}}`, i, g.port[6+i], g.rounds, g.port[9+i], g.rounds))
 	}
 }
 
@@ -153,7 +153,7 @@ func startGuarded(t *testing.T, flags ...string) *guarded {
 	run(t, nil, g.binary, append([]string{"server", "--dev", "--consul", front.URL, "--http-port", g.p(1), "--grpc-port", g.p(2)}, flags...)...)
 	answers(t, g.ours+"/v1/status/leader", "")
 	g.instances()
-	g.register(fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.port[12]))
+	g.register(fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[{"Name":"up","TTL":"24h","Status":"passing"}],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.port[12]))
 	defaults := write(t, g.dir, "defaults.hcl", "Kind = \"proxy-defaults\"\nName = \"global\"\nConfig { protocol = \"http\" }\n")
 	if out, err := exec.CommandContext(t.Context(), g.binary, "config", "write", "--http-addr", g.ours, defaults).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -244,6 +244,7 @@ func (g *guarded) spoiled(below, body, index string, status int) {
 		}
 		resp.Body.Close()
 		resp.Body, resp.ContentLength, resp.StatusCode = io.NopCloser(strings.NewReader(body)), int64(len(body)), status
+		resp.Header.Del("Content-Encoding")
 		resp.Header.Set("Content-Length", fmt.Sprint(len(body)))
 		if index != "" {
 			resp.Header.Set("X-Consul-Index", index)
@@ -311,7 +312,7 @@ func TestPeersEndpointGuard(t *testing.T) {
 	waitFor(3 * time.Second)
 	began = time.Now()
 	g.instances()
-	g.register(fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.port[12]))
+	g.register(fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[{"Name":"up","TTL":"24h","Status":"passing"}],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.port[12]))
 	g.holds(false)
 	t.Logf("all as it was %v after it was registered again", time.Since(began).Round(time.Millisecond))
 	stop()
