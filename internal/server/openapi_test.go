@@ -124,6 +124,14 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	c.call("GET /v1/crossfade/tokens", "", "")
 	c.call("DELETE /v1/crossfade/tokens/{accessor}", "/v1/crossfade/tokens/"+made.Accessor, "")
 	c.call("GET /v1/crossfade/audit", "", "")
+	c.call("GET /v1/crossfade/metrics", "", "")
+	dev := c.s
+	c.s = holding(t, "old", "older")
+	c.call("GET /v1/crossfade/catalog/held", "", "")
+	c.call("PUT /v1/crossfade/catalog/keep/{service}", "/v1/crossfade/catalog/keep/old", "")
+	c.call("GET /v1/crossfade/catalog/held", "", "")
+	c.call("PUT /v1/crossfade/catalog/release/{service}", "/v1/crossfade/catalog/release/old", "")
+	c.s = dev
 	for op := range c.d.Operations {
 		if !c.called[op] {
 			t.Errorf("%s: not called", op)
