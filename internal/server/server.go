@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -172,6 +173,9 @@ func New(o Options) (_ *Server, err error) {
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
 	s.mesh.allowHatches, s.mesh.bindAny, s.mesh.consulCallers = o.AllowEscapeHatches, o.Consul != "", o.ConsulCA != nil
 	s.mesh.adopt = s.adopt
+	if o.DataDir != "" {
+		s.mesh.recallGood(filepath.Join(o.DataDir, lastGoodFile), time.Now())
+	}
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
 		return nil, err
