@@ -110,6 +110,14 @@ bench-isolation: build $(ENVOY) ## what a burst to one service does to its neigh
 bench-impact: build $(ENVOY) ## four pairs from the old mesh to mTLS and back under load: no request may fail (REQUESTS=1000000, RATE=2000)
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/impact
 
+.PHONY: bench-fleet
+bench-fleet: build $(ENVOY) ## the control plane with STREAMS=10000 simulated sidecars, INSTANCES=172000 and SERVICES=5000: about 20 minutes
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) run ./bench/fleet
+
+.PHONY: bench-fleet-smoke
+bench-fleet-smoke: build $(ENVOY) ## all scenarios of bench-fleet with 500 sidecars, in less than a minute
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) STREAMS=500 INSTANCES=8600 SERVICES=250 DURATION=1 REAL=2 $(GO) run ./bench/fleet
+
 .PHONY: bench-control
 bench-control: ## Go benchmarks of the control plane's parts
 	$(GO) test -run xxx -bench . -benchmem ./bench/control

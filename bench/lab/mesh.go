@@ -21,12 +21,20 @@ const meshPatience = 4 * Patience
 type Mesh struct {
 	HTTPAddr string // of the server, as a URL
 
+	// SidecarArgs are further arguments of each sidecar.
+	SidecarArgs []string
+
 	binaries Binaries
 	dir      string
 	server   *Process
 	sidecars []*Process
 	envoys   []int
 	entries  int // written so far
+}
+
+// Beside is the sidecars of a server that somebody else has started, and stops.
+func Beside(server *Process, httpAddr string, b Binaries, dir string) *Mesh {
+	return &Mesh{HTTPAddr: httpAddr, binaries: b, dir: dir, server: server}
 }
 
 // Sidecar is a running one, and its Envoy.
@@ -92,8 +100,10 @@ func (m *Mesh) StartSidecar(ctx context.Context, service, definition string) (Si
 	if err := os.WriteFile(file, []byte(definition), 0o600); err != nil {
 		return Sidecar{}, err
 	}
-	p, err := Start("crossfade sidecar "+service, filepath.Join(m.dir, service+".log"), m.binaries.Crossfade, "sidecar",
-		"--service", file, "--http-addr", m.HTTPAddr, "--state-dir", state, "--envoy", m.binaries.Envoy, "--concurrency", "1")
+	args := append([]string{
+		"sidecar", "--service", file, "--http-addr", m.HTTPAddr, "--state-dir", state, "--envoy", m.binaries.Envoy, "--concurrency", "1",
+	}, m.SidecarArgs...)
+	p, err := Start("crossfade sidecar "+service, filepath.Join(m.dir, service+".log"), m.binaries.Crossfade, args...)
 	if err != nil {
 		return Sidecar{}, err
 	}

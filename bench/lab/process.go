@@ -70,13 +70,18 @@ type Process struct {
 // Start starts a child that dies with this process. It is forked by the caller's thread, so
 // that it is where [Place.Start] has put that.
 func Start(name, logFile, path string, args ...string) (*Process, error) {
+	return StartIn(os.Environ(), name, logFile, path, args...)
+}
+
+// StartIn is [Start] with an environment.
+func StartIn(env []string, name, logFile, path string, args ...string) (*Process, error) {
 	out, err := os.Create(logFile)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
 	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -101,6 +106,12 @@ func (p *Process) Stop(patience time.Duration) {
 		p.cmd.Process.Kill()
 		<-p.done
 	}
+}
+
+// Kill ends the child at once.
+func (p *Process) Kill() {
+	p.cmd.Process.Kill()
+	<-p.done
 }
 
 // Await polls until ready says true, the process ends, or the limit passes.
@@ -135,3 +146,6 @@ func (p *Process) lastWords() string {
 	b = bytes.TrimSpace(b)
 	return string(b[max(0, len(b)-1500):])
 }
+
+// Log is the file with the child's output.
+func (p *Process) Log() string { return p.log }

@@ -83,7 +83,8 @@ type CA struct {
 
 	mu      sync.Mutex
 	roots   Roots
-	changed chan struct{} // closed and replaced when roots change
+	pool    *x509.CertPool // of roots
+	changed chan struct{}  // closed and replaced when roots change
 
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -139,10 +140,21 @@ func (c *CA) Watch() (Roots, <-chan struct{}) {
 	return c.roots.clone(), c.changed
 }
 
-func (c *CA) publish(r Roots) {
+// trusted are the roots as a pool, which is not to be changed.
+func (c *CA) trusted() *x509.CertPool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.roots = r
+	return c.pool
+}
+
+func (c *CA) publish(r Roots) {
+	pool := x509.NewCertPool()
+	for _, root := range r.Roots {
+		pool.AppendCertsFromPEM([]byte(root.RootCert))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.roots, c.pool = r, pool
 	close(c.changed)
 	c.changed = make(chan struct{})
 }

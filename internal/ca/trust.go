@@ -31,10 +31,7 @@ func (c *CA) Verify(chain []*x509.Certificate, now time.Time) (Peer, error) {
 	if len(chain) == 0 {
 		return Peer{}, errors.New("client certificate: none was shown")
 	}
-	leaf, pool := chain[0], x509.NewCertPool()
-	for _, r := range c.Roots().Roots {
-		pool.AppendCertsFromPEM([]byte(r.RootCert))
-	}
+	leaf, pool := chain[0], c.trusted()
 	between := x509.NewCertPool()
 	for _, cert := range chain[1:] {
 		between.AddCert(cert)

@@ -188,6 +188,11 @@ type Instance struct {
 	Checks  []*Check
 }
 
+// same reports whether two instances are made of the same rows.
+func (i Instance) same(o Instance) bool {
+	return i.Node == o.Node && i.Service == o.Service && slices.Equal(i.Checks, o.Checks)
+}
+
 // Address is where the instance listens: the service's address or the node's.
 func (i Instance) Address() string {
 	if i.Service.Address != "" {
@@ -245,4 +250,17 @@ type Set struct {
 func NewSet(name string, instances []Instance) *Set {
 	slices.SortFunc(instances, CompareInstances)
 	return &Set{Name: name, Instances: instances}
+}
+
+// proxies are the connect-proxies among the instances. The set may be nil.
+func (s *Set) proxies() (out []Instance) {
+	if s == nil {
+		return nil
+	}
+	for _, in := range s.Instances {
+		if in.Service.Kind == ConnectProxy && in.Service.Proxy != nil {
+			out = append(out, in)
+		}
+	}
+	return out
 }

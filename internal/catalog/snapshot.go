@@ -22,57 +22,88 @@ type Snapshot struct {
 	// Index grows with every change of the registry behind the snapshot.
 	Index uint64
 
-	sets    map[string]*Set
-	proxies map[string][]Instance // connect-proxies by service ID; several nodes may use one ID
-	callees map[string][]string   // destination -> names of the proxy services that stand for it
+	sets    table[*Set]
+	proxies table[[]Instance] // connect-proxies by service ID; several nodes may use one ID
+	callees table[[]string]   // destination -> names of the proxy services that stand for it
 }
 
 // NewSnapshot joins sets. Sets are not copied.
 func NewSnapshot(datacenter string, index uint64, sets map[string]*Set) *Snapshot {
-	s := &Snapshot{Datacenter: datacenter, Index: index, sets: sets, proxies: map[string][]Instance{}, callees: map[string][]string{}}
-	for _, name := range slices.Sorted(maps.Keys(sets)) {
-		seen := map[string]bool{}
-		for _, in := range sets[name].Instances {
-			if in.Service.Kind != ConnectProxy || in.Service.Proxy == nil {
-				continue
-			}
-			s.proxies[in.Service.ID] = append(s.proxies[in.Service.ID], in)
-			if dst := in.Service.Proxy.DestinationServiceName; !seen[dst] {
-				seen[dst] = true
-				s.callees[dst] = append(s.callees[dst], name)
-			}
-		}
-	}
-	return s
+	return (&Snapshot{Datacenter: datacenter}).with(index, sets, false)
 }
 
 // With is a snapshot in which the named sets replace their predecessors; a nil
-// or empty set removes the service.
+// or empty set removes the service. Its cost is that of the named sets.
 func (s *Snapshot) With(index uint64, changed map[string]*Set) *Snapshot {
-	sets := maps.Clone(s.sets)
-	if sets == nil {
-		sets = map[string]*Set{}
-	}
-	for name, set := range changed {
-		if set == nil || len(set.Instances) == 0 {
-			delete(sets, name)
+	return s.with(index, changed, true)
+}
+
+// with replaces sets. Empty ones are kept only where dropEmpty is false.
+func (s *Snapshot) with(index uint64, changed map[string]*Set, dropEmpty bool) *Snapshot {
+	sets, proxies, callees := s.sets.edit(), s.proxies.edit(), s.callees.edit()
+	stands := map[string]bool{} // destinations that a changed set stands for, before or after
+	for _, name := range slices.Sorted(maps.Keys(changed)) {
+		set := changed[name]
+		if set == nil || dropEmpty && len(set.Instances) == 0 {
+			sets.drop(name)
 		} else {
-			sets[name] = set
+			sets.set(name, set)
+		}
+		clear(stands)
+		before, now := s.Set(name).proxies(), set.proxies()
+		for _, in := range before {
+			stands[in.Service.Proxy.DestinationServiceName] = false
+			at, is := slices.BinarySearchFunc(now, in, CompareInstances)
+			if is && now[at].same(in) {
+				continue
+			}
+			was, _ := proxies.get(in.Service.ID)
+			left := slices.DeleteFunc(slices.Clone(was), func(o Instance) bool { return byService(o, in) == 0 })
+			if len(left) == 0 {
+				proxies.drop(in.Service.ID)
+			} else {
+				proxies.set(in.Service.ID, left)
+			}
+		}
+		for _, in := range now {
+			stands[in.Service.Proxy.DestinationServiceName] = true
+			at, is := slices.BinarySearchFunc(before, in, CompareInstances)
+			if is && before[at].same(in) {
+				continue
+			}
+			was, _ := proxies.get(in.Service.ID)
+			at, _ = slices.BinarySearchFunc(was, in, byService)
+			proxies.set(in.Service.ID, slices.Insert(slices.Clone(was), at, in))
+		}
+		for _, dst := range slices.Sorted(maps.Keys(stands)) {
+			names, _ := callees.get(dst)
+			at, is := slices.BinarySearch(names, name)
+			switch {
+			case stands[dst] && !is:
+				callees.set(dst, slices.Insert(slices.Clone(names), at, name))
+			case !stands[dst] && is && len(names) == 1:
+				callees.drop(dst)
+			case !stands[dst] && is:
+				callees.set(dst, slices.Delete(slices.Clone(names), at, at+1))
+			}
 		}
 	}
-	return NewSnapshot(s.Datacenter, index, sets)
+	return &Snapshot{Datacenter: s.Datacenter, Index: index, sets: sets.table, proxies: proxies.table, callees: callees.table}
 }
 
 // Services lists the names in the snapshot, sorted.
-func (s *Snapshot) Services() []string { return slices.Sorted(maps.Keys(s.sets)) }
+func (s *Snapshot) Services() []string { return s.sets.keys() }
 
 // Set is the instances of a service, or nil when nobody registered it.
-func (s *Snapshot) Set(name string) *Set { return s.sets[name] }
+func (s *Snapshot) Set(name string) *Set {
+	set, _ := s.sets.get(name)
+	return set
+}
 
 // Proxy finds a connect-proxy by service ID. node may be empty when the ID is
 // registered on one node only.
 func (s *Snapshot) Proxy(id, node string) (Instance, bool) {
-	found := s.proxies[id]
+	found, _ := s.proxies.get(id)
 	if node == "" && len(found) == 1 {
 		return found[0], true
 	}
@@ -87,7 +118,7 @@ func (s *Snapshot) Proxy(id, node string) (Instance, bool) {
 // Proxies lists all connect-proxies, sorted by [CompareInstances].
 func (s *Snapshot) Proxies() []Instance {
 	var out []Instance
-	for _, list := range s.proxies {
+	for _, list := range s.proxies.all() {
 		out = append(out, list...)
 	}
 	slices.SortFunc(out, CompareInstances)
@@ -98,7 +129,7 @@ func (s *Snapshot) Proxies() []Instance {
 // (Consul's -sidecar-for).
 func (s *Snapshot) ProxyFor(serviceID, node string) (Instance, bool) {
 	var found []Instance
-	for _, list := range s.proxies {
+	for _, list := range s.proxies.all() {
 		for _, in := range list {
 			if in.Service.Proxy.DestinationServiceID == serviceID && (node == "" || in.Node.Name == node) {
 				found = append(found, in)
@@ -116,16 +147,17 @@ func (s *Snapshot) ProxyFor(serviceID, node string) (Instance, bool) {
 // sorted by [CompareInstances].
 func (s *Snapshot) Connect(service string) []Instance {
 	var out []Instance
-	if set := s.sets[service]; set != nil {
+	if set := s.Set(service); set != nil {
 		for _, in := range set.Instances {
 			if in.Service.Connect.Native {
 				out = append(out, in)
 			}
 		}
 	}
-	for _, name := range s.callees[service] {
-		for _, in := range s.sets[name].Instances {
-			if in.Service.Proxy != nil && in.Service.Kind == ConnectProxy && in.Service.Proxy.DestinationServiceName == service {
+	names, _ := s.callees.get(service)
+	for _, name := range names {
+		for _, in := range s.Set(name).proxies() {
+			if in.Service.Proxy.DestinationServiceName == service {
 				out = append(out, in)
 			}
 		}
@@ -148,7 +180,7 @@ func (s *Snapshot) Addresses(service string) []netip.Addr {
 	for _, in := range s.Connect(service) {
 		add(in)
 	}
-	if set := s.sets[service]; set != nil {
+	if set := s.Set(service); set != nil {
 		for _, in := range set.Instances {
 			add(in)
 		}
@@ -160,24 +192,14 @@ func (s *Snapshot) Addresses(service string) []netip.Addr {
 // Changed lists the services whose sets differ between two snapshots, sorted.
 // Either may be nil. Equality is by pointer; see [Source].
 func Changed(old, new *Snapshot) []string {
-	var before, after map[string]*Set
+	var before, after table[*Set]
 	if old != nil {
 		before = old.sets
 	}
 	if new != nil {
 		after = new.sets
 	}
-	var out []string
-	for name, set := range after {
-		if before[name] != set {
-			out = append(out, name)
-		}
-	}
-	for name := range before {
-		if _, ok := after[name]; !ok {
-			out = append(out, name)
-		}
-	}
+	out := differing(before, after)
 	slices.Sort(out)
 	return out
 }

@@ -169,6 +169,9 @@ func (s *Set) Mesh() *Mesh {
 
 // Changed lists the keys under which two sets differ, sorted. Equality is by pointer.
 func Changed(old, new *Set) []Key {
+	if old == new {
+		return nil
+	}
 	var out []Key
 	for k, e := range new.all() {
 		if old.all()[k] != e {

@@ -51,8 +51,21 @@ type Resources struct {
 
 // Build makes p's resources. It fails only where a name that came from outside
 // cannot be written as a protobuf string.
-func Build(p *proxy.Proxy) (Resources, error) {
-	b := &builder{proxy: p}
+func Build(p *proxy.Proxy) (Resources, error) { return BuildRest(p, nil) }
+
+// Part is all that one resource of an upstream is made of, whichever proxy it belongs to: equal
+// parts make equal resources.
+type Part struct {
+	// Of is a [proxy.Cluster], [proxy.Group], [proxy.Upstream] or [proxy.Route]. The resource
+	// has its name, that of an Upstream its listener's.
+	Of            any
+	Normalization proxy.Normalization
+}
+
+// BuildRest is [Build] without the resources of those parts that the caller has, as it says
+// when asked. It is not asked about what somebody wrote in Envoy's own words. has may be nil.
+func BuildRest(p *proxy.Proxy, has func(Part) bool) (Resources, error) {
+	b := &builder{proxy: p, has: has}
 	r := b.resources()
 	if b.err != nil {
 		return Resources{}, fmt.Errorf("proxy %q: resources: %w", p.ID, b.err)
@@ -63,6 +76,7 @@ func Build(p *proxy.Proxy) (Resources, error) {
 // builder makes resources of one proxy and keeps the first error on the way.
 type builder struct {
 	proxy    *proxy.Proxy
+	has      func(Part) bool
 	problems []proxy.Problem
 	err      error
 	parts    map[any]any // by once
@@ -86,16 +100,31 @@ func once[T any](b *builder, key any, part func() T) T {
 // from it keep that order.
 func (b *builder) resources() Resources {
 	var r Resources
+	had := func(of any, custom string) bool {
+		return custom == "" && b.has != nil && b.has(Part{of, b.proxy.Normalization})
+	}
 	for _, c := range b.proxy.Clusters {
+		if had(c, c.JSON) {
+			continue
+		}
 		r.Clusters = append(r.Clusters, cmp.Or(b.customCluster(c), b.upstreamCluster(c)))
 	}
 	for _, g := range b.proxy.Groups {
+		if had(g, "") {
+			continue
+		}
 		r.Clusters = append(r.Clusters, b.groupCluster(g))
 	}
 	for _, u := range b.proxy.Upstreams {
+		if had(u, u.ListenerJSON) {
+			continue
+		}
 		r.Listeners = append(r.Listeners, cmp.Or(b.customOutboundListener(u), b.outboundListener(u)))
 	}
 	for _, rt := range b.proxy.Routes {
+		if had(rt, "") {
+			continue
+		}
 		r.Routes = append(r.Routes, b.outboundRoutes(rt))
 	}
 	if b.proxy.Inbound != nil {

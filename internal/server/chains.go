@@ -32,6 +32,9 @@ func newChains() *chains {
 
 // forget drops what was made from any of the entries.
 func (c *chains) forget(changed []config.Key) {
+	if len(changed) == 0 {
+		return
+	}
 	for key, m := range c.made {
 		if slices.ContainsFunc(changed, m.chain.Read) {
 			delete(c.made, key)

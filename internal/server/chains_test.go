@@ -67,7 +67,7 @@ func TestTheChainInForceIsShown(t *testing.T) {
 	side := &catalog.Service{ID: "shop-1", Name: "shop-proxy", Kind: catalog.ConnectProxy, Port: 21000, Proxy: &catalog.Proxy{
 		DestinationServiceName: "shop", LocalServiceAddress: "127.0.0.1", LocalServicePort: 80, Upstreams: []catalog.Upstream{{DestinationName: "web", LocalBindPort: 7100}}}}
 	m.setCatalog(catalog.NewSnapshot("dc1", 1, map[string]*catalog.Set{side.Name: catalog.NewSet(side.Name, []catalog.Instance{{Node: &catalog.Node{Name: "n", Address: "10.0.0.1"}, Service: side}})}))
-	m.connected["n/shop-1"] = node{id: "shop-1", name: "n", relayed: true, streams: 1}
+	m.enterLocked("n/shop-1", node{id: "shop-1", name: "n", relayed: true, streams: 1})
 	for i, tt := range []struct {
 		entries  []config.Entry
 		lastGood bool
@@ -78,7 +78,7 @@ func TestTheChainInForceIsShown(t *testing.T) {
 		{[]config.Entry{http}, false, "100.00% web.dc1"},
 	} {
 		m.setEntries(config.NewSet(tt.entries...), uint64(i+1))
-		m.step(time.Now())
+		m.step(time.Now(), false)
 		v, err := m.view(routing.Request{Service: "web", Datacenter: "dc1"}, "")
 		if err != nil || v.LastGood != tt.lastGood || (v.Broken != "") != tt.lastGood || !strings.Contains(v.Words, tt.words) {
 			t.Errorf("step %d: %+v, %v", i, v, err)

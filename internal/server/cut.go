@@ -91,7 +91,7 @@ func (s *Server) cut(b *books, reverted *api.Changed, over time.Duration, now ti
 }
 
 func (c *cut) add(b *books, p api.PairName, keep string) {
-	of := b.sources[p.Source]
+	of := b.declared()[p.Source]
 	if of == nil {
 		return
 	}

@@ -51,22 +51,45 @@ func newDoor(open bool, log *slog.Logger) *door {
 	return &door{open: open, log: log, inside: map[*guest]struct{}{}}
 }
 
-// who is the caller, and until when what it has shown counts (zero: for ever).
-func (d *door) who(token string, conn *tls.ConnectionState) (access.Principal, time.Time, error) {
+// shown is what a caller has shown of itself: a token, or its leaf, or nothing.
+type shown struct {
+	token string
+	leaf  ca.Peer // zero: none
+}
+
+// look reads what a caller shows. An error is a leaf that is none of this authority's.
+func (d *door) look(token string, conn *tls.ConnectionState) (s shown, err error) {
+	switch {
+	case d.open:
+	case token != "":
+		s.token = token
+	case conn != nil && len(conn.PeerCertificates) > 0:
+		s.leaf, err = d.ca.Verify(conn.PeerCertificates, time.Now())
+	}
+	return s, err
+}
+
+// judge says who a caller is by what it has shown, and until when that counts (zero: for ever).
+func (d *door) judge(s shown) (access.Principal, time.Time, error) {
 	switch {
 	case d.open:
 		return access.Principal{Role: access.Operator}, time.Time{}, nil
-	case token != "":
-		return d.tokens.Bearer(token)
-	case conn == nil || len(conn.PeerCertificates) == 0:
+	case s.token != "":
+		return d.tokens.Bearer(s.token)
+	case s.leaf == ca.Peer{}:
 		return access.Principal{}, time.Time{}, nil
 	}
-	leaf, err := d.ca.Verify(conn.PeerCertificates, time.Now())
+	p, err := d.tokens.Instance(s.leaf.ID.Service, s.leaf.Through)
+	return p, s.leaf.NotAfter, err
+}
+
+// who is the caller, and until when what it has shown counts (zero: for ever).
+func (d *door) who(token string, conn *tls.ConnectionState) (access.Principal, time.Time, error) {
+	s, err := d.look(token, conn)
 	if err != nil {
 		return access.Principal{}, time.Time{}, err
 	}
-	p, err := d.tokens.Instance(leaf.ID.Service, leaf.Through)
-	return p, leaf.NotAfter, err
+	return d.judge(s)
 }
 
 // bearer is the token of an HTTP request, in either of Consul's headers.
@@ -81,8 +104,8 @@ func bearer(h http.Header) string {
 	return ""
 }
 
-// rpcCaller is who makes a gRPC call. Nobody is anonymous there.
-func (d *door) rpcCaller(ctx context.Context) (access.Principal, time.Time, error) {
+// rpcShown is what the caller of a gRPC call has shown.
+func (d *door) rpcShown(ctx context.Context) (shown, error) {
 	token := ""
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
 		token = strings.Join(md.Get(tokenHeader), "")
@@ -93,7 +116,16 @@ func (d *door) rpcCaller(ctx context.Context) (access.Principal, time.Time, erro
 			conn = &info.State
 		}
 	}
-	p, until, err := d.who(token, conn)
+	s, err := d.look(token, conn)
+	if err != nil {
+		return s, status.Error(codes.Unauthenticated, err.Error())
+	}
+	return s, nil
+}
+
+// rpcCaller is who makes a gRPC call. Nobody is anonymous there.
+func (d *door) rpcCaller(s shown) (access.Principal, time.Time, error) {
+	p, until, err := d.judge(s)
 	if err == nil && p.Role == access.Anonymous {
 		err = errors.New("caller unknown: show a join token or this service's own certificate")
 	}
@@ -113,7 +145,11 @@ func callerOf(ctx context.Context) access.Principal {
 
 // unary lets a gRPC call in, and enters it into the trail.
 func (d *door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	p, _, err := d.rpcCaller(ctx)
+	var p access.Principal
+	s, err := d.rpcShown(ctx)
+	if err == nil {
+		p, _, err = d.rpcCaller(s)
+	}
 	if err != nil {
 		d.log.Warn("call refused", "call", info.FullMethod, "from", fromOf(ctx), "reason", status.Convert(err).Message())
 		return nil, err
@@ -125,11 +161,16 @@ func (d *door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	ctx, leave := context.WithCancelCause(ss.Context())
 	defer leave(nil)
-	p, until, err := d.rpcCaller(ctx)
+	var p access.Principal
+	var until time.Time
+	s, err := d.rpcShown(ctx)
+	if err == nil {
+		p, until, err = d.rpcCaller(s)
+	}
 	if err == nil {
 		g := d.enter(p, leave)
 		defer d.left(g)
-		_, _, err = d.rpcCaller(ctx) // what was revoked before enter
+		_, _, err = d.rpcCaller(s) // what was revoked before enter
 	}
 	if err != nil {
 		d.log.Warn("stream refused", "call", info.FullMethod, "from", fromOf(ctx), "reason", status.Convert(err).Message())
@@ -222,7 +263,9 @@ type passing struct {
 
 // ServerHandshake implements [credentials.TransportCredentials].
 func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	in := &entering{Conn: raw}
+	conn, info, err := c.TransportCredentials.ServerHandshake(in)
+	in.leave()
 	if err != nil {
 		return conn, info, err
 	}

@@ -35,12 +35,11 @@ type endpointSets struct {
 	byName    map[string]*endpoints
 	byService map[string]map[string]*endpoints // by service that they are made of, then by name
 	held      map[string]struct{}              // names of those that have a next
-	renamed   bool                             // since names was last asked
-	last      map[string][]string
+	renamed   map[string]struct{}              // services of which names were not told since they changed
 }
 
 func newEndpointSets() endpointSets {
-	return endpointSets{held: map[string]struct{}{}, byName: map[string]*endpoints{}, byService: map[string]map[string]*endpoints{}}
+	return endpointSets{renamed: map[string]struct{}{}, held: map[string]struct{}{}, byName: map[string]*endpoints{}, byService: map[string]map[string]*endpoints{}}
 }
 
 // of lists the resources that are made of any of the services, by name.
@@ -56,16 +55,17 @@ func (s *endpointSets) of(services []string) []*endpoints {
 	return out
 }
 
-// names lists the resources by service. The value is not changed afterwards.
-func (s *endpointSets) names() map[string][]string {
-	if s.renamed || s.last == nil {
-		s.last = make(map[string][]string, len(s.byService))
-		for service, list := range s.byService {
-			s.last[service] = slices.Sorted(maps.Keys(list))
+// tell enters into out the names of the resources of services of which they have changed. The
+// lists are not changed afterwards.
+func (s *endpointSets) tell(out map[string][]string) {
+	for service := range s.renamed {
+		if list := s.byService[service]; len(list) > 0 {
+			out[service] = slices.Sorted(maps.Keys(list))
+		} else {
+			delete(out, service)
 		}
-		s.renamed = false
 	}
-	return s.last
+	clear(s.renamed)
 }
 
 // index enters e under the services that it is made of.
@@ -75,8 +75,8 @@ func (s *endpointSets) index(e *endpoints) {
 			s.byService[service] = map[string]*endpoints{}
 		}
 		s.byService[service][e.ref.ClusterName] = e
+		s.renamed[service] = struct{}{}
 	}
-	s.renamed = true
 }
 
 func (s *endpointSets) unindex(e *endpoints) {
@@ -85,8 +85,8 @@ func (s *endpointSets) unindex(e *endpoints) {
 		if len(s.byService[service]) == 0 {
 			delete(s.byService, service)
 		}
+		s.renamed[service] = struct{}{}
 	}
-	s.renamed = true
 }
 
 // use makes sure that the endpoints are served. What entries have made of those that are

@@ -28,7 +28,7 @@ func TestEndpointsAreEmptiedAfterRoutesMoved(t *testing.T) {
 	step := func() {
 		index++
 		m.setEntries(entries, index)
-		m.step(now)
+		m.step(now, false)
 	}
 	write := func(chosen, v1, v2 string) {
 		entries = entries.With([]config.Entry{entry(fmt.Sprintf(`{"Kind":"service-resolver","Name":"api","DefaultSubset":%q,"Subsets":{"v1":{"Filter":"Service.Meta.version == %s"},"v2":{"Filter":"Service.Meta.version == %s"}}}`, chosen, v1, v2))}, nil)
@@ -64,7 +64,7 @@ func TestEndpointsAreEmptiedAfterRoutesMoved(t *testing.T) {
 		}
 		return bytes.Contains(body, []byte(address))
 	}
-	m.connected["1/web-1"] = node{id: "web-1", name: "10.0.0.1", relayed: true, streams: 1}
+	m.enterLocked("1/web-1", node{id: "web-1", name: "10.0.0.1", relayed: true, streams: 1})
 	write("v1", "1", "none")
 	instances("10.0.0.2", "10.0.0.3")
 	if !there("v1", "10.0.0.2") {

@@ -46,7 +46,7 @@ func (m *mesh) make(in catalog.Instance, snap *catalog.Snapshot, entries *config
 func (m *mesh) makeOf(in proxy.Input) (out made, err error) {
 	err = isolated(func() error {
 		out.proxy, out.problems = m.decide(in)
-		own, unread, err := encode(out.proxy)
+		own, unread, err := m.memo.encode(out.proxy)
 		out.own, out.problems = own, append(out.problems, unread...)
 		return err
 	})

@@ -29,7 +29,7 @@ func TestPanicHarmsOneSidecar(t *testing.T) {
 		side := &catalog.Service{ID: name + "-1", Name: name + "-proxy", Kind: catalog.ConnectProxy, Port: 21000,
 			Proxy: &catalog.Proxy{DestinationServiceName: name, LocalServiceAddress: "127.0.0.1", LocalServicePort: 80}}
 		sets[side.Name] = catalog.NewSet(side.Name, []catalog.Instance{{Node: &catalog.Node{Name: "n", Address: "10.0.0.1"}, Service: side}})
-		m.connected["n/"+name+"-1"] = node{id: side.ID, name: "n", relayed: true, streams: 1}
+		m.enterLocked("n/"+name+"-1", node{id: side.ID, name: "n", relayed: true, streams: 1})
 	}
 	m.setCatalog(catalog.NewSnapshot("dc1", 1, sets))
 	index := uint64(0)
@@ -41,7 +41,7 @@ func TestPanicHarmsOneSidecar(t *testing.T) {
 		}
 		index++
 		m.setEntries(config.NewSet(e), index)
-		m.step(time.Now())
+		m.step(time.Now(), false)
 	}
 	protocol("tcp")
 	web, api := m.sidecars["n/web-1"], m.sidecars["n/api-1"]

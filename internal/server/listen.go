@@ -109,7 +109,9 @@ func tlsConfig(leaf *ca.ServerLeaf) *tls.Config {
 func (s *Server) grpcSecurity() []grpc.ServerOption {
 	out := []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.door.unary), grpc.ChainStreamInterceptor(s.door.stream)}
 	if s.leaf != nil {
-		out = append(out, grpc.Creds(passing{credentials.NewTLS(tlsConfig(s.leaf))}))
+		config := tlsConfig(s.leaf)
+		config.GetConfigForClient = newGate().enter
+		out = append(out, grpc.Creds(passing{credentials.NewTLS(config)}))
 	}
 	return out
 }

@@ -49,11 +49,12 @@ type mesh struct {
 	entries   *config.Set   // in force: base, and over it unsaved
 	base      *config.Set   // of the store
 	unsaved   map[config.Key]unsaved
-	index     uint64          // of entries
-	connected map[string]node // with an open stream
-	applied   uint64          // index of the snapshot that streams are told of
-	progress  chan struct{}   // closed when applied, or changes, moves on
-	changes   changes         // of entries, that streams are told of
+	index     uint64              // of entries
+	connected map[string]node     // with an open stream
+	moved     map[string]struct{} // keys of connected that came, went or changed since the last step
+	applied   uint64              // index of the snapshot that streams are told of
+	progress  chan struct{}       // closed when applied, or changes, moves on
+	changes   changes             // of entries, that streams are told of
 	problems  map[string][]proxy.Problem
 	named     map[string][]string // names of endpoint resources, by service
 	// known are the services registered at some time since the start. Only run replaces
@@ -71,7 +72,10 @@ type mesh struct {
 	// Only run touches these.
 	doneCatalog *catalog.Snapshot
 	doneEntries *config.Set
+	doneCuts    []*cut
 	sidecars    map[string]*sidecar
+	crowd       crowd
+	memo        *memo
 	endpoints   endpointSets
 	chains      *chains
 	filters     proxy.Filters
@@ -117,7 +121,8 @@ func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *
 		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		lastGood: lastGood{refs: map[string]map[string]proxy.EndpointsRef{}, seen: map[string]time.Time{}},
-		known:    map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
+		named:    map[string][]string{}, crowd: newCrowd(), memo: newMemo(), moved: map[string]struct{}{},
+		known: map[string]struct{}{}, plans: newPlanner(), open: openConnections{by: map[string]openReport{}},
 	}
 	out.xds = xds.NewServer(xds.Options{Open: out.opened, Closed: out.closed, Alike: alike, Refusing: out.refusing, Linger: linger, Log: log})
 	return out
@@ -207,9 +212,15 @@ func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 		}
 	}
 	in.streams = m.connected[key].streams + 1
-	m.connected[key] = in
-	m.poke()
+	m.enterLocked(key, in)
 	return key, nil
+}
+
+// enterLocked takes in a node as it is now.
+func (m *mesh) enterLocked(key string, n node) {
+	m.connected[key] = n
+	m.moved[key] = struct{}{}
+	m.poke()
 }
 
 // awaitOwn waits until the node is registered, and refuses one that stands for
@@ -251,6 +262,7 @@ func (m *mesh) closed(key string) {
 		return
 	}
 	delete(m.connected, key)
+	m.moved[key] = struct{}{}
 	delete(m.problems, key)
 	m.poke()
 }
@@ -260,6 +272,7 @@ func (m *mesh) run(ctx context.Context) {
 	tick := time.NewTicker(time.Minute) // secrets of bare Envoys grow old
 	defer tick.Stop()
 	for {
+		all := false
 		select {
 		case <-ctx.Done():
 			return
@@ -267,101 +280,11 @@ func (m *mesh) run(ctx context.Context) {
 		case <-tick.C:
 			m.keepBook(time.Now())
 			m.forgetGood(time.Now())
-			m.lastGood.stale = true
+			m.lastGood.stale, all = true, true
 		}
-		m.step(time.Now())
+		m.step(time.Now(), all)
 		m.keepGood()
 	}
-}
-
-// step brings the streams up to the newest catalog and entries.
-func (m *mesh) step(now time.Time) {
-	m.mu.Lock()
-	snap, entries, index, connected := m.catalog, m.entries, m.index, maps.Clone(m.connected)
-	if snap == nil || entries == nil {
-		m.mu.Unlock()
-		return
-	}
-	reconsider := m.reconsider
-	m.reconsider = nil
-	m.lastGood.stale = m.lastGood.stale || len(reconsider) > 0
-	m.mu.Unlock()
-	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
-	record := change{index: index, sidecars: map[string]concern{}}
-	changedEntries := config.Changed(m.doneEntries, entries)
-	m.chains.forget(changedEntries)
-	changedServices := catalog.Changed(m.doneCatalog, snap)
-	appeared := m.learn(changedServices, snap)
-	touched := affected(m.doneCatalog, snap, changedServices)
-	moved := movedServices(m.doneCatalog, snap, touched)
-	for key := range m.sidecars {
-		if _, ok := connected[key]; !ok {
-			m.forget(key, update)
-		}
-	}
-	rebuilt := map[string]*sidecar{}
-	cuts := m.liveCuts(now)
-	for key, n := range connected {
-		if in, ok := snap.Proxy(n.id, n.name); ok && n.mayBe(in) != nil {
-			m.xds.Disconnect(key, n.mayBe(in)) // its id has become another's
-			continue
-		}
-		old := m.sidecars[key]
-		refusal := false
-		if old != nil {
-			_, refusal = reconsider[old.of()]
-		}
-		if refusal || m.stale(old, n, snap, cuts, changedEntries, appeared, moved, now) {
-			m.build(key, n, snap, entries, cuts, now, update)
-			rebuilt[key] = old
-		}
-	}
-	m.rearrange(snap, now, update)
-	for key, old := range rebuilt {
-		record.note(key, connected[key], old, m.sidecars[key], changedEntries, update.Shared)
-	}
-	for _, s := range m.sidecars {
-		if len(s.leaving) > 0 && !s.leaving[0].until.After(now) {
-			s.leaving = m.left(s.leaving, now, update)
-		}
-	}
-	for _, e := range m.endpoints.of(touched) {
-		m.refresh(e, snap, update)
-	}
-	m.doneCatalog, m.doneEntries = snap, entries
-	m.xds.Update(update)
-
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.named = m.endpoints.names()
-	m.inForce = m.chains.old
-	if snap.Index > m.applied || index > m.changes.done {
-		m.applied = max(m.applied, snap.Index)
-		m.changes.add(record)
-		close(m.progress)
-		m.progress = make(chan struct{})
-	}
-}
-
-// learn notes which services exist and returns those that never did before. One
-// that goes away stays known: its callers' listeners are not to change by that.
-func (m *mesh) learn(changed []string, snap *catalog.Snapshot) (appeared []string) {
-	for _, name := range changed {
-		if _, known := m.known[name]; !known && snap.Set(name) != nil {
-			appeared = append(appeared, name)
-		}
-	}
-	if len(appeared) == 0 {
-		return nil
-	}
-	known := maps.Clone(m.known)
-	for _, name := range appeared {
-		known[name] = struct{}{}
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.known = known
-	return appeared
 }
 
 func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, cuts []*cut, changed []config.Key, appeared, moved []string, now time.Time) bool {
@@ -459,6 +382,14 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 			shared[l.ref.ClusterName] = struct{}{}
 		}
 	}
+	if len(next.leaving) > 0 {
+		m.crowd.leaving[key] = struct{}{}
+	}
+	var let []string
+	if old != nil {
+		let = old.sources
+	}
+	m.crowd.lets(key, let, next.sources)
 	m.sidecars[key] = next
 	view := &xds.View{Own: next.own, Shared: shared}
 	if !n.observer {
@@ -493,18 +424,20 @@ func (m *mesh) forget(key string, update xds.Update) {
 	for _, l := range m.sidecars[key].leaving {
 		m.release([]proxy.EndpointsRef{l.ref}, update)
 	}
+	m.crowd.lets(key, m.sidecars[key].sources, nil)
+	delete(m.crowd.leaving, key)
 	delete(m.sidecars, key)
 	update.Views[key] = nil
 }
 
 // encode makes wire resources of a sidecar's Envoy resources. Beside them stands
 // what could not be read of what somebody wrote in Envoy's own words.
-func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
-	made, err := envoy.Build(p)
+func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
+	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}}
+	made, err := envoy.BuildRest(p, r.has)
 	if err != nil {
 		return nil, nil, err
 	}
-	out := map[xds.Type]map[string]*xds.Resource{}
 	var errs []error
 	add := func(t xds.Type, name string, m proto.Message) {
 		res, err := xds.NewResource(t, name, m)
@@ -512,10 +445,7 @@ func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Prob
 			errs = append(errs, err)
 			return
 		}
-		if out[t] == nil {
-			out[t] = map[string]*xds.Resource{}
-		}
-		out[t][name] = res
+		r.keep(res)
 	}
 	for _, c := range made.Clusters {
 		add(xds.ClusterType, c.GetName(), c)
@@ -523,16 +453,16 @@ func encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Prob
 	for _, l := range made.Listeners {
 		add(xds.ListenerType, l.GetName(), l)
 	}
-	for _, r := range made.Routes {
-		add(xds.RouteType, r.GetName(), r)
+	for _, rt := range made.Routes {
+		add(xds.RouteType, rt.GetName(), rt)
 	}
 	for _, e := range made.Extensions {
 		add(xds.ExtensionType, e.GetName(), e)
 	}
-	for _, r := range made.Runtimes {
-		add(xds.RuntimeType, r.GetName(), r)
+	for _, rt := range made.Runtimes {
+		add(xds.RuntimeType, rt.GetName(), rt)
 	}
-	return out, made.Problems, errors.Join(errs...)
+	return r.out, made.Problems, errors.Join(errs...)
 }
 
 // waitIndex waits until streams are told of a snapshot at least that new.

@@ -29,13 +29,14 @@ type books struct {
 	snap       *catalog.Snapshot
 	shifts     map[string]*store.Entry // traffic-shift entries by name
 	newest     map[string]*store.Version
-	streams    map[*catalog.Service]stream            // of registered sidecars with an open one
-	runsThere  map[*catalog.Service]map[string]uint64 // of those that are connected to another server: up to which index services run entries there
+	streams    map[*catalog.Service]stream            // of registered sidecars with an open one; nil before they are asked for
+	runsThere  map[*catalog.Service]map[string]uint64 // of those that are connected to another server: up to which index services run entries there; with streams
+	look       func()                                 // fills in both
 	legacy     map[string]error                       // what probing addresses has found
 	history    func(address string) (since, last time.Time)
 	book       *telemetry.Book
 
-	sources map[string]*source
+	sources map[string]*source // nil before they are asked for
 	callees map[string]api.Callee
 	hosts   map[string][]netip.Addr
 	plain   map[string]int                                             // sidecars that take plaintext now, by service
@@ -58,8 +59,10 @@ type source struct {
 func (s *Server) books(ctx context.Context) *books {
 	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
 		unsaved: map[string]string{}, book: s.mesh.book, history: s.probes.history}
-	b.streams = s.mesh.standing(b.snap)
-	b.elsewhere(s.others.moments())
+	b.look = func() {
+		b.streams = s.mesh.standing(b.snap)
+		b.elsewhere(s.others.moments())
+	}
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
 		for _, row := range r.Entries(config.KindTrafficShift) {
@@ -79,8 +82,25 @@ func (s *Server) books(ctx context.Context) *books {
 	b.probed = func(p api.PairName, way, address string) telemetry.Probed {
 		return s.mesh.book.Probes(shift.Pair{Source: p.Source, Destination: p.Destination}, shift.Way(way), address, now)
 	}
-	b.sources = sourcesOf(b.snap, b.datacenter)
 	return b
+}
+
+// declared is who declares what. It and connected look at the whole fleet when they are first
+// called, which many a look at the books does without.
+func (b *books) declared() map[string]*source {
+	if b.sources == nil {
+		b.sources = sourcesOf(b.snap, b.datacenter)
+	}
+	return b.sources
+}
+
+// connected says how far a registered sidecar is that has an open stream.
+func (b *books) connected(in catalog.Instance) (st stream, ok bool) {
+	if b.streams == nil {
+		b.look()
+	}
+	st, ok = b.streams[in.Service]
+	return st, ok
 }
 
 // sourcesOf lists who declares what.
@@ -91,19 +111,36 @@ func sourcesOf(snap *catalog.Snapshot, datacenter string) map[string]*source {
 		if out[name] == nil {
 			out[name] = &source{calls: map[string][]catalog.Instance{}}
 		}
-		of := out[name]
-		of.sidecars = append(of.sidecars, in)
-		once := map[string]bool{}
-		for _, u := range in.Service.Proxy.Upstreams {
-			service := u.DestinationType == "" || u.DestinationType == "service"
-			here := u.DestinationPeer == "" && (u.Datacenter == "" || u.Datacenter == datacenter)
-			if service && here && !once[u.DestinationName] {
-				once[u.DestinationName] = true
-				of.calls[u.DestinationName] = append(of.calls[u.DestinationName], in)
-			}
-		}
+		out[name].add(in, datacenter)
 	}
 	return out
+}
+
+// sourceOf is one of [sourcesOf], or nil.
+func sourceOf(snap *catalog.Snapshot, datacenter, service string) (out *source) {
+	for _, in := range snap.Connect(service) {
+		if in.Service.Kind != catalog.ConnectProxy {
+			continue
+		}
+		if out == nil {
+			out = &source{calls: map[string][]catalog.Instance{}}
+		}
+		out.add(in, datacenter)
+	}
+	return out
+}
+
+func (s *source) add(in catalog.Instance, datacenter string) {
+	s.sidecars = append(s.sidecars, in)
+	once := map[string]bool{}
+	for _, u := range in.Service.Proxy.Upstreams {
+		service := u.DestinationType == "" || u.DestinationType == "service"
+		here := u.DestinationPeer == "" && (u.Datacenter == "" || u.Datacenter == datacenter)
+		if service && here && !once[u.DestinationName] {
+			once[u.DestinationName] = true
+			s.calls[u.DestinationName] = append(s.calls[u.DestinationName], in)
+		}
+	}
 }
 
 // standing is how far each registered sidecar with an open stream is.
@@ -162,7 +199,7 @@ func decidingOf(p api.PairName, entry func(config.Key) *store.Entry) (*config.Tr
 // names lists the pairs that are declared or have an entry of their own, sorted.
 func (b *books) names(keep func(api.PairName) bool) []api.PairName {
 	found := map[api.PairName]struct{}{}
-	for source, of := range b.sources {
+	for source, of := range b.declared() {
 		for destination := range of.calls {
 			found[api.PairName{Source: source, Destination: destination}] = struct{}{}
 		}
@@ -245,11 +282,11 @@ func (b *books) row(p api.PairName) api.Pair {
 			out.Changed = &api.Change{Index: v.Index, Time: v.Time, Who: v.Who, What: v.What, Shares: &shares}
 		}
 	}
-	if of := b.sources[p.Source]; of != nil {
+	if of := b.declared()[p.Source]; of != nil {
 		out.Declared = len(of.calls[p.Destination]) > 0
 		out.Sidecars.Registered = len(of.sidecars)
 		for _, in := range of.sidecars {
-			st, connected := b.streams[in.Service]
+			st, connected := b.connected(in)
 			if !connected {
 				continue
 			}
@@ -283,12 +320,12 @@ func (b *books) addresses(pairs []api.PairName) []string {
 
 // behind are the sidecars of a source that do not run all that they should.
 func (b *books) behind(service string) (out []api.Behind) {
-	of := b.sources[service]
+	of := b.declared()[service]
 	if of == nil {
 		return nil
 	}
 	for _, in := range of.sidecars {
-		st, connected := b.streams[in.Service]
+		st, connected := b.connected(in)
 		why := st.behind
 		if !connected {
 			why = "is not connected to this server"

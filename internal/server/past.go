@@ -39,7 +39,7 @@ func (s *Server) pastSidecar(in catalog.Instance, now time.Time) string {
 // closedTo counts the instances of a pair's destination whose own port a caller on another
 // host cannot reach, as their sidecars say, and how to open one.
 func (b *books) closedTo(p api.PairName) (n int, why string) {
-	of := b.sources[p.Source]
+	of := b.declared()[p.Source]
 	if of == nil {
 		return 0, ""
 	}

@@ -283,6 +283,9 @@ func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 // TrustDomain is the CA's.
 func (s *Server) TrustDomain() string { return s.ca.TrustDomain() }
 
+// streamWindow is how many bytes a client may send ahead on one stream, HTTP/2's own default.
+const streamWindow = 65535
+
 // Run serves until ctx ends, then stops in order. It returns nil after an orderly stop.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -313,10 +316,14 @@ func (s *Server) Run(ctx context.Context) error {
 
 	g := grpc.NewServer(append(s.grpcSecurity(),
 		grpc.ForceServerCodecV2(xds.Codec()),
-		grpc.ConnectionTimeout(10*time.Second), // of a handshake
+		grpc.ConnectionTimeout(handshakeTimeout),
+		// A stream says little and mostly waits: no buffer of its own for reading, beside that of TLS, and
+		// windows that are not measured, as each measurement is a ping and its answer.
+		grpc.ReadBufferSize(0),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(2*streamWindow),
 		grpc.MaxHeaderListSize(64<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: 5 * time.Minute}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second, MaxConnectionIdle: 5 * time.Minute}),
 	)...)
 	s.mesh.xds.Register(g)
 	s.ca.Register(g)

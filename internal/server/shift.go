@@ -245,7 +245,7 @@ func (b *books) expand(in api.ShiftRequest, from *store.Reader) ([]target, error
 // callers are the pairs of a destination that are declared or have an entry.
 func (b *books) callers(service string, from *store.Reader) (out []target) {
 	found := map[api.PairName]struct{}{}
-	for source, of := range b.sources {
+	for source, of := range b.declared() {
 		if len(of.calls[service]) > 0 {
 			found[api.PairName{Source: source, Destination: service}] = struct{}{}
 		}
@@ -377,12 +377,12 @@ func (b *books) meant(p api.PairName) []api.PairName {
 
 // deaf are the sidecars of a pair that are registered and have no stream.
 func (b *books) deaf(p api.PairName) (out []catalog.Instance) {
-	of := b.sources[p.Source]
+	of := b.declared()[p.Source]
 	if of == nil {
 		return nil
 	}
 	for _, in := range of.calls[p.Destination] {
-		if _, connected := b.streams[in.Service]; !connected {
+		if _, connected := b.connected(in); !connected {
 			out = append(out, in)
 		}
 	}
@@ -392,7 +392,7 @@ func (b *books) deaf(p api.PairName) (out []catalog.Instance) {
 // deafCallees are the sidecars of a callee that are registered and have no stream.
 func (b *books) deafCallees(service string) (out []catalog.Instance) {
 	for _, in := range b.snap.Connect(service) {
-		if _, connected := b.streams[in.Service]; !connected && in.Service.Kind == catalog.ConnectProxy {
+		if _, connected := b.connected(in); !connected && in.Service.Kind == catalog.ConnectProxy {
 			out = append(out, in)
 		}
 	}
@@ -405,7 +405,7 @@ func (b *books) doubts(p api.PairName, shares api.Shares) (out []string) {
 		out = append(out, fmt.Sprintf("pair %q: ", clipped(p.String()))+fmt.Sprintf(format, args...))
 	}
 	c := b.callee(p.Destination)
-	if of := b.sources[p.Source]; of == nil || len(of.calls[p.Destination]) == 0 {
+	if of := b.declared()[p.Source]; of == nil || len(of.calls[p.Destination]) == 0 {
 		add("no registered sidecar of %q declares it: nothing follows these shares yet", clipped(p.Source))
 	}
 	if shares.MTLS > 0 && c.Sidecars == 0 {

@@ -66,7 +66,7 @@ func backOf(entries *config.Set, p *proxy.Proxy) (out []config.Entry) {
 
 // heldLocally counts the sidecars of a source that have gone back by themselves for a destination.
 func (b *books) heldLocally(m *mesh, source, destination string) (out []string) {
-	of := b.sources[source]
+	of := b.declared()[source]
 	if of == nil {
 		return nil
 	}

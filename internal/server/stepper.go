@@ -478,12 +478,12 @@ func planOf(entries *config.Set, e *config.TrafficShift, to shift.Way) (shift.Pl
 // runs reports whether all connected sidecars of a source run what the entries of an index
 // mean for them, and none of those registered is away.
 func (m *mesh) runs(b *books, source string, index uint64) bool {
-	of := b.sources[source]
+	of := b.declared()[source]
 	if of == nil || len(of.sidecars) == 0 {
 		return false
 	}
 	for _, in := range of.sidecars {
-		if _, connected := b.streams[in.Service]; !connected {
+		if _, connected := b.connected(in); !connected {
 			return false
 		}
 		if there, ok := b.runsThere[in.Service]; ok && there[source] < index {

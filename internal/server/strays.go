@@ -31,7 +31,7 @@ func (b *books) findStrays() {
 			if _, known := b.strays[p]; known || p.Source == "" || p.Source == destination {
 				continue
 			}
-			if of := b.sources[p.Source]; of != nil && len(of.calls[destination]) > 0 {
+			if of := b.declared()[p.Source]; of != nil && len(of.calls[destination]) > 0 {
 				continue
 			}
 			b.strays[p] = from

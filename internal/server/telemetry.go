@@ -73,12 +73,16 @@ func (m *mesh) report(key telemetry.Key, r telemetry.Report, now time.Time) {
 // keepBook forgets what is not registered any more.
 func (m *mesh) keepBook(now time.Time) {
 	snap := m.snapshot()
-	declared := sourcesOf(snap, m.datacenter)
+	declared := map[string]*source{}
 	m.book.Keep(now, func(k telemetry.Key) bool {
 		in, ok := snap.Proxy(k.Sidecar, k.Node)
 		return ok && keyOf(in) == k
 	}, func(p shift.Pair) bool {
-		of := declared[p.Source]
+		of, known := declared[p.Source]
+		if !known {
+			of = sourceOf(snap, m.datacenter, p.Source)
+			declared[p.Source] = of
+		}
 		return of != nil && len(of.calls[p.Destination]) > 0
 	})
 }
@@ -87,7 +91,7 @@ func (m *mesh) keepBook(now time.Time) {
 func (s *Server) telemetry(w http.ResponseWriter, r *http.Request) {
 	name := api.PairName{Source: r.PathValue("source"), Destination: r.PathValue("destination")}
 	of := s.mesh.book.Pair(shift.Pair{Source: name.Source, Destination: name.Destination}, time.Now())
-	declared := sourcesOf(s.mesh.snapshot(), s.mesh.datacenter)[name.Source]
+	declared := sourceOf(s.mesh.snapshot(), s.mesh.datacenter, name.Source)
 	if of.Seen.IsZero() && len(of.Open) == 0 && (declared == nil || len(declared.calls[name.Destination]) == 0) {
 		http.Error(w, fmt.Sprintf("pair %q: there is none: no registered sidecar declares it", clipped(name.String())), http.StatusNotFound)
 		return

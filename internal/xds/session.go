@@ -26,6 +26,7 @@ type source interface {
 // Not safe for concurrent use.
 type session struct {
 	subs  map[Type]*subscription
+	order [len(Types)]*subscription // those of subs, as in Types
 	nonce uint64
 	// linger is how long a cluster stays that nothing refers to any more: requests on
 	// their way may still be sent there again.
@@ -108,6 +109,7 @@ func (s *session) handle(r request, src source) (added, dropped []string, out *o
 			dirty: map[string]struct{}{}, force: map[string]struct{}{},
 		}
 		s.subs[r.typ] = sub
+		s.order[slices.Index(Types[:], r.typ)] = sub
 		maps.Copy(sub.told, r.initial)
 		maps.Copy(sub.acked, r.initial)
 		if r.typ.wildcard() && len(r.subscribe) == 0 {
@@ -291,16 +293,28 @@ func (s *session) markAll(src source) {
 // have endpoints: one that was told of none, when nothing led to it, is warm as well;
 // clusters are removed only some time after routes and listeners have settled.
 func (s *session) next(src source, now time.Time) *response {
-	for _, t := range Types {
-		sub := s.subs[t]
-		if sub == nil || sub.flight != nil {
+	for i, sub := range s.order {
+		if sub == nil || sub.flight != nil || !sub.due() {
 			continue
 		}
-		if r := s.assemble(t, sub, src, now); r != nil {
+		if r := s.assemble(Types[i], sub, src, now); r != nil {
 			return r
 		}
 	}
 	return nil
+}
+
+// due reports whether anything may have to be sent.
+func (sub *subscription) due() bool { return len(sub.dirty)+len(sub.solo) > 0 || sub.empty }
+
+// idle reports whether nothing has to be sent, whatever is answered.
+func (s *session) idle() bool {
+	for _, sub := range s.order {
+		if sub != nil && sub.due() {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *session) assemble(t Type, sub *subscription, src source, now time.Time) *response {

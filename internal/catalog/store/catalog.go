@@ -70,14 +70,14 @@ func (r *Reader) Services() []catalog.Instance {
 // Instances lists the instances of a service, sorted by [catalog.CompareInstances].
 func (r *Reader) Instances(service string) []catalog.Instance {
 	r.look(subjectService(service))
-	return r.instances("name", service)
+	return r.instances("name", named(service))
 }
 
 // Connect lists the instances that carry a service's mesh traffic: its proxies and
 // its connect-native instances, sorted by [catalog.CompareInstances].
 func (r *Reader) Connect(service string) []catalog.Instance {
 	r.look(subjectConnect(service))
-	return r.instances("connect", service)
+	return r.instances("connect", named(service))
 }
 
 // InstancesFold, ConnectFold and NodeFold find what has a name in whatever case, as
@@ -85,12 +85,12 @@ func (r *Reader) Connect(service string) []catalog.Instance {
 
 // InstancesFold is [Reader.Instances] without regard to case.
 func (r *Reader) InstancesFold(service string) []catalog.Instance {
-	return r.instances("folded", strings.ToLower(service))
+	return r.instances("name_prefix", key(strings.ToLower(service)))
 }
 
 // ConnectFold is [Reader.Connect] without regard to case.
 func (r *Reader) ConnectFold(service string) []catalog.Instance {
-	return r.instances("connect-folded", strings.ToLower(service))
+	return r.instances("connect_prefix", key(strings.ToLower(service)))
 }
 
 // NodeFold is [Reader.Node] without regard to case; of several, one.
@@ -99,7 +99,7 @@ func (r *Reader) NodeFold(name string) *catalog.Node {
 	return n
 }
 
-func (r *Reader) instances(index, name string) []catalog.Instance {
+func (r *Reader) instances(index string, name []byte) []catalog.Instance {
 	var out []catalog.Instance
 	for _, row := range r.list(tableServices, index, name) {
 		row := row.(*serviceRow)
@@ -131,7 +131,7 @@ func (r *Reader) Checks() []*catalog.Check {
 func (r *Reader) ServiceChecks(service string) []*catalog.Check {
 	r.look(subjectService(service))
 	var out []*catalog.Check
-	for _, in := range r.instances("name", service) {
+	for _, in := range r.instances("name", named(service)) {
 		for _, c := range in.Checks {
 			if c.ServiceID != "" {
 				out = append(out, c)
@@ -313,7 +313,7 @@ func (w *Writer) deleteService(row *serviceRow, why string) error {
 	w.bump(subjectServices)
 	w.bump(subjectNode(node))
 	w.serviceChanged(&row.Service)
-	if w.first(tableServices, "name", row.Service.Name) == nil {
+	if w.first(tableServices, "name", named(row.Service.Name)) == nil {
 		return w.bury()
 	}
 	return nil

@@ -40,11 +40,30 @@ const (
 // bucketMark holds, in a cache, the [Mark] that the rows belong to.
 const bucketMark = "mark"
 
+func openFile(dir, file string) (*bbolt.DB, error) {
+	return bbolt.Open(filepath.Join(dir, file), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+}
+
+// reopen lets go of the file and takes it again. It is mapped into memory, and all of it that was
+// read once would stay there, beside the rows made of it.
+func (d *disk) reopen() error {
+	file := filepath.Base(d.db.Path())
+	err := d.db.Close()
+	if err == nil {
+		var db *bbolt.DB
+		if db, err = openFile(d.dir, file); err == nil {
+			d.db = db
+			return nil
+		}
+	}
+	return fmt.Errorf("data directory %q: %s: %w", d.dir, file, err)
+}
+
 func openDisk(dir, file string) (*disk, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory %q: %w", dir, err)
 	}
-	db, err := bbolt.Open(filepath.Join(dir, file), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	db, err := openFile(dir, file)
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("data directory %q: in use by another crossfade server%s; stop it or choose another --data-dir", dir, ownerOf(dir))
 	}

@@ -100,9 +100,9 @@ func (w *Writer) gone(subject string) bool {
 	}
 	switch about {
 	case "service":
-		return w.first(tableServices, "name", name) == nil
+		return w.first(tableServices, "name", named(name)) == nil
 	case "connect":
-		return w.first(tableServices, "connect", name) == nil
+		return w.first(tableServices, "connect", named(name)) == nil
 	case "node":
 		return w.first(tableNodes, "id", name) == nil
 	case "entry":

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
+	"unique"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -103,15 +106,18 @@ func tables() []*table {
 			indexes: []*memdb.IndexSchema{
 				secondary("folded", func(row any) []byte { return key(strings.ToLower(row.(*catalog.Node).Name)) }),
 			}},
-		{name: tableServices, decode: decodeAs[serviceRow],
+		{name: tableServices, decode: decodeService,
 			id: func(row any) []byte { r := row.(*serviceRow); return key(r.Node, r.Service.ID) },
 			indexes: []*memdb.IndexSchema{
-				secondary("name", func(row any) []byte { return key(row.(*serviceRow).Service.Name) }),
-				secondary("connect", meshKey(func(name string) string { return name })),
-				secondary("folded", func(row any) []byte { return key(strings.ToLower(row.(*serviceRow).Service.Name)) }),
-				secondary("connect-folded", meshKey(strings.ToLower)),
+				secondary("name", func(row any) []byte { return named(row.(*serviceRow).Service.Name) }),
+				secondary("connect", func(row any) []byte {
+					if name := meshName(&row.(*serviceRow).Service); name != "" {
+						return named(name)
+					}
+					return nil
+				}),
 			}},
-		{name: tableChecks, decode: decodeAs[checkRow],
+		{name: tableChecks, decode: decodeCheck,
 			id: func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.CheckID) },
 			indexes: []*memdb.IndexSchema{
 				secondary("service", func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.ServiceID) }),
@@ -171,15 +177,9 @@ func meshName(s *catalog.Service) string {
 	return ""
 }
 
-// meshKey finds services by [meshName], as written by of.
-func meshKey(of func(name string) string) func(row any) []byte {
-	return func(row any) []byte {
-		if name := meshName(&row.(*serviceRow).Service); name != "" {
-			return key(of(name))
-		}
-		return nil
-	}
-}
+// named is where an index has a name: below that without regard to case, which is a prefix of it.
+// An index costs as much memory as a row.
+func named(name string) []byte { return key(strings.ToLower(name), name) }
 
 func schema() *memdb.DBSchema {
 	out := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
@@ -253,6 +253,67 @@ func decodeAs[T any](value []byte) (any, error) {
 		return nil, err
 	}
 	return row, nil
+}
+
+// decodeService and decodeCheck hold once, however many rows have them, the texts that many have.
+
+func decodeService(value []byte) (any, error) {
+	row, err := decodeAs[serviceRow](value)
+	if err != nil {
+		return nil, err
+	}
+	r := row.(*serviceRow)
+	once(&r.Node, &r.Service.Name, &r.Service.Address)
+	if p := r.Service.Proxy; p != nil {
+		once(&p.DestinationServiceName, &p.LocalServiceAddress, &p.Mode)
+	}
+	return r, nil
+}
+
+func decodeCheck(value []byte) (any, error) {
+	row, err := decodeAs[checkRow](value)
+	if err != nil {
+		return nil, err
+	}
+	c := &row.(*checkRow).Check
+	once(&c.Node, &c.Name, &c.ServiceName, &c.Type, &c.Interval, &c.Timeout)
+	return row, nil
+}
+
+func once(texts ...*string) {
+	for _, t := range texts {
+		*t = unique.Make(*t).Value()
+	}
+}
+
+// likeOthers makes a service that was just decoded hold what another of its name has, too: most
+// instances declare the same. Rows are never changed.
+func likeOthers(txn *memdb.Txn, row any) {
+	r, ok := row.(*serviceRow)
+	if !ok {
+		return
+	}
+	found, err := txn.First(tableServices, "name", named(r.Service.Name))
+	other, ok := found.(*serviceRow)
+	if err != nil || !ok || other == r {
+		return
+	}
+	if p, o := r.Service.Proxy, other.Service.Proxy; p != nil && o != nil {
+		if reflect.DeepEqual(p.Upstreams, o.Upstreams) {
+			p.Upstreams = o.Upstreams
+		} else {
+			p.Upstreams = slices.Clone(p.Upstreams)
+		}
+		if reflect.DeepEqual(p.Config, o.Config) {
+			p.Config = o.Config
+		}
+	}
+	if reflect.DeepEqual(r.Service.Meta, other.Service.Meta) {
+		r.Service.Meta = other.Service.Meta
+	}
+	if reflect.DeepEqual(r.Service.Tags, other.Service.Tags) {
+		r.Service.Tags = other.Service.Tags
+	}
 }
 
 func decodeEntry(value []byte) (any, error) {

@@ -71,7 +71,7 @@ func (r *Reader) snapshot(old *catalog.Snapshot) *catalog.Snapshot {
 			if old != nil && row != nil && row.Index <= old.Index {
 				sets[name] = old.Set(name)
 			} else {
-				sets[name] = catalog.NewSet(name, r.instances("name", name))
+				sets[name] = catalog.NewSet(name, r.instances("name", named(name)))
 			}
 		}
 		return catalog.NewSnapshot(r.datacenter, r.Index(), sets)
@@ -81,7 +81,7 @@ func (r *Reader) snapshot(old *catalog.Snapshot) *catalog.Snapshot {
 		return old
 	}
 	for _, name := range changed {
-		sets[name] = catalog.NewSet(name, r.instances("name", name))
+		sets[name] = catalog.NewSet(name, r.instances("name", named(name)))
 	}
 	return old.With(r.Index(), sets)
 }

@@ -123,6 +123,11 @@ func Open(options Options) (*Store, error) {
 			s.disk.close()
 			return nil, err
 		}
+		if err := s.disk.reopen(); err != nil {
+			s.expiry.close()
+			s.disk.close()
+			return nil, err
+		}
 	}
 	if err := s.registerSelf(); err != nil {
 		s.Close()
@@ -161,8 +166,8 @@ func (s *Store) NodeAddress() string { return s.options.NodeAddress }
 func (s *Store) load() error {
 	txn := s.mem.Txn(true)
 	defer txn.Abort()
-	err := s.disk.each(func(t *table, key, value []byte) error {
-		row, err := t.decode(value)
+	err := s.disk.decoded(func(l loaded) error {
+		t, key, row, err := l.t, l.key, l.row, l.err
 		if err != nil && t.name == tableEntries {
 			// Kept on disk: an entry that this version cannot read harms nobody else.
 			s.unread[string(key)] = true
@@ -186,6 +191,7 @@ func (s *Store) load() error {
 		if session, ok := row.(*Session); ok && session.ttl() > 0 {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
 		}
+		likeOthers(txn, row)
 		return txn.Insert(t.name, row)
 	})
 	if err != nil {

@@ -260,6 +260,7 @@ func (w *Writer) put(name string, row any) error {
 	if !bytes.Equal(t.id(kept), id) {
 		return fmt.Errorf("%s %q: the name is not valid UTF-8", t.name, printable(id))
 	}
+	likeOthers(w.txn, kept)
 	if err := w.txn.Insert(t.name, kept); err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
 	}

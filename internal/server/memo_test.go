@@ -1,0 +1,178 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
+)
+
+// What a sidecar is given from a memory that all others have filled is what is made for it alone.
+func TestMemoMakesNoDifference(t *testing.T) {
+	files, err := filepath.Glob("../envoy/testdata/*.txtar")
+	if err != nil || len(files) < 5 {
+		t.Fatal(files, err)
+	}
+	shared := newMemo()
+	given := 0
+	var held []map[xds.Type]map[string]*xds.Resource // so that nothing is let go
+	for range 2 {
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var input []txtar.File
+			for _, f := range txtar.Parse(data).Files {
+				if !strings.HasPrefix(f.Name, "want/") {
+					input = append(input, f)
+				}
+			}
+			s := meshtest.Parse(t, input)
+			for seed := range uint64(8) {
+				entries := s.Config
+				if seed > 0 {
+					entries = entries.With(meshtest.Entries(seed), nil)
+				}
+				for _, in := range s.Sidecars {
+					p, _ := proxy.Build(proxy.Input{Instance: in, Config: entries, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: s.DefaultAllow})
+					want, n := madeAlone(t, p)
+					got, _, err := shared.encode(p)
+					if err != nil {
+						t.Fatal(err)
+					}
+					held = append(held, got)
+					for typ, byName := range got {
+						for name, res := range byName {
+							if want[xds.Key{Type: typ, Name: name}] != res.Version {
+								t.Errorf("%s: %s: %s %q is not what is made for it alone", filepath.Base(file), in.Service.ID, typ.Short(), name)
+							}
+							n--
+						}
+					}
+					if n != 0 {
+						t.Errorf("%s: %s: %d resources are missing", filepath.Base(file), in.Service.ID, n)
+					}
+					r := &recall{memo: shared, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}}
+					if _, err := envoy.BuildRest(p, func(p envoy.Part) bool {
+						if r.has(p) {
+							given++
+						}
+						return false
+					}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+	}
+	if given == 0 {
+		t.Error("nothing was remembered")
+	}
+	runtime.KeepAlive(held)
+}
+
+func madeAlone(t *testing.T, p *proxy.Proxy) (map[xds.Key]string, int) {
+	t.Helper()
+	made, err := envoy.Build(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[xds.Key]string{}
+	add := func(typ xds.Type, name string, m proto.Message) {
+		res, err := xds.NewResource(typ, name, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[xds.Key{Type: typ, Name: name}] = res.Version
+	}
+	for _, c := range made.Clusters {
+		add(xds.ClusterType, c.GetName(), c)
+	}
+	for _, l := range made.Listeners {
+		add(xds.ListenerType, l.GetName(), l)
+	}
+	for _, r := range made.Routes {
+		add(xds.RouteType, r.GetName(), r)
+	}
+	for _, e := range made.Extensions {
+		add(xds.ExtensionType, e.GetName(), e)
+	}
+	for _, r := range made.Runtimes {
+		add(xds.RuntimeType, r.GetName(), r)
+	}
+	return out, len(out)
+}
+
+// Values have one fingerprint exactly when they are equal, however deep the difference is.
+func TestFingerprint(t *testing.T) {
+	of := func(v any) string { return string(appendValue(nil, reflect.ValueOf(v))) }
+	base := func() proxy.Route {
+		return proxy.Route{Name: "a", Rules: []proxy.Rule{{
+			Match: &config.HTTPMatch{PathPrefix: "/x"}, Timeout: time.Second,
+			RequestHeaders: &config.HeaderModifiers{Add: map[string]string{"a": "1", "b": "2"}}, Legs: []proxy.RouteLeg{{Cluster: "c", Weight: 1}},
+		}}}
+	}
+	if of(base()) != of(base()) {
+		t.Error("equal values differ")
+	}
+	for name, change := range map[string]func(*proxy.Route){
+		"a name":           func(r *proxy.Route) { r.Name = "b" },
+		"a duration":       func(r *proxy.Route) { r.Rules[0].Timeout++ },
+		"behind a pointer": func(r *proxy.Route) { r.Rules[0].Match.PathPrefix = "/y" },
+		"no pointer":       func(r *proxy.Route) { r.Rules[0].Match = nil },
+		"a value in a map": func(r *proxy.Route) { r.Rules[0].RequestHeaders.Add["b"] = "3" },
+		"values that change": func(r *proxy.Route) {
+			r.Rules[0].RequestHeaders.Add["a"], r.Rules[0].RequestHeaders.Add["b"] = "2", "1"
+		},
+		"one more":       func(r *proxy.Route) { r.Rules[0].Legs = append(r.Rules[0].Legs, proxy.RouteLeg{}) },
+		"empty, not nil": func(r *proxy.Route) { r.Rules[0].Hash = []config.HashPolicy{} },
+	} {
+		r := base()
+		change(&r)
+		if of(r) == of(base()) {
+			t.Errorf("%s: no difference", name)
+		}
+	}
+	if of([]string{"ab", "c"}) == of([]string{"a", "bc"}) {
+		t.Error("parts run into each other")
+	}
+	if of([]any{1}) == of([]any{int64(1)}) {
+		t.Error("types in interfaces are one")
+	}
+}
+
+// What nobody holds is let go.
+func TestMemoLetsGo(t *testing.T) {
+	m := newMemo()
+	res, err := xds.NewResource(xds.EndpointType, "a", envoy.Endpoints(proxy.Endpoints{ClusterName: "a"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.put(fingerprint{1}, res) != res || m.get(fingerprint{1}) != res {
+		t.Fatal("what was put is not there")
+	}
+	runtime.KeepAlive(res)
+	res = nil
+	meshtest.Eventually(t, "let go", func() error {
+		runtime.GC()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if len(m.made) > 0 {
+			return os.ErrExist
+		}
+		return nil
+	})
+}
