@@ -50,12 +50,24 @@ func TestClientAsksWhatItIsAsked(t *testing.T) {
 	if _, err := c.Applied(ctx, 7, 0); err == nil || !strings.Contains(err.Error(), "answer is not what was expected") {
 		t.Error(err)
 	}
+	if _, err := c.Held(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Release(ctx, "a/b"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.KeepHeld(ctx, "catalog"); err != nil {
+		t.Error(err)
+	}
 	want := []string{
 		"GET /v1/crossfade/pairs?source=a%26b secret",
 		"GET /v1/crossfade/pairs/odd%2Fname/b secret",
 		`POST /v1/crossfade/revert secret {"all":true}`,
 		`POST /v1/crossfade/shift secret {"pairs":[{"source":"a","destination":"b","index":0}],"via":{"mtls":1}}`,
 		"GET /v1/crossfade/applied?index=7&wait=0s secret",
+		"GET /v1/crossfade/catalog/held secret",
+		"PUT /v1/crossfade/catalog/release/a%2Fb secret",
+		"PUT /v1/crossfade/catalog/keep/catalog secret",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("asked\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

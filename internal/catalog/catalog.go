@@ -228,6 +228,12 @@ func (i Instance) Weight() int {
 	}
 }
 
+// InstanceKey tells an instance from all others.
+type InstanceKey struct{ Node, ID string }
+
+// KeyOf is the instance's key.
+func KeyOf(i Instance) InstanceKey { return InstanceKey{i.Node.Name, i.Service.ID} }
+
 // CompareInstances orders by service ID, then node: the order everything is emitted in.
 func CompareInstances(a, b Instance) int {
 	return cmp.Or(cmp.Compare(a.Service.ID, b.Service.ID), cmp.Compare(a.Node.Name, b.Node.Name))

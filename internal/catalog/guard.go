@@ -3,6 +3,8 @@ package catalog
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 	"time"
 )
@@ -13,39 +15,58 @@ import (
 // enough stay or come; when nobody would be left, or the set would have shrunk by more than
 // [GuardPolicy.Most] within [GuardPolicy.Window], all of them are held: they stay in the
 // snapshot until they are registered again, their absence is explained, or somebody decides.
+// One that said it was critical before it left is missed by nobody, and leaves.
 //
 // What explains an absence is [Evidence]'s to say. That a registry's index has grown
 // explains nothing: an emptied one has a higher index as well.
 //
+// Ill health is believed where an instance's own check says so. That nobody has heard of
+// it (see [Check.Silent]) is believed of one node; when several fall silent together each
+// set keeps its floor, as told in silence.go.
+//
 // A Guard is a value: [Guard.Step] returns the next one and leaves the receiver as it was,
 // but for maps that both share, so that only the newest is of use. The zero value lets the
-// first snapshot pass whole. Pure: a recorded log replays to the same snapshots.
+// first snapshot pass whole; [Guard.Resume] makes one that goes on where another ended.
+// Pure: a recorded log replays to the same snapshots.
 type Guard struct {
 	Policy GuardPolicy
 
-	raw    *Snapshot        // that the registry gave last
-	passed *Snapshot        // that was let through
-	sets   map[string]guard // of services of which somebody left unexplained
+	raw    *Snapshot            // that the registry gave last
+	passed *Snapshot            // that was let through
+	sets   map[string]guard     // of services that are to be looked at again
+	quiet  map[string]time.Time // nodes that fell silent lately, and when
 }
 
 // GuardPolicy says how much may vanish unexplained. Zero values take the defaults.
 type GuardPolicy struct {
+	// Off lets everything pass at once.
+	Off bool
 	// Most is the part by which a set may shrink within Window with nothing to explain it.
-	// Default one half.
+	// Default one half. 1: only to have nobody left is a collapse.
 	Most float64
-	// Window is how long a departure counts. Default a minute.
+	// Window is how long a departure counts. Default ten minutes.
 	Window time.Duration
+	// Rate is the part of a set that may leave in one second, explained or not, and at least
+	// one instance. 0: no limit.
+	Rate float64
 }
 
-func (p GuardPolicy) withDefaults() GuardPolicy {
+// Defaults fills in what is not set.
+func (p GuardPolicy) Defaults() GuardPolicy {
 	if !(p.Most > 0 && p.Most <= 1) {
 		p.Most = 0.5
 	}
 	if p.Window <= 0 {
-		p.Window = time.Minute
+		p.Window = 10 * time.Minute
+	}
+	if !(p.Rate > 0) {
+		p.Rate = 0
 	}
 	return p
 }
+
+// floor is how many of so many have to stay.
+func (p GuardPolicy) floor(n int) int { return int(math.Ceil((1 - p.Most) * float64(n))) }
 
 // Evidence tells whether something explains that an instance is gone.
 type Evidence interface {
@@ -63,51 +84,98 @@ const (
 	Keep    Decision = "keep"    // they stay until registered again or released, explained or not
 )
 
-// guard is what is known of one service.
-type guard struct {
-	left  []departure // unexplained and let go, within the window, oldest first
-	held  []Instance  // sorted
-	since time.Time   // when holding began
-	keep  bool
+// Decided is who decided something, and when.
+type Decided struct {
+	Who  string    `json:"who"`
+	Time time.Time `json:"time"`
 }
 
-type departure struct {
-	at time.Time
-	n  int
+// guard is what is known of one service.
+type guard struct {
+	left   map[InstanceKey]time.Time // let go, or silent and believed, within the window
+	held   []Instance                // gone from the registry; sorted
+	since  time.Time                 // when holding began; zero: nothing is held
+	kept   Decided                   // zero: nobody decided
+	going  []Instance                // that wait for their turn to leave; see GuardPolicy.Rate
+	paced  time.Time                 // when some left last
+	silent map[InstanceKey]time.Time // that were well before, and when they fell silent
+	floor  []Instance                // those of silent that stay; sorted
+	many   bool                      // they fell silent with others
+}
+
+// leave notes who is gone, or not well any more, with nothing to explain it.
+func (s *guard) leave(now time.Time, who []Instance) {
+	for _, in := range who {
+		if s.left == nil {
+			s.left = map[InstanceKey]time.Time{}
+		}
+		if _, ok := s.left[KeyOf(in)]; !ok {
+			s.left[KeyOf(in)] = now
+		}
+	}
+}
+
+// done reports whether the service needs no second look.
+func (s guard) done() bool {
+	return s.since.IsZero() && len(s.left) == 0 && len(s.going) == 0 && len(s.silent) == 0
 }
 
 // Held is a service whose instances the guard keeps.
 type Held struct {
 	Service   string
 	Instances []Instance // that the registry no longer has
+	Silent    []Instance // that it has, and nobody has heard of
 	Present   int        // that it has
 	Since     time.Time
-	Kept      bool // by somebody's decision
+	Kept      Decided // zero: nobody decided
 }
 
 // String says what is held and why.
 func (h Held) String() string {
+	switch {
+	case len(h.Instances) == 0:
+		return fmt.Sprintf("service %q: too many of %d instances fell silent together with other nodes, and said nothing of being ill: %d of them stay", h.Service, h.Present, len(h.Silent))
+	case !h.Kept.Time.IsZero():
+		return fmt.Sprintf("service %q: %d of %d instances are gone from the registry: they stay, since %s said so", h.Service, len(h.Instances), len(h.Instances)+h.Present, h.Kept.Who)
+	}
 	return fmt.Sprintf("service %q: %d of %d instances are gone from the registry and nothing explains it: they stay", h.Service, len(h.Instances), len(h.Instances)+h.Present)
 }
 
+// Resume makes a guard that starts from what another one let pass last, and holds on to
+// services of which that one held instances. The registry's first answer is compared with
+// it, as any other is.
+func (g Guard) Resume(last *Snapshot, held []Held) Guard {
+	g.raw, g.passed, g.sets, g.quiet = last, last, map[string]guard{}, map[string]time.Time{}
+	for _, h := range held {
+		g.sets[h.Service] = guard{since: h.Since, kept: h.Kept}
+	}
+	return g
+}
+
+// Passed is the snapshot that was let through last; nil before there is one.
+func (g Guard) Passed() *Snapshot { return g.passed }
+
+// Waits reports whether time alone may change what is let through, or evidence.
+func (g Guard) Waits() bool { return len(g.sets) > 0 }
+
 // Step takes in what the registry has now, and returns what sidecars are to be told. It
-// looks at services that changed since the last step and at those that are held. Call it
-// as well when evidence may have come: with the same snapshot.
+// looks at services that changed since the last step and at those that it keeps an eye on.
+// Call it as well when evidence may have come, and each second while [Guard.Waits]: with
+// the same snapshot.
 func (g Guard) Step(now time.Time, raw *Snapshot, evidence Evidence) (Guard, *Snapshot) {
-	if g.passed == nil {
-		g.raw, g.passed, g.sets = raw, raw, map[string]guard{}
+	if g.passed == nil || g.Policy.Off {
+		g.raw, g.passed, g.sets, g.quiet = raw, raw, map[string]guard{}, map[string]time.Time{}
 		return g, raw
 	}
-	g.Policy = g.Policy.withDefaults()
+	g.Policy = g.Policy.Defaults()
 	look := Changed(g.raw, raw)
+	g.hush(now, raw, look)
 	for name := range g.sets {
-		if !slices.Contains(look, name) {
-			look = append(look, name)
-		}
+		look = append(look, name)
 	}
 	slices.Sort(look)
 	changed := map[string]*Set{}
-	for _, name := range look {
+	for _, name := range slices.Compact(look) {
 		if set, differs := g.set(now, name, raw.Set(name), evidence); differs {
 			changed[name] = set
 		}
@@ -122,34 +190,41 @@ func (g Guard) Step(now time.Time, raw *Snapshot, evidence Evidence) (Guard, *Sn
 // set decides one service.
 func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out *Set, differs bool) {
 	was, s := g.passed.Set(name), g.sets[name]
-	s.left = slices.DeleteFunc(slices.Clone(s.left), func(d departure) bool { return now.Sub(d.at) > g.Policy.Window })
-	missing := without(instances(was), instances(raw))
-	before := len(instances(was)) - len(missing) // of those that are to be accounted for
-	if !s.keep {
-		missing = slices.DeleteFunc(missing, func(in Instance) bool { return evidence.Explains(in) != "" })
+	s.left = maps.Clone(s.left)
+	maps.DeleteFunc(s.left, func(_ InstanceKey, at time.Time) bool { return now.Sub(at) > g.Policy.Window })
+	for _, in := range instances(raw) {
+		if in.Status() != Critical {
+			delete(s.left, KeyOf(in))
+		}
 	}
-	before += len(missing)
+	missed := s.missed()
+	present := g.heard(now, &s, instances(raw), instances(was))
+	gone := without(instances(was), present)
+	unexplained := slices.Clone(gone)
+	if s.kept.Time.IsZero() {
+		unexplained = slices.DeleteFunc(unexplained, func(in Instance) bool { return !missed(in) || evidence.Explains(in) != "" })
+	}
 	switch {
-	case len(missing) == 0:
-		s.held, s.keep = nil, false
-	case s.held == nil && !g.collapses(s, before, len(instances(raw))):
-		s.left = append(s.left, departure{now, len(missing)})
-		missing = nil
-	case s.held == nil:
+	case len(unexplained) == 0:
+		s.since, s.kept = time.Time{}, Decided{}
+	case s.since.IsZero() && g.collapses(s, missed, instances(was), present, unexplained):
 		s.since = now
-		s.held = missing
-	default:
-		s.held = missing
+	case s.since.IsZero():
+		s.leave(now, unexplained)
+		unexplained = nil
 	}
-	if len(s.left) == 0 && s.held == nil {
+	s.held = unexplained
+	s.leave(now, fallen(present, instances(was)))
+	s.going = g.pace(now, &s, without(gone, s.held), len(instances(was)))
+	if s.done() {
 		delete(g.sets, name)
 	} else {
 		g.sets[name] = s
 	}
-	if len(s.held) == 0 {
+	if len(s.held)+len(s.going)+len(s.floor) == 0 {
 		return raw, raw != was
 	}
-	all := slices.Concat(instances(raw), s.held)
+	all := slices.Concat(present, s.held, s.going)
 	slices.SortFunc(all, CompareInstances)
 	if was != nil && slices.EqualFunc(was.Instances, all, same) {
 		return was, false
@@ -157,23 +232,66 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 	return &Set{Name: name, Instances: all}, true
 }
 
-// collapses decides whether a set that had so many instances may have so few now.
-func (g Guard) collapses(s guard, was, raw int) bool {
-	for _, d := range s.left {
-		was += d.n
+// missed tells whose absence matters: who is critical gets nothing anyway, unless others
+// fell silent with it.
+func (s guard) missed() func(Instance) bool {
+	suspect := map[InstanceKey]bool{}
+	if s.many {
+		for k := range s.silent {
+			suspect[k] = true
+		}
 	}
-	return raw == 0 || float64(raw) < (1-g.Policy.Most)*float64(was)
+	for _, in := range s.held {
+		suspect[KeyOf(in)] = true
+	}
+	return func(in Instance) bool { return suspect[KeyOf(in)] || in.Status() != Critical }
+}
+
+// collapses decides whether a set may have as few as are present now when these leave
+// unexplained. Those that left before, within the window, count as well; whoever was not
+// to be missed, or says itself that it is ill, does not.
+func (g Guard) collapses(s guard, missed func(Instance) bool, was, present, leave []Instance) bool {
+	before, now := 0, 0
+	for _, in := range present {
+		well := in.Status() != Critical
+		if well {
+			now++
+		}
+		i, ok := slices.BinarySearchFunc(was, in, CompareInstances)
+		if ok && missed(was[i]) && (well || in.silent()) {
+			before++
+		}
+	}
+	before += len(leave) + len(s.left)
+	for _, in := range leave {
+		if _, counted := s.left[KeyOf(in)]; counted {
+			before--
+		}
+	}
+	return now == 0 || float64(now) < (1-g.Policy.Most)*float64(before)
+}
+
+// pace lets as many leave as may now, and returns the others.
+func (g Guard) pace(now time.Time, s *guard, leaving []Instance, of int) []Instance {
+	if g.Policy.Rate == 0 || len(leaving) == 0 {
+		return nil
+	}
+	if now.Sub(s.paced) < time.Second {
+		return leaving
+	}
+	s.paced = now
+	return leaving[min(len(leaving), max(1, int(g.Policy.Rate*float64(of)))):]
 }
 
 // Decide carries out an operator's decision, and reports whether the service is held.
 // Call [Guard.Step] after it.
-func (g Guard) Decide(now time.Time, name string, d Decision) (Guard, *Snapshot, bool) {
+func (g Guard) Decide(name string, d Decision, by Decided) (Guard, *Snapshot, bool) {
 	s, ok := g.sets[name]
-	if !ok || len(s.held) == 0 {
+	if !ok || len(s.held)+len(s.floor) == 0 {
 		return g, g.passed, false
 	}
 	if d == Keep {
-		s.keep = true
+		s.kept = by
 		g.sets[name] = s
 		return g, g.passed, true
 	}
@@ -186,9 +304,16 @@ func (g Guard) Decide(now time.Time, name string, d Decision) (Guard, *Snapshot,
 func (g Guard) Held() []Held {
 	var out []Held
 	for name, s := range g.sets {
-		if len(s.held) > 0 {
-			out = append(out, Held{Service: name, Instances: s.held, Present: len(instances(g.raw.Set(name))), Since: s.since, Kept: s.keep})
+		if len(s.held)+len(s.floor) == 0 {
+			continue
 		}
+		h := Held{Service: name, Instances: s.held, Silent: s.floor, Present: len(instances(g.raw.Set(name))), Since: s.since, Kept: s.kept}
+		for _, in := range s.floor {
+			if at := s.silent[KeyOf(in)]; h.Since.IsZero() || at.Before(h.Since) {
+				h.Since = at
+			}
+		}
+		out = append(out, h)
 	}
 	slices.SortFunc(out, func(a, b Held) int { return cmp.Compare(a.Service, b.Service) })
 	return out

@@ -60,6 +60,8 @@ func ids(s *Snapshot) string {
 	return strings.Join(out, " ")
 }
 
+var ops = Decided{"operator 1", noon}
+
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 func TestGuard(t *testing.T) {
@@ -90,7 +92,7 @@ func TestGuard(t *testing.T) {
 	g = step(g, 2*time.Hour, "c d", "c d") // nothing is explained by waiting
 	w.present["d"] = true
 	g = step(g, 3*time.Hour, "c d", "c")
-	g, snap, ok := g.Decide(noon, "catalog", Release)
+	g, snap, ok := g.Decide("catalog", Release, ops)
 	if !ok || ids(snap) != "d" {
 		t.Fatalf("released: %v %q", ok, ids(snap))
 	}
@@ -98,7 +100,7 @@ func TestGuard(t *testing.T) {
 	w.explained["d"] = "its node is there without it"
 	w.gone("d")
 	g = step(g, 5*time.Hour, "", "") // scaled to zero
-	if _, _, ok := g.Decide(noon, "catalog", Release); ok {
+	if _, _, ok := g.Decide("catalog", Release, ops); ok {
 		t.Error("released what is not held")
 	}
 }
@@ -121,10 +123,10 @@ func TestGuardKeep(t *testing.T) {
 	g, _ := Guard{}.Step(noon, w.now(), w)
 	w.gone("a")
 	g, _ = g.Step(noon, w.now(), w)
-	g, _, _ = g.Decide(noon, "catalog", Keep)
+	g, _, _ = g.Decide("catalog", Keep, ops)
 	w.explained["a"] = "its sidecar said goodbye"
 	g, snap := g.Step(noon, w.now(), w)
-	if ids(snap) != "a" || len(g.Held()) != 1 || !g.Held()[0].Kept {
+	if ids(snap) != "a" || len(g.Held()) != 1 || g.Held()[0].Kept != ops {
 		t.Errorf("%q, held %v", ids(snap), g.Held())
 	}
 	w.present["a"] = true

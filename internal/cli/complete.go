@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/crossfade-mesh/crossfade/api"
+
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/access/tokens"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -138,6 +140,17 @@ func at(path string) func() string { return func() string { return path } }
 
 func (t *target) serviceNames() cobra.CompletionFunc {
 	return answers(t, at("/v1/catalog/services"), func(a map[string][]string) []string { return slices.Collect(maps.Keys(a)) })
+}
+
+// heldServices completes with those of which the endpoint guard holds instances.
+func (t *target) heldServices() cobra.CompletionFunc {
+	return answers(t, at("/v1/crossfade/catalog/held"), func(a api.CatalogHeld) []string {
+		list := make([]string, 0, len(a.Services))
+		for _, h := range a.Services {
+			list = append(list, h.Service)
+		}
+		return list
+	})
 }
 
 func (t *target) serviceIDs() cobra.CompletionFunc {

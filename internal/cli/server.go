@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +19,8 @@ const gcPercent = 40
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
-	var policy, authority, consulGRPC, tokenFile string
+	var policy, guard, authority, consulGRPC, tokenFile string
+	var most, rate int
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run a control-plane server",
@@ -33,6 +35,9 @@ and the CA, and prints where they are and the CA's fingerprint.
 With --consul the state is in a Consul: any number of servers share it and need no other
 coordination, and --data-dir keeps the last of it that was seen. TLS to it is set as
 for Consul's own tools (CONSUL_CACERT, CONSUL_CLIENT_CERT, ...).
+
+The endpoint guard holds instances that a registry loses at once and unexplained:
+see crossfade catalog held. --endpoint-guard off takes whatever the registry says.
 
 With --config-dir the configuration entries in the files of a folder are written at the
 start and whenever a file changes. A file that is wrong is named in the log, and leaves
@@ -67,6 +72,10 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 	f.StringVar(&o.Consul, "consul", "", "address of a Consul agent: catalog and health are read from it, and all servers of it share their state there")
 	f.StringVar(&tokenFile, "consul-token-file", "", "file with the token for --consul (default $CONSUL_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN)")
 	complete(cmd, "consul-token-file", files())
+	addChoice(cmd, &guard, "endpoint-guard", "", "on", "whether instances that vanish together unexplained are held", "on", "off")
+	f.IntVar(&most, "endpoint-guard-most", 50, "percent of a service's instances that may leave within the window with nothing to explain it; the others of 100 are the floor of health")
+	f.DurationVar(&o.Guard.Window, "endpoint-guard-window", 10*time.Minute, "how long an unexplained departure counts")
+	f.IntVar(&rate, "endpoint-guard-rate", 0, "percent of a service's instances that may leave in a second, explained or not, and at least one; 0 for no limit")
 	addChoice(cmd, &authority, "ca", "", "built-in", "who signs the sidecars' certificates: this server, or the Connect CA of --consul", "built-in", "consul")
 	f.StringVar(&consulGRPC, "consul-grpc-addr", "", "gRPC address of a Consul server, for --ca consul (default $CONSUL_GRPC_ADDR, else as Consul's catalog says)")
 	f.BoolVar(&o.NewOperatorToken, "new-operator-token", false, "make another operator's token, when the first is lost")
@@ -80,6 +89,10 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			checkIP("dns-bind", o.DNSBind), checkDatacenter(o.Datacenter)); err != nil {
 			return usageError{err, "crossfade server --help"}
 		}
+		if most < 1 || most > 100 || rate < 0 || rate > 100 || o.Guard.Window <= 0 {
+			return usageError{errors.New("--endpoint-guard-most: want 1 to 100; --endpoint-guard-rate: 0 to 100; --endpoint-guard-window: more than 0"), "crossfade server --help"}
+		}
+		o.Guard.Off, o.Guard.Most, o.Guard.Rate = guard == "off", float64(most)/100, float64(rate)/100
 		if o.ConfigPrune && o.ConfigDir == "" {
 			return usageError{errors.New("--config-prune: deletes what came from --config-dir: give that too"), "crossfade server --help"}
 		}

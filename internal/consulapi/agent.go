@@ -320,6 +320,15 @@ func putCheck(w *store.Writer, node, serviceID string, d config.CheckDefinition)
 // Deregister removes a service, its own sidecar and their checks. It reports whether
 // the service was there.
 func (a *Agent) Deregister(node, serviceID string) (bool, error) {
+	return a.remove(node, serviceID, (*store.Writer).DeleteService)
+}
+
+// Expire is [Agent.Deregister] where nobody asked for it.
+func (a *Agent) Expire(node, serviceID string) (bool, error) {
+	return a.remove(node, serviceID, (*store.Writer).ExpireService)
+}
+
+func (a *Agent) remove(node, serviceID string, remove func(w *store.Writer, node, id string) error) (bool, error) {
 	var found bool
 	var touched []checkKey
 	err := a.store.Update(func(w *store.Writer) error {
@@ -334,7 +343,7 @@ func (a *Agent) Deregister(node, serviceID string) (bool, error) {
 		}
 		for _, id := range ids {
 			touched = append(touched, serviceChecks(w, node, id)...)
-			if err := w.DeleteService(node, id); err != nil {
+			if err := remove(w, node, id); err != nil {
 				return err
 			}
 		}

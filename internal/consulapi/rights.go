@@ -59,6 +59,9 @@ func needs() map[string]need {
 		"GET /v1/crossfade/shift/log": func(*call) access.Need { return access.Need{Kind: access.Operate} },
 		"POST /v1/crossfade/revert":   revertNeed,
 
+		"PUT /v1/crossfade/catalog/release/": decision("release"),
+		"PUT /v1/crossfade/catalog/keep/":    decision("keep"),
+
 		"PUT /v1/connect/intentions/exact":    destination,
 		"DELETE /v1/connect/intentions/exact": destination,
 		"POST /v1/connect/intentions":         createdIntention,
@@ -379,6 +382,13 @@ func pairsNeed(verb, service string, pairs []wire.PairName) access.Need {
 	}
 	out.Services = all.sorted()
 	return out
+}
+
+// decision is about what is held of a service, which takes an operator.
+func decision(verb string) need {
+	return func(c *call) access.Need {
+		return access.Need{Kind: access.Operate, Target: verb + " " + c.arg}
+	}
 }
 
 // plan writes nothing, though it takes a body.

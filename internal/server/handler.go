@@ -93,6 +93,10 @@ func (s *Server) asked() map[string]http.HandlerFunc {
 		"POST /v1/crossfade/shift":                           s.shift,
 		"GET /v1/crossfade/shift/log":                        s.shiftLog,
 		"POST /v1/crossfade/revert":                          s.revert,
+		"GET /v1/crossfade/catalog/held":                     s.catalogHeld,
+		"PUT /v1/crossfade/catalog/release/{service}":        s.decideHeld(catalog.Release),
+		"PUT /v1/crossfade/catalog/keep/{service}":           s.decideHeld(catalog.Keep),
+		"GET /v1/crossfade/metrics":                          s.metrics,
 		"GET /v1/crossfade/cuts/{id}":                        s.cutState,
 	}
 }
@@ -130,6 +134,9 @@ func (s *Server) deregister(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), min(wait, maxWait))
 		defer cancel()
 		settled, total := s.settled(ctx, services)
+		if len(s.mesh.servicesOf(r.PathValue("id"), q.Get("node"))) > 0 {
+			settled = 0 // the endpoint guard was told to keep it, or has others leave first
+		}
 		w.Header().Set(waitedHeader, fmt.Sprintf("%d/%d", settled, total))
 	}
 	maps.Copy(w.Header(), held.header)

@@ -22,7 +22,7 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 // unhealthy collects from all who know of something.
 func (s *Server) unhealthy(now time.Time) []api.Finding {
 	out := []api.Finding{}
-	for _, list := range [][]api.Finding{s.staleSource(), s.staleEngine(), s.streamsBehind(now), s.sidecarsAdrift(), s.notSavedYet(), s.expiring(now), s.caAway()} {
+	for _, list := range [][]api.Finding{s.staleSource(), s.staleEngine(), s.heldServices(), s.streamsBehind(now), s.sidecarsAdrift(), s.notSavedYet(), s.expiring(now), s.caAway()} {
 		out = append(out, list...)
 	}
 	slices.SortFunc(out, api.Finding.Compare)
@@ -31,7 +31,7 @@ func (s *Server) unhealthy(now time.Time) []api.Finding {
 
 // staleSource is what of the registry cannot be read.
 func (s *Server) staleSource() (out []api.Finding) {
-	source, ok := s.source.(*consul.Source)
+	source, ok := s.guard.source.(*consul.Source)
 	if !ok {
 		return nil // it is in this process
 	}
@@ -43,6 +43,18 @@ func (s *Server) staleSource() (out []api.Finding) {
 		out = append(out, api.Finding{
 			Severity: api.Critical, Subject: "consul " + s.opts.Consul, Since: q.Since.UTC(),
 			Text: fmt.Sprintf("%s, what was read last stays in force: %s", what, q.Reason),
+		})
+	}
+	return out
+}
+
+// heldServices are those of which the endpoint guard holds instances.
+func (s *Server) heldServices() (out []api.Finding) {
+	held, _, _ := s.guard.held()
+	for _, h := range held {
+		out = append(out, api.Finding{
+			Severity: api.Critical, Subject: "service " + h.Service, Since: h.Since.UTC(),
+			Text: h.String() + ": crossfade catalog held shows which, release and keep decide",
 		})
 	}
 	return out

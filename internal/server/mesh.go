@@ -280,9 +280,10 @@ func (m *mesh) run(ctx context.Context) {
 		case <-tick.C:
 			m.keepBook(time.Now())
 			m.forgetGood(time.Now())
-			all = true
+			m.lastGood.stale, all = true, true
 		}
 		m.step(time.Now(), all)
+		m.keepGood()
 	}
 }
 

@@ -24,6 +24,7 @@ func (m *mesh) step(now time.Time, all bool) {
 		connected[key] = m.connected[key]
 	}
 	m.reconsider = nil
+	m.lastGood.stale = m.lastGood.stale || len(reconsider) > 0
 	clear(m.moved)
 	m.mu.Unlock()
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}

@@ -275,7 +275,7 @@ func TestOpenAPIHasAllFields(t *testing.T) {
 		"PairDetail": api.PairDetail{}, "PairRow": api.Pair{}, "Telemetry": api.Telemetry{}, "ShiftRequest": api.ShiftRequest{}, "RevertRequest": api.RevertRequest{},
 		"Changed": api.Changed{}, "Applied": api.Applied{}, "Plan": planAnswer{}, "PlanRequest": planRequest{}, "Check": checkAnswer{}, "Version": store.Version{},
 		"Chain": routing.View{}, "Sidecar": sidecarStatus{}, "Proxy": registeredProxy{}, "Token": tokens.Token{}, "CreatedToken": createdToken{}, "TokenRequest": tokenRequest{},
-		"AuditEntry": tokens.Entry{}, "StepLog": stepLog{},
+		"AuditEntry": tokens.Entry{}, "StepLog": stepLog{}, "CatalogHeld": api.CatalogHeld{}, "HeldDecision": api.HeldDecision{},
 	} {
 		schema := at(d.root, "components", "schemas", name)
 		if schema == nil {

@@ -74,7 +74,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 		write(t, s, e)
 	}
 	s.Write(shiftEntry(config.Shares{Direct: 100}))
-	sidecar := pick(t, s, "web-sidecar-proxy", "/refused", endpoints(s, "catalog"), route("public_listener"), route("catalog"))
+	sidecar := pick(t, s.Stream("web-sidecar-proxy", true), "/refused", endpoints(s, "catalog"), route("public_listener"), route("catalog"))
 	sidecar.until("the sidecar is in sync", func() bool {
 		return sidecar.held[route("catalog")] != nil && sidecar.held[route("public_listener")] != nil
 	})
@@ -124,6 +124,14 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 	c.call("GET /v1/crossfade/tokens", "", "")
 	c.call("DELETE /v1/crossfade/tokens/{accessor}", "/v1/crossfade/tokens/"+made.Accessor, "")
 	c.call("GET /v1/crossfade/audit", "", "")
+	c.call("GET /v1/crossfade/metrics", "", "")
+	dev := c.s
+	c.s = holding(t, "old", "older")
+	c.call("GET /v1/crossfade/catalog/held", "", "")
+	c.call("PUT /v1/crossfade/catalog/keep/{service}", "/v1/crossfade/catalog/keep/old", "")
+	c.call("GET /v1/crossfade/catalog/held", "", "")
+	c.call("PUT /v1/crossfade/catalog/release/{service}", "/v1/crossfade/catalog/release/old", "")
+	c.s = dev
 	for op := range c.d.Operations {
 		if !c.called[op] {
 			t.Errorf("%s: not called", op)

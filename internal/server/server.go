@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -79,6 +80,8 @@ type Options struct {
 	// place of the embedded registry's, and which keeps what servers share.
 	Consul       string
 	ConsulAccess ConsulAccess
+	// Guard is how much the registry may lose at once that nothing explains.
+	Guard catalog.GuardPolicy
 	// ConsulCA, if set, makes the Connect CA of that Consul the mesh's.
 	ConsulCA *ConsulCA
 	LeafTTL  time.Duration // default: the CA's
@@ -91,7 +94,7 @@ type Server struct {
 	opts     Options
 	store    *store.Store
 	ca       *ca.CA
-	source   catalog.Source
+	guard    *endpointGuard // before the registry, or the Consul
 	agent    *consulapi.Agent
 	api      http.Handler
 	mesh     *mesh
@@ -147,14 +150,15 @@ func New(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.tokens.Close)
-	s.source = s.store
+	var registry catalog.Source = s.store
 	var source *consul.Source
 	if o.Consul != "" {
 		if source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulAccess.Token, TLS: o.ConsulAccess.TLS, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
 			return nil, err
 		}
-		s.source = source
+		registry = source
 	}
+	s.guard = newEndpointGuard(registry, o.Guard, o.DataDir, o.Log)
 	if err := s.openCA(source); err != nil {
 		return nil, err
 	}
@@ -169,6 +173,9 @@ func New(o Options) (_ *Server, err error) {
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
 	s.mesh.allowHatches, s.mesh.bindAny, s.mesh.consulCallers = o.AllowEscapeHatches, o.Consul != "", o.ConsulCA != nil
 	s.mesh.adopt = s.adopt
+	if o.DataDir != "" {
+		s.mesh.recallGood(filepath.Join(o.DataDir, lastGoodFile), time.Now())
+	}
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
 		return nil, err
@@ -233,7 +240,7 @@ func (s *Server) runChecks(ctx context.Context) error {
 		},
 		Alias: s.agent.Alias,
 		Deregister: func(node, service string) {
-			if _, err := s.agent.Deregister(node, service); err != nil {
+			if _, err := s.agent.Expire(node, service); err != nil {
 				s.opts.Log.Error("service that was critical for too long not deregistered", "service", service, "node", node, "reason", err)
 			}
 		},
@@ -291,7 +298,7 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
-	part("catalog", func() error { return s.source.Run(ctx, s.mesh.setCatalog) })
+	part("catalog", func() error { return s.guard.Run(ctx, s.mesh.setCatalog) })
 	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
 	if s.dir != nil {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })

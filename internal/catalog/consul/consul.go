@@ -9,10 +9,11 @@
 // What cannot be read or understood never changes a snapshot: errors, answers
 // that are not Consul's, and answers whose index runs backwards are tried again
 // with jittered back-off, while what was read last stays. One bad instance is
-// left out alone. The log says so once when it begins and once when it ends.
+// left out alone ([Source.Bad]). The log says so once when it begins and once when it ends.
 //
 // It leaves deciding whether a service may lose its instances to the endpoint
-// guard, and configuration, KV and writing to others.
+// guard, which it tells why one may be gone ([Source.Explain]), and configuration, KV and
+// writing to others.
 package consul
 
 import (
@@ -25,6 +26,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -61,14 +63,24 @@ type Options struct {
 	// MaxQueries is how many health queries may be open at once; 0: 128. With
 	// more services than that, queries block briefly and take turns.
 	MaxQueries int
+	// Settle is how long nothing is explained after [Source.Doubt]; 0: 2 minutes.
+	Settle time.Duration
 }
 
 // Source reads one Consul. See [New].
 type Source struct {
 	*Client
 	log     *slog.Logger
+	settle  time.Duration
 	slots   chan struct{} // one token per health query that is open
 	trouble *trouble
+
+	mu    sync.Mutex // guards what follows
+	doubt time.Time  // until when the registry's history is not trusted; see [Source.Explain]
+	kicks map[string]chan struct{}
+	bad   map[string]map[string]bool // by service: which instances are left out, and why
+
+	recovered chan struct{} // closed, and replaced, when the names can be read again
 }
 
 var _ catalog.Source = (*Source)(nil)
@@ -81,12 +93,18 @@ func New(o Options) (*Source, error) {
 	if o.MaxQueries <= 0 {
 		o.MaxQueries = defaultQueries
 	}
+	if o.Settle <= 0 {
+		o.Settle = settleTime
+	}
 	client, err := NewClient(o)
 	if err != nil {
 		return nil, err
 	}
 	log := o.Log.With("consul", o.Address)
-	return &Source{Client: client, log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log)}, nil
+	return &Source{
+		Client: client, log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log),
+		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{}, recovered: make(chan struct{}),
+	}, nil
 }
 
 func parseAddress(address string) (base *url.URL, socket string, err error) {

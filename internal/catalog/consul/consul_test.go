@@ -174,7 +174,7 @@ func TestNothingBadIsPublished(t *testing.T) {
 				if got := r.logged("level=WARN", tt.log); got != 1 {
 					t.Errorf("%d warnings with %q, want 1; the log:\n%s", got, tt.log, r.log.String())
 				}
-				if asked := len(f.since(path)); asked > 60 {
+				if asked := len(f.since(path)); asked > 120 {
 					t.Errorf("asked %d times in 5 minutes of failure", asked)
 				}
 

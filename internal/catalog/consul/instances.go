@@ -67,6 +67,8 @@ func problem(e entry) string {
 		return fmt.Sprintf("port %d is not between 1 and 65535", s.Port)
 	case s.SocketPath == "" && s.Address == "" && e.Node.Address == "":
 		return "neither the service nor the node has an address"
+	case badWeight(s.Weights.Passing) || badWeight(s.Weights.Warning):
+		return fmt.Sprintf("weights %d and %d: each is between 0 and %d", s.Weights.Passing, s.Weights.Warning, maxWeight)
 	case s.Kind == catalog.ConnectProxy && (s.Proxy == nil || s.Proxy.DestinationServiceName == ""):
 		return "a connect-proxy without Proxy.DestinationServiceName"
 	}
@@ -77,6 +79,11 @@ func problem(e entry) string {
 	}
 	return ""
 }
+
+// maxWeight is Consul's own limit.
+const maxWeight = 65535
+
+func badWeight(w int) bool { return w < 0 || w > maxWeight }
 
 // sameInstances compares content. Indexes do not count: Consul raises them on
 // writes that change nothing.

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -18,13 +20,18 @@ const (
 	answerWithin = 15 * time.Second
 	// crowdedWait is how long a query blocks when there are more services than slots.
 	crowdedWait = time.Second
+	// quorum, in place of an index, asks for what a quorum of Consul's servers agrees on now.
+	quorum = math.MaxUint64
 
 	// A query that returns again and again is held to a burst, then to one per paceEvery.
 	paceBurst = 5
 	paceEvery = 200 * time.Millisecond
 
 	minBackOff = 200 * time.Millisecond
-	maxBackOff = 15 * time.Second
+	maxBackOff = 5 * time.Second
+	// farBackOff is the longest while nothing can be reached at all: the list of names is
+	// asked for more often, and wakes the others.
+	farBackOff = 15 * time.Second
 )
 
 // answer is a body that came with status 200.
@@ -36,7 +43,11 @@ type answer struct {
 
 // get asks once. With after > 0 Consul answers when its index exceeds that, or after wait.
 func (s *Source) get(ctx context.Context, path string, after uint64, wait time.Duration) (answer, error) {
-	got, err := s.Do(ctx, http.MethodGet, path, nil, nil, after, wait)
+	var query url.Values
+	if after == quorum {
+		after, query = 0, url.Values{"consistent": {""}}
+	}
+	got, err := s.Do(ctx, http.MethodGet, path, query, nil, after, wait)
 	switch {
 	case err != nil:
 		return answer{}, err
@@ -45,6 +56,56 @@ func (s *Source) get(ctx context.Context, path string, after uint64, wait time.D
 	}
 	index, err := got.Index()
 	return answer{body: got.Body, index: index, filtered: got.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true"}, err
+}
+
+// errKicked is what a query that was under way at a [Source.Recheck] ends with.
+var errKicked = errors.New("asked anew")
+
+// getUnlessKicked is get that a [Source.Recheck] of the path ends.
+func (s *Source) getUnlessKicked(ctx context.Context, path string, after uint64, wait time.Duration) (answer, error) {
+	s.mu.Lock()
+	kick := s.kicks[path]
+	if kick == nil {
+		kick = make(chan struct{})
+		s.kicks[path] = kick
+	}
+	s.mu.Unlock()
+	asking, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-kick:
+			cancel(errKicked)
+		case <-done:
+		}
+	}()
+	a, err := s.get(asking, path, after, wait)
+	if err != nil && errors.Is(context.Cause(asking), errKicked) {
+		return answer{}, errKicked
+	}
+	return a, err
+}
+
+// Recheck makes what is known of the services, and which there are, be read anew: an answer
+// that was wrong with an index too high would else hide the next one for a minute.
+func (s *Source) Recheck(services []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, path := range append([]string{pathServices}, paths(services)...) {
+		if kick := s.kicks[path]; kick != nil {
+			close(kick)
+			delete(s.kicks, path)
+		}
+	}
+}
+
+func paths(services []string) (out []string) {
+	for _, name := range services {
+		out = append(out, pathHealth(name))
+	}
+	return out
 }
 
 func statusError(code int, body []byte) error {
@@ -91,10 +152,14 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 			wait = crowdedWait
 		}
 		asked := time.Now()
-		a, err := f.source.get(ctx, f.path, last, wait)
+		a, err := f.source.getUnlessKicked(ctx, f.path, last, wait)
 		f.release()
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errKicked) {
+			last = 0
+			continue
 		}
 		if !errors.As(err, new(Unreachable)) {
 			f.trouble.ok("")
@@ -104,6 +169,7 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 		}
 		if err == nil && a.index < last {
 			// Consul was restored or rebuilt. This answer is dropped; a fresh read decides.
+			f.source.Doubt()
 			f.source.log.Debug("index runs backwards", "query", f.path, "from", last, "to", a.index)
 			last = 0
 			continue
@@ -117,12 +183,14 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 				last = 0
 			}
 			f.trouble.fail(f.path, err)
-			if !pause(ctx, again.next()) {
+			if !f.retreat(ctx, again.next(f.longest(err))) {
 				return
 			}
 			continue
 		}
-		f.trouble.ok(f.path)
+		if f.trouble.ok(f.path) && f.path == pathServices {
+			f.source.wakeAll()
+		}
 		again = backOff{}
 		if a.index == last && time.Since(asked) < wait/2 {
 			// Something between us and Consul does not block.
@@ -132,6 +200,37 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 		}
 		last = a.index
 	}
+}
+
+// longest is the longest back-off after that error.
+func (f *follower) longest(err error) time.Duration {
+	if errors.As(err, new(Unreachable)) && f.path != pathServices {
+		return farBackOff
+	}
+	return maxBackOff
+}
+
+// retreat is pause that ends when Consul can be read again.
+func (f *follower) retreat(ctx context.Context, d time.Duration) bool {
+	f.source.mu.Lock()
+	recovered := f.source.recovered
+	f.source.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-recovered:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// wakeAll ends all back-offs.
+func (s *Source) wakeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.recovered)
+	s.recovered = make(chan struct{})
 }
 
 func (f *follower) acquire(ctx context.Context) bool {
@@ -167,11 +266,11 @@ func (p *pace) delay(now time.Time) time.Duration {
 	return max(d, 0)
 }
 
-// backOff doubles from minBackOff to maxBackOff, with jitter.
+// backOff doubles from minBackOff to a longest one, with jitter.
 type backOff struct{ last time.Duration }
 
-func (b *backOff) next() time.Duration {
-	b.last = min(max(2*b.last, minBackOff), maxBackOff)
+func (b *backOff) next(longest time.Duration) time.Duration {
+	b.last = min(max(2*b.last, minBackOff), longest)
 	return jitter(b.last)
 }
 

@@ -82,7 +82,7 @@ func (r *run) learnDatacenter() string {
 			return ""
 		}
 		r.trouble.fail(path, err)
-		if !pause(r.ctx, again.next()) {
+		if !pause(r.ctx, again.next(maxBackOff)) {
 			return ""
 		}
 	}
@@ -124,6 +124,7 @@ func (r *run) setNames(services map[string][]string, index uint64) {
 		}
 		delete(r.watches, name)
 		r.changed[name] = nil
+		r.source.leftOut(name, nil)
 	}
 	for name := range services {
 		if r.watches[name] != nil || name == "" {
@@ -169,10 +170,12 @@ func (r *run) watchService(ctx context.Context, w *watch) {
 			}
 		}
 		w.bad = bad
+		r.source.leftOut(w.name, bad)
 		r.setInstances(w, instances, a.index)
 		return nil
 	})
 	r.trouble.forget(path)
+	r.source.unkick(path)
 }
 
 // setInstances records an answer about a service, unless it is watched no more.

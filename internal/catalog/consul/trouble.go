@@ -54,8 +54,8 @@ func (t *trouble) fail(path string, err error) {
 	f.last = err
 }
 
-// ok records that what was failing, if it was, fails no more.
-func (t *trouble) ok(keys ...string) {
+// ok records that what was failing, if it was, fails no more, and whether it was.
+func (t *trouble) ok(keys ...string) (was bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, key := range keys {
@@ -63,6 +63,7 @@ func (t *trouble) ok(keys ...string) {
 		if f == nil {
 			continue
 		}
+		was = true
 		delete(t.now, key)
 		level := slog.LevelDebug
 		if f.loud {
@@ -70,6 +71,7 @@ func (t *trouble) ok(keys ...string) {
 		}
 		t.log.Log(context.Background(), level, "Consul can be read again", "query", key, "failures", f.failures, "after", time.Since(f.since).Round(time.Millisecond))
 	}
+	return was
 }
 
 // forget drops a query that is asked no more.

@@ -207,7 +207,7 @@ func (w *Writer) DeleteNode(name string) error {
 		}
 	}
 	for _, row := range w.list(tableServices, "id_prefix", key(name)) {
-		if err := w.DeleteService(name, row.(*serviceRow).Service.ID); err != nil {
+		if err := w.deleteService(row.(*serviceRow), "its node was deregistered"); err != nil {
 			return err
 		}
 	}
@@ -253,6 +253,9 @@ func (w *Writer) PutService(node string, s catalog.Service) error {
 	if err := w.put(tableServices, &serviceRow{node, s}); err != nil {
 		return err
 	}
+	if err := w.arrive(node, s.ID); err != nil {
+		return err
+	}
 	w.bump(subjectServices)
 	w.bump(subjectNode(node))
 	w.serviceChanged(&s)
@@ -274,12 +277,26 @@ func (w *Writer) renameChecks(node string, s *catalog.Service) error {
 	return nil
 }
 
-// DeleteService removes a service and its checks. One that is not there is no error.
+// DeleteService removes a service and its checks because somebody who may asked for it,
+// which [Store.Explains] tells later. One that is not there is no error.
 func (w *Writer) DeleteService(node, id string) error {
-	row, ok := w.first(tableServices, "id", node, id).(*serviceRow)
-	if !ok {
-		return nil
+	if row, ok := w.first(tableServices, "id", node, id).(*serviceRow); ok {
+		return w.deleteService(row, "it was deregistered")
 	}
+	return nil
+}
+
+// ExpireService is [Writer.DeleteService] where nobody asked: the registry gives up on it.
+func (w *Writer) ExpireService(node, id string) error {
+	if row, ok := w.first(tableServices, "id", node, id).(*serviceRow); ok {
+		return w.deleteService(row, "")
+	}
+	return nil
+}
+
+// deleteService removes a service; why, if somebody asked for it, is remembered.
+func (w *Writer) deleteService(row *serviceRow, why string) error {
+	node, id := row.Node, row.Service.ID
 	for _, c := range w.list(tableChecks, "service", node, id) {
 		if err := w.deleteCheck(c.(*checkRow)); err != nil {
 			return err
@@ -287,6 +304,11 @@ func (w *Writer) DeleteService(node, id string) error {
 	}
 	if err := w.remove(tableServices, row); err != nil {
 		return err
+	}
+	if why != "" {
+		if err := w.depart(row, why); err != nil {
+			return err
+		}
 	}
 	w.bump(subjectServices)
 	w.bump(subjectNode(node))

@@ -28,6 +28,7 @@ const (
 	tableSessions = "sessions"
 	tableIndex    = "index"
 	tableStates   = "states"
+	tableLeft     = "departures"
 )
 
 // tableDelays is in memory only.
@@ -120,6 +121,11 @@ func tables() []*table {
 			id: func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.CheckID) },
 			indexes: []*memdb.IndexSchema{
 				secondary("service", func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.ServiceID) }),
+			}},
+		{name: tableLeft, decode: decodeAs[departure],
+			id: func(row any) []byte { d := row.(*departure); return key(d.Node, d.ID) },
+			indexes: []*memdb.IndexSchema{
+				secondary("written", func(row any) []byte { return binary.BigEndian.AppendUint64(nil, row.(*departure).Index) }),
 			}},
 		{name: tableStates, decode: decodeAs[stateRow], id: func(row any) []byte { return key(row.(*stateRow).Name) }},
 		{name: tableKV, decode: decodeAs[KV],

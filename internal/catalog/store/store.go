@@ -74,6 +74,7 @@ type Store struct {
 	commit   sync.Mutex  // held by the one goroutine that commits
 	graves   int         // see [Writer.bury]; guarded by commit
 	versions int         // of entries, or more, never fewer; guarded by commit
+	left     int         // departures, or more, never fewer; guarded by commit
 	judged   *config.Set // all entries, where there is a judge; guarded by commit
 	mark     Mark        // of what is in memory, where it is shared; guarded by commit
 
@@ -181,8 +182,11 @@ func (s *Store) load() error {
 			return fmt.Errorf("data directory %q: %s %q cannot be read: %w", s.options.Dir, t.name, printable(key), err)
 		}
 		s.graves += t.graves
-		if t.name == tableHistory {
+		switch t.name {
+		case tableHistory:
 			s.versions++
+		case tableLeft:
+			s.left++
 		}
 		if session, ok := row.(*Session); ok && session.ttl() > 0 {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile

@@ -1,0 +1,126 @@
+package catalog
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// SerfHealth is the CheckID of what the registry itself says of a node: whether it hears of it.
+const SerfHealth = "serfHealth"
+
+// TTLExpired begins the output of a TTL check that nobody has set in time, in Consul's words.
+const TTLExpired = "TTL expired"
+
+// Silent reports whether the check is critical for want of news alone: the registry hears
+// nothing of the node, or nobody has set a TTL check in time. What a check says itself,
+// be it ever so bad, is no silence.
+func (c *Check) Silent() bool {
+	if c.Status != Critical {
+		return false
+	}
+	return c.ServiceID == "" && c.CheckID == SerfHealth || (c.Type == "ttl" || c.Type == "") && strings.HasPrefix(c.Output, TTLExpired)
+}
+
+// silent reports whether the instance is critical for nothing but silence.
+func (i Instance) silent() bool {
+	silent := false
+	for _, c := range i.Checks {
+		if c.Status == Critical && !c.Silent() {
+			return false
+		}
+		silent = silent || c.Silent()
+	}
+	return silent
+}
+
+// A set's floor of health. An instance whose own check says that it is ill leaves, whatever
+// others do: splits pass over a leg where nobody is well, and failovers begin, because of
+// that, and who went there would be told no. That one node falls silent is believed as
+// well. When several do within the window, or others of the set vanish, whatever hears them
+// is as likely to be at fault: then a set keeps [GuardPolicy.Most]'s complement of those that would be well but for the
+// silence, the last to fall silent first. Nobody listening there is no worse than a 503.
+
+// hush notes the nodes that fell silent since the last step.
+func (g Guard) hush(now time.Time, raw *Snapshot, changed []string) {
+	for node, at := range g.quiet {
+		if now.Sub(at) > g.Policy.Window {
+			delete(g.quiet, node)
+		}
+	}
+	for _, name := range changed {
+		for _, in := range fallen(instances(raw.Set(name)), instances(g.passed.Set(name))) {
+			if _, known := g.sets[name].silent[KeyOf(in)]; !known {
+				g.quiet[in.Node.Name] = now
+			}
+		}
+	}
+}
+
+// fallen lists those that are silent now and that sidecars were told are well. Both are sorted.
+func fallen(now, before []Instance) (out []Instance) {
+	for _, in := range now {
+		if !in.silent() {
+			continue
+		}
+		i, ok := slices.BinarySearchFunc(before, in, CompareInstances)
+		if ok && before[i].Status() != Critical {
+			out = append(out, in)
+		}
+	}
+	return out
+}
+
+// heard keeps account of who is silent, and returns the registered instances as sidecars
+// are to be told of them: those of the floor without what silence says of them.
+func (g Guard) heard(now time.Time, s *guard, raw, was []Instance) []Instance {
+	silent := map[InstanceKey]time.Time{}
+	for _, in := range fallen(raw, was) {
+		silent[KeyOf(in)] = now
+	}
+	back := map[InstanceKey]time.Time{} // who comes back silent
+	for _, in := range s.held {
+		back[KeyOf(in)] = now
+	}
+	maps.Copy(back, s.left)
+	maps.Copy(back, s.silent)
+	well := 0
+	for _, in := range raw {
+		switch k := KeyOf(in); {
+		case in.silent():
+			if at, ok := back[k]; ok {
+				silent[k] = at
+			}
+		case in.Status() != Critical:
+			well++
+		}
+	}
+	away := len(s.left) // of those that left with nothing to explain it
+	for _, in := range raw {
+		if _, ok := s.left[KeyOf(in)]; ok {
+			away--
+		}
+	}
+	s.silent, s.floor = silent, nil
+	s.many = len(silent) > 0 && (s.many || len(g.quiet) > 1 || away > 0)
+	missing := g.Policy.floor(well+len(silent)+away) - well
+	if !s.many || missing <= 0 {
+		return raw
+	}
+	for _, in := range raw {
+		if _, ok := silent[KeyOf(in)]; ok {
+			s.floor = append(s.floor, in)
+		}
+	}
+	slices.SortStableFunc(s.floor, func(a, b Instance) int { return silent[KeyOf(b)].Compare(silent[KeyOf(a)]) })
+	s.floor = s.floor[:min(missing, len(s.floor))]
+	slices.SortFunc(s.floor, CompareInstances)
+	out := slices.Clone(raw)
+	for i, in := range out {
+		if _, stays := slices.BinarySearchFunc(s.floor, in, CompareInstances); stays {
+			out[i].Checks = slices.DeleteFunc(slices.Clone(in.Checks), (*Check).Silent)
+		}
+	}
+	return out
+}
