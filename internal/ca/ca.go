@@ -101,7 +101,7 @@ type provider interface {
 
 func newCA(o Options, p provider, roots Roots) *CA {
 	return &CA{
-		opts: o, provider: p, trustDomain: roots.TrustDomain, roots: roots,
+		opts: o, provider: p, trustDomain: roots.TrustDomain, roots: roots, pool: poolOf(roots),
 		changed: make(chan struct{}), closed: make(chan struct{}),
 	}
 }
@@ -147,11 +147,16 @@ func (c *CA) trusted() *x509.CertPool {
 	return c.pool
 }
 
-func (c *CA) publish(r Roots) {
-	pool := x509.NewCertPool()
+func poolOf(r Roots) *x509.CertPool {
+	out := x509.NewCertPool()
 	for _, root := range r.Roots {
-		pool.AppendCertsFromPEM([]byte(root.RootCert))
+		out.AppendCertsFromPEM([]byte(root.RootCert))
 	}
+	return out
+}
+
+func (c *CA) publish(r Roots) {
+	pool := poolOf(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.roots, c.pool = r, pool
