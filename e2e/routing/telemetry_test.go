@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/demo/load"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
@@ -341,4 +342,41 @@ func TestTelemetryJudgesGRPC(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// What a sidecar did is with the server within two seconds.
+func TestTelemetryIsYoung(t *testing.T) {
+	w := newWorld(t)
+	w.write("Kind = \"service-defaults\"\nName = \"catalog\"\nProtocol = \"http\"")
+	catalog := w.http("catalog", "mtls-catalog", version(1))
+	web := w.caller("web", "web-1", "catalog")
+	web.eventually("catalog answers", "catalog", "/", by("mtls"))
+	attempts := func() uint64 { return w.telemetry("web", "catalog")["mtls"].Attempts }
+	var took load.Histogram
+	for range 15 {
+		// Whatever went before is there: what comes next is what this request adds.
+		var before uint64
+		meshtest.Eventually(t, "all is counted", func() error {
+			if n := uint64(catalog.served.Load()); attempts() < n {
+				return fmt.Errorf("%d of %d are", attempts(), n)
+			}
+			before = attempts()
+			return nil
+		})
+		if err := web.get("catalog", "/").ok(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		meshtest.Eventually(t, "the request is counted", func() error {
+			if attempts() == before {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+		took.Add(time.Since(began))
+	}
+	t.Logf("after %v at the median, %v at most", took.Quantile(.5), took.Max())
+	if median := took.Quantile(.5); median > 2*time.Second {
+		t.Errorf("half of the requests are counted later than after %v", median)
+	}
 }

@@ -337,7 +337,7 @@ func sorted(m map[shift.Share]int) string {
 func TestGuardLeavesANewWayAlone(t *testing.T) {
 	worlds := equal
 	for _, start := range []int{150, 300} {
-		worlds = append(worlds[:len(worlds):len(worlds)], equal[2])
+		worlds = append(slices.Clip(worlds), equal[2])
 		w := &worlds[len(worlds)-1]
 		w.name, w.make = fmt.Sprintf("the same wave, from second %d on", start), func(r *rand.Rand) world { return equal[2].make(r).from(start) }
 	}
