@@ -51,7 +51,8 @@ test: vet build race $(ENVOY) ## everything that needs only Envoy
 .PHONY: test-peers
 test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real Consul, consul-template and Prometheus
 	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) CROSSFADE_CONSUL_TEMPLATE=$(CURDIR)/$(TEMPLATE) CROSSFADE_PROMETHEUS=$(CURDIR)/$(PROMETHEUS) \
-		$(GO) test -tags peers -p 1 -timeout 10m ./client ./internal/catalog/consul ./internal/consulapi ./internal/dns
+		$(GO) test -tags peers -p 1 -timeout 10m ./client ./internal/catalog/consul ./internal/catalog/consulstore ./internal/consulapi ./internal/dns
+	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run RealConsul -timeout 5m ./internal/server
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 15m ./e2e
 
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -51,6 +52,9 @@ func Open(opts Options) (*BuiltIn, error) {
 
 func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	now := opts.Now()
+	if opts.Keep != nil {
+		return keptRoot(opts, now)
+	}
 	if opts.Dir == "" {
 		root, key, err := newRoot(now)
 		if err != nil {
@@ -63,7 +67,33 @@ func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	log := opts.Log.With("root", root.Subject.CommonName, "dir", opts.Dir, "not_after", root.NotAfter)
+	sayRoot(opts.Log.With("root", root.Subject.CommonName, "dir", opts.Dir, "not_after", root.NotAfter), root, created, now)
+	return root, key, nil
+}
+
+// keptRoot is the root that opts.Keep has.
+func keptRoot(opts Options, now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	created := false
+	text, err := opts.Keep(func() ([]byte, error) {
+		created = true
+		root, key, err := newRoot(now)
+		if err != nil {
+			return nil, err
+		}
+		return encodeRoot(root, key)
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("CA root: %w", err)
+	}
+	root, key, err := decodeRoot(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("CA root: %w", err)
+	}
+	sayRoot(opts.Log.With("root", root.Subject.CommonName, "not_after", root.NotAfter), root, created, now)
+	return root, key, nil
+}
+
+func sayRoot(log *slog.Logger, root *x509.Certificate, created bool, now time.Time) {
 	switch left := root.NotAfter.Sub(now); {
 	case left <= 0:
 		log.Error("the CA root has expired: nothing is signed any more, and sidecars refuse each other")
@@ -74,7 +104,6 @@ func openRoot(opts Options) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	default:
 		log.Info("loaded the CA root")
 	}
-	return root, key, nil
 }
 
 // sign implements provider.

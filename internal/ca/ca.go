@@ -35,6 +35,9 @@ type Options struct {
 	// that were known last. Empty keeps them in memory: the next Open is then another
 	// authority with another trust domain, the next OpenConsul needs Consul.
 	Dir string
+	// Keep, if set, is where the root and its key are instead: it returns what is kept there,
+	// PEM, which it takes from make when nothing is. Of several who ask at once all get the same.
+	Keep func(make func() ([]byte, error)) ([]byte, error)
 	// Datacenter is the only one whose identities are signed. Required.
 	Datacenter string
 	// LeafTTL is how long a leaf is valid from the moment it is signed.

@@ -124,10 +124,20 @@ func decodeRoot(data []byte) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	return root, key, checkRoot(root, key)
 }
 
+// encodeRoot is a root with its key, PEM.
+func encodeRoot(root *x509.Certificate, key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return append(pem.EncodeToMemory(&pem.Block{Type: typeCertificate, Bytes: root.Raw}),
+		pem.EncodeToMemory(&pem.Block{Type: typePrivateKey, Bytes: der})...), nil
+}
+
 // store writes the file so that after a crash it is there whole or not at all.
 // It fails when the file exists.
 func store(path string, root *x509.Certificate, key *ecdsa.PrivateKey) (err error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	text, err := encodeRoot(root, key)
 	if err != nil {
 		return err
 	}
@@ -136,12 +146,8 @@ func store(path string, root *x509.Certificate, key *ecdsa.PrivateKey) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
-	err = errors.Join(
-		pem.Encode(tmp, &pem.Block{Type: typeCertificate, Bytes: root.Raw}),
-		pem.Encode(tmp, &pem.Block{Type: typePrivateKey, Bytes: der}),
-		tmp.Sync(),
-	)
-	if err = errors.Join(err, tmp.Close()); err != nil {
+	_, err = tmp.Write(text)
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
 	if err := os.Link(tmp.Name(), path); err != nil {
@@ -156,4 +162,32 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// ReadDir is the root in a directory with its key, PEM, or nil when there is none.
+func ReadDir(dir string) ([]byte, error) {
+	root, key, err := load(dir, filepath.Join(dir, fileName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return encodeRoot(root, key)
+}
+
+// WriteDir puts a root with its key into a directory that has none.
+func WriteDir(dir string, text []byte) error {
+	root, key, err := decodeRoot(text)
+	if err != nil {
+		return fmt.Errorf("CA root: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("CA directory %q: %w", dir, err)
+	}
+	path := filepath.Join(dir, fileName)
+	if err := store(path, root, key); err != nil {
+		return fmt.Errorf("CA root %q: create: %w", path, err)
+	}
+	return nil
 }

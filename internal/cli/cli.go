@@ -94,7 +94,7 @@ it on this machine.`,
 		return usageError{err, cmd.CommandPath() + " --help"}
 	})
 	root.AddCommand(
-		newServer(s), newSidecar(s), newNodeProxy(s), newDemo(s), newDemoApp(s),
+		newServer(s), newMigrate(s), newSidecar(s), newNodeProxy(s), newDemo(s), newDemoApp(s),
 		newServices(s), newCatalog(s), newConfig(s), newChain(s), newConnect(s), newPairs(s), newShift(s), newRevert(s), newProtect(s),
 		newToken(s), newAudit(s), newCheck(s), newRender(s), newXDS(s), newImport(s), newVersion(s),
 	)

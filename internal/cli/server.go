@@ -13,7 +13,7 @@ import (
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
-	var policy, guard, authority, consulGRPC string
+	var policy, guard, authority, consulGRPC, tokenFile string
 	var most, rate int
 	cmd := &cobra.Command{
 		Use:   "server",
@@ -26,6 +26,10 @@ Otherwise --data-dir keeps it, and both ports speak TLS to callers that show a t
 or, as sidecars do, their own certificate. The first start makes an operator's token
 and the CA, and prints where they are and the CA's fingerprint.
 
+With --consul the state is in a Consul: any number of servers share it and need no other
+coordination, and --data-dir keeps the last of it that was seen. TLS to it is set as
+for Consul's own tools (CONSUL_CACERT, CONSUL_CLIENT_CERT, ...).
+
 The endpoint guard holds instances that a registry loses at once and unexplained:
 see crossfade catalog held. --endpoint-guard off takes whatever the registry says.
 
@@ -33,13 +37,14 @@ With --config-dir the configuration entries in the files of a folder are written
 start and whenever a file changes. A file that is wrong is named in the log, and leaves
 its entry as it was.
 
-With --consul the registry is a real Consul; with --ca consul that Consul's Connect CA
+With --ca consul that Consul's Connect CA
 also signs the sidecars' certificates, so that Consul's own sidecars and these know each
 other. Consul's servers are asked for that over gRPC: $CONSUL_GRPC_CACERT (or
 $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consul itself.`,
 		Example: `  crossfade server --dev
   crossfade server --data-dir /var/lib/crossfade --bind 0.0.0.0 --default-intention-policy deny
   crossfade server --dev --config-dir entries --config-prune
+  crossfade server --data-dir /var/lib/crossfade --consul http://127.0.0.1:8500
   crossfade server --data-dir /var/lib/crossfade --consul http://127.0.0.1:8500 --ca consul`,
 		Args: exactly(),
 	}
@@ -58,7 +63,9 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 	f.BoolVar(&o.AllowEscapeHatches, "allow-escape-hatches", false, "honour listeners and clusters that definitions hold in Envoy's own words (envoy_public_listener_json, ...)")
 	f.StringVar(&o.ConfigDir, "config-dir", "", "folder of .hcl, .json and .yaml files with one configuration entry each, which are written whenever a file changes")
 	f.BoolVar(&o.ConfigPrune, "config-prune", false, "delete entries that came from a file of --config-dir which is gone")
-	f.StringVar(&o.Consul, "consul", "", "read catalog and health from the Consul at this address (token: $CONSUL_HTTP_TOKEN)")
+	f.StringVar(&o.Consul, "consul", "", "address of a Consul agent: catalog and health are read from it, and all servers of it share their state there")
+	f.StringVar(&tokenFile, "consul-token-file", "", "file with the token for --consul (default $CONSUL_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN)")
+	complete(cmd, "consul-token-file", files())
 	addChoice(cmd, &guard, "endpoint-guard", "", "on", "whether instances that vanish together unexplained are held", "on", "off")
 	f.IntVar(&most, "endpoint-guard-most", 50, "percent of a service's instances that may leave within the window with nothing to explain it; the others of 100 are the floor of health")
 	f.DurationVar(&o.Guard.Window, "endpoint-guard-window", 10*time.Minute, "how long an unexplained departure counts")
@@ -96,7 +103,9 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 		offset := 0
 		if o.Consul != "" {
 			offset = 10 // a Consul agent has the others on every such host
-			o.ConsulToken = s.env("CONSUL_HTTP_TOKEN")
+			if o.ConsulAccess, err = consulAccess(s, &o.Consul, tokenFile); err != nil {
+				return err
+			}
 		}
 		if !f.Changed("http-port") {
 			o.HTTPPort = 8500 + offset
@@ -112,8 +121,8 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			return err
 		}
 		o.Version = Version
-		srv, err := server.New(o)
-		if err != nil {
+		srv, err := startServer(cmd.Context(), o)
+		if err != nil || srv == nil {
 			return err
 		}
 		mode := "data in " + o.DataDir

@@ -101,7 +101,7 @@ func New(o Options) http.Handler {
 	for _, rt := range routes() {
 		mux.HandleFunc(rt.path, func(w http.ResponseWriter, r *http.Request) { a.serve(rt, w, r) })
 	}
-	for _, path := range notServedPaths() {
+	for _, path := range NotServed() {
 		answer := func(c *call) (any, error) {
 			return nil, notServed("%s %s: not served by crossfade's registry; run a Consul and point --consul at it", c.r.Method, c.r.URL.Path)
 		}
@@ -218,8 +218,9 @@ func Patterns() (out []string) {
 	return out
 }
 
-// notServedPaths are Consul's that have no meaning here.
-func notServedPaths() []string {
+// NotServed lists Consul's paths that have no meaning here; one that ends in a slash stands for
+// all below it.
+func NotServed() []string {
 	return []string{
 		"/v1/agent/connect/authorize", "/v1/agent/connect/ca/leaf/", "/v1/agent/force-leave/", "/v1/agent/host",
 		"/v1/agent/join/", "/v1/agent/leave", "/v1/agent/metrics", "/v1/agent/metrics/stream", "/v1/agent/monitor",

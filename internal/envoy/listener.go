@@ -15,6 +15,7 @@ import (
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -178,6 +179,11 @@ func (b *builder) listener(l *listenerv3.Listener, exactBalance bool) *listenerv
 		l.ConnectionBalanceConfig = &listenerv3.Listener_ConnectionBalanceConfig{
 			BalanceType: &listenerv3.Listener_ConnectionBalanceConfig_ExactBalance_{ExactBalance: &listenerv3.Listener_ConnectionBalanceConfig_ExactBalance{}},
 		}
+		// To Envoy a message that is empty is as one that is not there: of the above alone it
+		// would see no difference, and leave the balance as it is.
+		l.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{wayNamespace: {Fields: map[string]*structpb.Value{
+			"exact_balance": structpb.NewBoolValue(true),
+		}}}}
 	}
 	return l
 }

@@ -248,3 +248,33 @@ func TestChangeOfAFilterChainIsNoticed(t *testing.T) {
 		return nil
 	})
 }
+
+// Another balance among workers makes another listener in place of the one before: it takes
+// what is new at once, and what is open ends when the drain is over.
+func TestBalanceReplacesTheListener(t *testing.T) {
+	s := startCallees(t)
+	balanced := func() int { return strings.Count(s.tcp.Admin("/config_dump"), `"exact_balance"`) }
+	if n := balanced(); n != 0 {
+		t.Fatalf("%d listeners are balanced from the start", n)
+	}
+	s.tcp.write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "payments", Protocol: "tcp", BalanceInboundConnections: "exact_balance"})
+	if balanced() == 0 {
+		t.Error("Envoy does not have it")
+	}
+	drained(t, s.tcp)
+	meshtest.Eventually(t, "what is held open is cut", func() error {
+		if len(s.failures()) == 0 {
+			return fmt.Errorf("%d were sent, nothing failed", s.sent.Load())
+		}
+		return nil
+	})
+	s.stop()
+	for _, err := range s.failures() {
+		if what, _, _ := strings.Cut(err.Error(), ":"); what != "connection" {
+			t.Error(err)
+		}
+	}
+	if place, all := s.tcp.Stat("listener_manager.listener_in_place_updated"), s.tcp.Stat("listener_manager.listener_modified"); place != 0 || all != 1 {
+		t.Errorf("%d changes of the listener, %d of them in place; want one that is not", all, place)
+	}
+}

@@ -46,14 +46,18 @@ type ConsulCA struct {
 // mesh's is Consul's: the certificates of this server's ports are of its own always. In
 // development mode, which has none, there is nothing but Consul's then.
 func (s *Server) openCA(source *consul.Source) error {
-	o, dir := s.opts, ""
+	o := s.opts
+	options := ca.Options{Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}
 	if o.DataDir != "" {
-		dir = filepath.Join(o.DataDir, "ca")
+		options.Dir = filepath.Join(o.DataDir, caDir)
 	}
-	options := ca.Options{Dir: dir, Datacenter: o.Datacenter, LeafTTL: o.LeafTTL, Authorize: s.door.mayHave, Log: o.Log}
 	var err error
 	if o.ConsulCA == nil || !o.Dev {
-		if s.builtIn, err = ca.Open(options); err != nil {
+		own := options
+		if o.Consul != "" {
+			own.Dir, own.Keep = "", s.keepRoot // one for all servers
+		}
+		if s.builtIn, err = ca.Open(own); err != nil {
 			return err
 		}
 		s.shutdown = append(s.shutdown, func() error { s.builtIn.Close(); return nil })
@@ -71,7 +75,7 @@ func (s *Server) openCA(source *consul.Source) error {
 	ctx, cancel := context.WithTimeout(context.Background(), consulWithin)
 	defer cancel()
 	s.consul = &consulServers{source: source, options: *o.ConsulCA, resolver: manual.NewBuilderWithScheme("consul")}
-	conn, err := s.consul.dial(ctx, o.ConsulToken)
+	conn, err := s.consul.dial(ctx, o.ConsulAccess.Token)
 	if err != nil {
 		return fmt.Errorf("Consul's CA: %w", err)
 	}

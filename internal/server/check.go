@@ -86,6 +86,7 @@ func (s *Server) check(w http.ResponseWriter, r *http.Request) {
 		subject, reason, _ := strings.Cut(why, ": ")
 		found.add(proxy.Problem{Service: pair.Destination, Subject: subject, Reason: reason}, "")
 	}
+	s.engineProblems(found)
 	answer.Problems = found.sorted()
 	s.answer(w, answer)
 }

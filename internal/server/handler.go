@@ -36,7 +36,7 @@ func (s *Server) handler() http.Handler {
 	mux.Handle("/", s.api)
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", s.deregister)
 	if s.opts.Consul != "" {
-		for _, below := range []string{"/v1/catalog/", "/v1/health/", "/v1/agent/service/", "/v1/agent/services", "/v1/agent/check/", "/v1/agent/checks", "/v1/agent/health/"} {
+		for _, below := range askedOfConsul() {
 			mux.HandleFunc(below, s.askConsul)
 		}
 	}
@@ -99,12 +99,6 @@ func (s *Server) asked() map[string]http.HandlerFunc {
 		"GET /v1/crossfade/metrics":                          s.metrics,
 		"GET /v1/crossfade/cuts/{id}":                        s.cutState,
 	}
-}
-
-// askConsul answers for what a real Consul holds: writing it here would be lost on
-// the mesh, and reading it here would find nothing.
-func (s *Server) askConsul(w http.ResponseWriter, r *http.Request) {
-	http.Error(w, fmt.Sprintf("%s %s: not served here: this server reads catalog and health from the Consul at %s, ask that", r.Method, r.URL.Path, s.opts.Consul), http.StatusNotImplemented)
 }
 
 // readable is an endpoint for everybody who may read.

@@ -22,7 +22,7 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 // unhealthy collects from all who know of something.
 func (s *Server) unhealthy(now time.Time) []api.Finding {
 	out := []api.Finding{}
-	for _, list := range [][]api.Finding{s.staleSource(), s.heldServices(), s.streamsBehind(now), s.sidecarsAdrift(), s.notSavedYet(), s.expiring(now), s.caAway()} {
+	for _, list := range [][]api.Finding{s.staleSource(), s.staleEngine(), s.heldServices(), s.streamsBehind(now), s.sidecarsAdrift(), s.notSavedYet(), s.expiring(now), s.caAway()} {
 		out = append(out, list...)
 	}
 	slices.SortFunc(out, api.Finding.Compare)

@@ -20,6 +20,10 @@ const memoryKept = time.Hour
 type lastGood struct {
 	refs map[string]map[string]proxy.EndpointsRef // by service, then name: of what its sidecars were given
 	seen map[string]time.Time                     // by service: when a sidecar of it was last connected
+
+	path  string // of what outlives a restart; empty for none
+	kept  []byte // what is there
+	stale bool   // something else is refused than what is there
 }
 
 // alike reports of which resources all sidecars of a service are told the same. What is

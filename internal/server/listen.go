@@ -19,6 +19,9 @@ import (
 // handed to those who are to trust the servers.
 const caFile = "ca.pem"
 
+// caDir, in the data directory, holds the CA, where that is not in a Consul.
+const caDir = "ca"
+
 func listen(what, addr string, port int, flag string) (net.Listener, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
 	if err != nil {
@@ -136,8 +139,14 @@ func (s *Server) CAFile() string {
 	return filepath.Join(s.opts.DataDir, caFile)
 }
 
-// Fingerprint is that of the CA whose certificates this server's ports show.
-func (s *Server) Fingerprint() string { return s.builtIn.Fingerprint() }
+// Fingerprint is that of the CA whose certificates this server's ports show; "" where
+// there is none, since they show none.
+func (s *Server) Fingerprint() string {
+	if s.builtIn == nil {
+		return ""
+	}
+	return s.builtIn.Fingerprint()
+}
 
 // OperatorFile is where the secret of an operator's token is that was made by this
 // start, or "".

@@ -267,8 +267,10 @@ func (m *mesh) run(ctx context.Context) {
 		case <-tick.C:
 			m.keepBook(time.Now())
 			m.forgetGood(time.Now())
+			m.lastGood.stale = true
 		}
 		m.step(time.Now())
+		m.keepGood()
 	}
 }
 
@@ -282,6 +284,7 @@ func (m *mesh) step(now time.Time) {
 	}
 	reconsider := m.reconsider
 	m.reconsider = nil
+	m.lastGood.stale = m.lastGood.stale || len(reconsider) > 0
 	m.mu.Unlock()
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
 	record := change{index: index, sidecars: map[string]concern{}}

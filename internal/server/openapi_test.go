@@ -74,7 +74,7 @@ func TestAnswersAreAsDocumented(t *testing.T) {
 		write(t, s, e)
 	}
 	s.Write(shiftEntry(config.Shares{Direct: 100}))
-	sidecar := pick(t, s, "web-sidecar-proxy", "/refused", endpoints(s, "catalog"), route("public_listener"), route("catalog"))
+	sidecar := pick(t, s.Stream("web-sidecar-proxy", true), "/refused", endpoints(s, "catalog"), route("public_listener"), route("catalog"))
 	sidecar.until("the sidecar is in sync", func() bool {
 		return sidecar.held[route("catalog")] != nil && sidecar.held[route("public_listener")] != nil
 	})

@@ -29,8 +29,9 @@ type books struct {
 	snap       *catalog.Snapshot
 	shifts     map[string]*store.Entry // traffic-shift entries by name
 	newest     map[string]*store.Version
-	streams    map[*catalog.Service]stream // of registered sidecars with an open one
-	legacy     map[string]error            // what probing addresses has found
+	streams    map[*catalog.Service]stream            // of registered sidecars with an open one
+	runsThere  map[*catalog.Service]map[string]uint64 // of those that are connected to another server: up to which index services run entries there
+	legacy     map[string]error                       // what probing addresses has found
 	history    func(address string) (since, last time.Time)
 	book       *telemetry.Book
 
@@ -58,6 +59,7 @@ func (s *Server) books(ctx context.Context) *books {
 	b := &books{datacenter: s.mesh.datacenter, snap: s.mesh.snapshot(), callees: map[string]api.Callee{}, plain: map[string]int{},
 		unsaved: map[string]string{}, book: s.mesh.book, history: s.probes.history}
 	b.streams = s.mesh.standing(b.snap)
+	b.elsewhere(s.others.moments())
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
 		for _, row := range r.Entries(config.KindTrafficShift) {

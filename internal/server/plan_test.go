@@ -96,6 +96,10 @@ func TestPlanShowsWhatWouldChangeAndChangesNothing(t *testing.T) {
 		t.Errorf("the report is not shown: %s", b)
 	}
 
+	balance := plan(t, s, `{"entries":[{"Kind":"service-defaults","Name":"catalog","Protocol":"http","BalanceInboundConnections":"exact_balance"}]}`)
+	if got, want := balance.short(), []string{"1 of 3, 1 listeners drain 0 and 1 unknown", "change service-defaults/catalog", "changed Listener public_listener on [catalog-sidecar-proxy]"}; !cmp.Equal(got, want) || !balance.Changes[0].Drains {
+		t.Errorf("another balance: %v, want %v", got, want)
+	}
 	if got := plan(t, s, `{"delete":[{"kind":"service-intentions","name":"nobody"}]}`).short(); !cmp.Equal(got, []string{"0 of 3, 0 listeners drain 0 and 0 unknown", "unchanged service-intentions/nobody"}) {
 		t.Errorf("nothing to delete: %v", got)
 	}

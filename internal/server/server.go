@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/check"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -74,9 +76,10 @@ type Options struct {
 	// file which is gone are deleted.
 	ConfigDir   string
 	ConfigPrune bool
-	// Consul, if set, is the address of a real Consul whose catalog and health are
-	// read in place of the embedded registry's.
-	Consul, ConsulToken string
+	// Consul, if set, is the address of a real Consul whose catalog and health are read in
+	// place of the embedded registry's, and which keeps what servers share.
+	Consul       string
+	ConsulAccess ConsulAccess
 	// Guard is how much the registry may lose at once that nothing explains.
 	Guard catalog.GuardPolicy
 	// ConsulCA, if set, makes the Connect CA of that Consul the mesh's.
@@ -100,6 +103,8 @@ type Server struct {
 	dir      *configDir // nil for none
 	steps    *stepper
 	probes   *prober
+	engine   *consulstore.Engine // nil without a Consul
+	others   others
 	leaf     *ca.ServerLeaf // nil in development mode, which has no TLS
 	strictly sync.Map       // services that [Server.strict] is writing, which has seen the evidence
 
@@ -123,7 +128,10 @@ func New(o Options) (_ *Server, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.store, err = store.Open(store.Options{Dir: o.DataDir, Datacenter: o.Datacenter, NodeName: o.NodeName, NodeAddress: o.Advertise, Judge: s.judge, Log: o.Log}); err != nil {
+	if s.engine, err = o.engine(); err != nil {
+		return nil, err
+	}
+	if s.store, err = s.openStore(); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.store.Close)
@@ -134,14 +142,18 @@ func New(o Options) (_ *Server, err error) {
 		}
 	}
 	s.door = newDoor(o.Dev, o.Log)
-	if s.tokens, err = tokens.Open(tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}); err != nil {
+	who := tokens.Options{Dir: o.DataDir, Revoked: s.door.revoked, Log: o.Log}
+	if o.Consul != "" {
+		who.Shelf = shelf{s.store}
+	}
+	if s.tokens, err = tokens.Open(who); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, s.tokens.Close)
 	var registry catalog.Source = s.store
 	var source *consul.Source
 	if o.Consul != "" {
-		if source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulToken, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
+		if source, err = consul.New(consul.Options{Address: o.Consul, Token: o.ConsulAccess.Token, TLS: o.ConsulAccess.TLS, Datacenter: o.Datacenter, Log: o.Log}); err != nil {
 			return nil, err
 		}
 		registry = source
@@ -161,6 +173,9 @@ func New(o Options) (_ *Server, err error) {
 	s.mesh = newMesh(o.Datacenter, s.ca.TrustDomain(), o.DefaultAllow, mint, o.Log)
 	s.mesh.allowHatches, s.mesh.bindAny, s.mesh.consulCallers = o.AllowEscapeHatches, o.Consul != "", o.ConsulCA != nil
 	s.mesh.adopt = s.adopt
+	if o.DataDir != "" {
+		s.mesh.recallGood(filepath.Join(o.DataDir, lastGoodFile), time.Now())
+	}
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
 		return nil, err
@@ -288,6 +303,10 @@ func (s *Server) Run(ctx context.Context) error {
 	part("CA", func() error { s.runCA(ctx); return nil })
 	part("mesh", func() error { s.mesh.run(ctx); return nil })
 	part("shifts", func() error { s.steps.run(ctx); return nil })
+	if s.opts.Consul != "" {
+		part("commands of other servers", func() error { s.steps.hear(ctx); return nil })
+		part("what servers tell each other", func() error { s.tell(ctx, s.engine); return nil })
+	}
 	part("old ways", func() error { s.watchOldWays(ctx); return nil })
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })

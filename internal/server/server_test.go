@@ -34,13 +34,13 @@ type peer struct {
 // follow subscribes as Envoy does and keeps acknowledging until the stream ends.
 func follow(t *testing.T, s *servertest.Server, id string, relayed bool, names ...xds.Key) *peer {
 	t.Helper()
-	return followBut(t, s, id, relayed, func(xds.Response) string { return "" }, names...)
+	return followBut(t, s.Stream(id, relayed), func(xds.Response) string { return "" }, names...)
 }
 
 // followBut follows, but refuses a response for which refusal has words.
-func followBut(t *testing.T, s *servertest.Server, id string, relayed bool, refusal func(xds.Response) string, names ...xds.Key) *peer {
+func followBut(t *testing.T, c *xds.Client, refusal func(xds.Response) string, names ...xds.Key) *peer {
 	t.Helper()
-	p := &peer{t: t, c: s.Stream(id, relayed), held: map[xds.Key]*xds.Resource{}, seen: make(chan xds.Response, 1000)}
+	p := &peer{t: t, c: c, held: map[xds.Key]*xds.Resource{}, seen: make(chan xds.Response, 1000)}
 	p.ask(xds.Request{Type: xds.ClusterType})
 	p.ask(xds.Request{Type: xds.ListenerType})
 	for _, k := range names {

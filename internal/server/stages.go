@@ -380,7 +380,7 @@ func (p *stepper) watch(now time.Time, b *books) {
 
 // watched is for how long a callee was silent.
 func (p *stepper) watched(service string) shift.Watch {
-	return p.seen.Load().watches[service]
+	return p.sight().watches[service]
 }
 
 // remembered is what the stepper keeps over a restart.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -50,6 +51,7 @@ type stepper struct {
 	seen atomic.Pointer[sight] // never nil
 
 	turn    chan struct{} // holds one: whoever steps, who has the following to itself
+	row     []byte        // what was last seen, or put, in the store
 	state   shift.State
 	saved   []byte    // what the store has, but for the guard's memory
 	savedAt time.Time // when all of it was
@@ -59,6 +61,7 @@ type stepper struct {
 	start   shift.State            // before the first of them
 	watches map[string]shift.Watch // of permissive callees
 	kvWrong map[shift.Pair]string  // keys that can't be followed
+	ordered chan struct{}          // capacity 1: another server has commands
 
 	overMu sync.Mutex
 	over   []shift.Command // that nobody waits for, guarded by overMu
@@ -71,12 +74,13 @@ type sight struct {
 	kvWrong map[shift.Pair]string
 	steps   []shift.LogEntry
 	start   shift.State
+	row     []byte // of the store, that it was made from
 }
 
 // show lets others read what is so now. Of what it shows maps and lists are replaced when they
 // change, and steps are only added. The caller has the turn.
 func (p *stepper) show() {
-	p.seen.Store(&sight{p.state.Shifts, p.watches, p.kvWrong, slices.Clip(p.steps), p.start})
+	p.seen.Store(&sight{p.state.Shifts, p.watches, p.kvWrong, slices.Clip(p.steps), p.start, p.row})
 }
 
 // settled is since when all callers of a pair run a generation.
@@ -86,7 +90,7 @@ type settled struct {
 }
 
 func newStepper(s *Server) *stepper {
-	p := &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, turn: make(chan struct{}, 1)}
+	p := &stepper{s: s, log: s.opts.Log, runs: s.mesh.runs, settled: map[shift.Pair]settled{}, turn: make(chan struct{}, 1), ordered: make(chan struct{}, 1)}
 	p.show()
 	return p
 }
@@ -95,6 +99,11 @@ func newStepper(s *Server) *stepper {
 func (p *stepper) open() error {
 	var raw []byte
 	p.s.store.Read(context.Background(), 0, func(r *store.Reader) { raw = r.State(stateName) })
+	return p.recall(raw)
+}
+
+// recall goes on from what the store has.
+func (p *stepper) recall(raw []byte) error {
 	if raw == nil {
 		return nil
 	}
@@ -102,7 +111,7 @@ func (p *stepper) open() error {
 	if err := json.Unmarshal(raw, &was); err != nil {
 		return fmt.Errorf("shifts that were under way can't be read: %w", err)
 	}
-	p.state, p.watches = was.State, was.Watches
+	p.row, p.state, p.watches = raw, was.State, was.Watches
 	p.state.Seen = time.Time{} // the time since then is no time that anybody watched
 	p.show()
 	return nil
@@ -115,8 +124,12 @@ func (p *stepper) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-p.ordered:
+			if err := isolated(func() error { p.obey(time.Now()); return nil }); err != nil {
+				p.log.Error("commands can't be obeyed", "reason", err)
+			}
 		case now := <-tick.C:
-			err := isolated(func() error { p.step(now, nil, true); return nil })
+			err := isolated(func() error { p.tick(now); return nil })
 			if err != nil {
 				p.log.Error("shifts can't be looked at, shares stay as they are", "reason", err)
 			}
@@ -129,6 +142,9 @@ func (p *stepper) order(list []shift.Command) map[shift.Pair]string {
 	refused := map[shift.Pair]string{}
 	if len(list) == 0 {
 		return refused
+	}
+	if !p.s.store.Holds(lockShifts) {
+		return p.forward(list)
 	}
 	late := time.NewTimer(orderWithin)
 	defer late.Stop()
@@ -186,7 +202,7 @@ func (p *stepper) find(pair shift.Pair) (shift.Shift, bool) {
 }
 
 // shifts are all there are, not to be changed.
-func (p *stepper) shifts() []shift.Shift { return p.seen.Load().shifts }
+func (p *stepper) shifts() []shift.Shift { return p.sight().shifts }
 
 // step looks once, in its turn.
 func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []shift.Action {
@@ -199,6 +215,7 @@ func (p *stepper) step(now time.Time, commands []shift.Command, count bool) []sh
 // is compared once. The caller has the turn.
 func (p *stepper) look(now time.Time, commands []shift.Command, count bool) []shift.Action {
 	defer p.show()
+	p.refresh()
 	b := p.s.books(context.Background())
 	commands = append(p.overruled(), commands...)
 	if count {
@@ -220,7 +237,9 @@ func (p *stepper) look(now time.Time, commands []shift.Command, count bool) []sh
 	state, actions := shift.Step(now, p.state, observed)
 	p.state = state
 	p.show()
-	p.save(now) // first: what is written to entries is to be known after a restart
+	if !p.save(now) { // first: what is written to entries is to be known after a restart
+		return nil
+	}
 	for _, a := range actions {
 		p.act(now, a)
 	}
@@ -380,6 +399,7 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 		}
 		e := next(name, old)
 		e.Shares, e.Generation = entryShares(a.Shares), a.Generation
+		w.Holding(lockShifts)
 		if err := checked(e); err != nil {
 			return err
 		}
@@ -392,12 +412,13 @@ func (p *stepper) write(now time.Time, a shift.Action) error {
 	return err
 }
 
-// save remembers the shifts: at once when anything but the guard's memory has changed.
-func (p *stepper) save(now time.Time) {
+// save remembers the shifts: at once when anything but the guard's memory has changed. It is false
+// when another server moves shares now: then its state counts.
+func (p *stepper) save(now time.Time) bool {
 	bare := p.state
 	bare.Seen, bare.Shifts = time.Time{}, slices.Clone(bare.Shifts)
 	if len(bare.Shifts)+len(p.watches) == 0 && p.saved == nil {
-		return // nothing was ever shifted
+		return true // nothing was ever shifted
 	}
 	active := len(p.watches) > 0
 	for i := range bare.Shifts {
@@ -407,18 +428,30 @@ func (p *stepper) save(now time.Time) {
 	}
 	head, err := json.Marshal(bare)
 	if err == nil && string(head) == string(p.saved) && (!active || now.Sub(p.savedAt) < saveEvery && now.After(p.savedAt)) {
-		return
+		return true
 	}
 	full, err2 := json.Marshal(remembered{p.state, p.watches})
 	if err := errors.Join(err, err2); err != nil {
 		p.log.Error("shifts can't be saved", "reason", err)
-		return
+		return true
 	}
-	if err := p.s.store.Update(func(w *store.Writer) error { return w.PutState(stateName, full) }); err != nil {
+	err = p.s.store.Update(func(w *store.Writer) error {
+		if !bytes.Equal(w.State(stateName), p.row) {
+			return &store.LockLost{Lock: lockShifts}
+		}
+		w.Holding(lockShifts)
+		return w.PutState(stateName, full)
+	})
+	if _, lost := errors.AsType[*store.LockLost](err); lost {
+		p.refresh()
+		return false
+	}
+	if err != nil {
 		p.log.Error("shifts can't be saved: after a restart they go on from where they were", "reason", err)
-		return
+		return true
 	}
-	p.saved, p.savedAt = head, now
+	p.row, p.saved, p.savedAt = full, head, now
+	return true
 }
 
 // share is a percent in hundredths, duration one of the standard library's.
@@ -451,6 +484,9 @@ func (m *mesh) runs(b *books, source string, index uint64) bool {
 	}
 	for _, in := range of.sidecars {
 		if _, connected := b.streams[in.Service]; !connected {
+			return false
+		}
+		if there, ok := b.runsThere[in.Service]; ok && there[source] < index {
 			return false
 		}
 	}

@@ -20,7 +20,14 @@ import (
 
 // reporters is who may report, and what becomes of reports.
 func (s *Server) reporters() *telemetry.Server {
-	return &telemetry.Server{Admit: s.mesh.reporter, Take: s.mesh.report}
+	take := s.mesh.report
+	if s.engine != nil {
+		take = func(key telemetry.Key, r telemetry.Report, now time.Time) {
+			s.others.keep(key, r, now)
+			s.mesh.report(key, r, now)
+		}
+	}
+	return &telemetry.Server{Admit: s.mesh.reporter, Take: take}
 }
 
 // reporter admits a sidecar's reports: outside development mode, of an instance of the

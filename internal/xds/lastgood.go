@@ -1,7 +1,9 @@
 package xds
 
 import (
+	"cmp"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -200,4 +202,33 @@ func (st *stream) learnHeld() {
 			}
 		}
 	}
+}
+
+// Remembered is all that is known of a group, by type and name, for [Server.Remember] of
+// another start; nothing of a group that has refused nothing.
+func (s *Server) Remembered(group string) (good []*Resource, refused map[Key]Refusal) {
+	s.memory.mu.Lock()
+	defer s.memory.mu.Unlock()
+	g := s.memory.groups[group]
+	if g == nil || len(g.refused) == 0 {
+		return nil, nil
+	}
+	for _, res := range g.good {
+		good = append(good, res)
+	}
+	slices.SortFunc(good, func(a, b *Resource) int {
+		return cmp.Or(strings.Compare(string(a.Type), string(b.Type)), strings.Compare(a.Name, b.Name))
+	})
+	return good, maps.Clone(g.refused)
+}
+
+// Remember is for what [Server.Remembered] said. It is called before streams are.
+func (s *Server) Remember(group string, good []*Resource, refused map[Key]Refusal) {
+	s.memory.mu.Lock()
+	defer s.memory.mu.Unlock()
+	g := s.memory.group(group)
+	for _, res := range good {
+		g.good[Key{res.Type, res.Name}] = res
+	}
+	maps.Copy(g.refused, refused)
 }

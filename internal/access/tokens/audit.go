@@ -100,6 +100,12 @@ func (t *Tokens) flush() {
 	if len(rows)+len(entries) == 0 {
 		return
 	}
+	if t.opts.Shelf != nil && len(rows) > 0 {
+		if err := t.shelve(rows, nil, false); err != nil {
+			t.opts.Log.Warn("when tokens were used last cannot be kept", "reason", err)
+		}
+		rows = nil
+	}
 	oldest := uint64(0)
 	if newest > maxEntries {
 		oldest = newest - maxEntries

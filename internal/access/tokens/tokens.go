@@ -12,6 +12,7 @@ package tokens
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -85,8 +86,10 @@ type New struct {
 
 // Options configure [Open].
 type Options struct {
-	Dir string           // empty: in memory
-	Now func() time.Time // nil: time.Now
+	Dir string // empty: in memory
+	// Shelf, if set, keeps the tokens, and Dir the trail alone.
+	Shelf Shelf
+	Now   func() time.Time // nil: time.Now
 	// Revoked is told of each token that was revoked, after it is. May be nil.
 	Revoked func(Token)
 	Log     *slog.Logger // nil: discard
@@ -110,7 +113,10 @@ type Tokens struct {
 
 	wake chan struct{} // capacity 1: something for the disk
 	quit chan struct{} // closed by Close
-	done chan struct{} // closed when keep has ended
+
+	unfollow  context.CancelFunc // ends following of a shelf
+	following sync.WaitGroup
+	done      chan struct{} // closed when keep has ended
 }
 
 // row is a token as it is kept.
@@ -131,6 +137,11 @@ func Open(o Options) (*Tokens, error) {
 		opts: o, by: map[string]*row{}, secret: map[[32]byte]*row{}, dirty: map[string]struct{}{}, leaves: map[[32]byte]leafRow{}, leavesAt: tidyLeaves,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
 	}
+	if o.Shelf != nil {
+		if err := t.openShelf(); err != nil {
+			return nil, err
+		}
+	}
 	if o.Dir == "" {
 		close(t.done)
 		return t, nil
@@ -147,8 +158,10 @@ func Open(o Options) (*Tokens, error) {
 		return nil, errors.Join(err, t.disk.close())
 	}
 	t.leavesAt += len(t.leaves)
-	for _, r := range rows {
-		t.by[r.Accessor], t.secret[r.Hash] = r, r
+	if o.Shelf == nil {
+		for _, r := range rows {
+			t.by[r.Accessor], t.secret[r.Hash] = r, r
+		}
 	}
 	t.trail.entries = entries
 	if len(entries) > 0 {
@@ -161,6 +174,10 @@ func Open(o Options) (*Tokens, error) {
 
 // Close writes what is not written yet.
 func (t *Tokens) Close() error {
+	if t.unfollow != nil {
+		t.unfollow()
+		t.following.Wait()
+	}
 	if t.disk == nil {
 		return nil
 	}
@@ -192,14 +209,16 @@ func (t *Tokens) Create(n New) (secret string, _ Token, err error) {
 	if kept-len(gone) >= maxTokens {
 		return "", Token{}, fmt.Errorf("token: %d are kept, which is the limit: revoke those that nobody uses", maxTokens)
 	}
-	if err := t.write([]*row{r}, gone); err != nil {
+	if err := t.write([]*row{r}, gone, true); err != nil {
 		return "", Token{}, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, accessor := range gone {
-		delete(t.secret, t.by[accessor].Hash)
-		delete(t.by, accessor)
+		if old := t.by[accessor]; old != nil {
+			delete(t.secret, old.Hash)
+			delete(t.by, accessor)
+		}
 	}
 	t.by[r.Accessor], t.secret[r.Hash] = r, r
 	return secret, r.Token, nil
@@ -285,12 +304,14 @@ func (t *Tokens) revoke(accessor string) (Token, error) {
 		return changed.Token, nil
 	}
 	changed.Revoked = t.opts.Now().UTC()
-	if err := t.write([]*row{&changed}, nil); err != nil {
+	if err := t.write([]*row{&changed}, nil, false); err != nil {
 		return Token{}, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r.Revoked = changed.Revoked
+	if r = t.by[accessor]; r != nil { // a shelf may have made another of it
+		r.Revoked = changed.Revoked
+	}
 	return changed.Token, nil
 }
 
@@ -364,8 +385,14 @@ func (t *Tokens) use(r *row, now time.Time) {
 	t.poke()
 }
 
-// write puts rows on disk, if there is one. It needs writing.
-func (t *Tokens) write(put []*row, gone []string) error {
+// write puts rows where they are kept, if they are. It needs writing. With made they are new.
+func (t *Tokens) write(put []*row, gone []string, made bool) error {
+	if t.opts.Shelf != nil {
+		if err := t.shelve(put, gone, made); err != nil {
+			return fmt.Errorf("token: cannot be kept: %w", err)
+		}
+		return nil
+	}
 	if t.disk == nil {
 		return nil
 	}

@@ -18,6 +18,7 @@ package consul
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,6 +52,8 @@ type Options struct {
 	Token string
 	// Datacenter to read; empty: the agent's own.
 	Datacenter string
+	// TLS is for https addresses; nil: the system's roots.
+	TLS *tls.Config
 	// HTTPClient carries the requests, for instance with TLS roots; nil: a client
 	// of its own. Its Timeout is not used, and redirects are refused, since they
 	// would carry the token elsewhere. With it, Address cannot be a Unix socket.
@@ -66,14 +69,11 @@ type Options struct {
 
 // Source reads one Consul. See [New].
 type Source struct {
-	client     *http.Client
-	base       *url.URL
-	token      string
-	datacenter string
-	log        *slog.Logger
-	settle     time.Duration
-	slots      chan struct{} // one token per health query that is open
-	trouble    *trouble
+	*Client
+	log     *slog.Logger
+	settle  time.Duration
+	slots   chan struct{} // one token per health query that is open
+	trouble *trouble
 
 	mu    sync.Mutex // guards what follows
 	doubt time.Time  // until when the registry's history is not trusted; see [Source.Explain]
@@ -96,24 +96,13 @@ func New(o Options) (*Source, error) {
 	if o.Settle <= 0 {
 		o.Settle = settleTime
 	}
-	base, socket, err := parseAddress(o.Address)
+	client, err := NewClient(o)
 	if err != nil {
-		return nil, fmt.Errorf("consul address %q: %w", o.Address, err)
+		return nil, err
 	}
-	client := newClient(socket, o.MaxQueries)
-	if o.HTTPClient != nil {
-		if socket != "" {
-			return nil, fmt.Errorf("consul address %q: a Unix socket cannot be used with an HTTP client of one's own", o.Address)
-		}
-		given := *o.HTTPClient
-		client = &given
-		client.Timeout = 0
-	}
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	log := o.Log.With("consul", o.Address)
 	return &Source{
-		client: client, base: base, token: o.Token, datacenter: o.Datacenter,
-		log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log),
+		Client: client, log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log),
 		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{}, recovered: make(chan struct{}),
 	}, nil
 }
@@ -144,10 +133,11 @@ func parseAddress(address string) (base *url.URL, socket string, err error) {
 	return base, "", nil
 }
 
-func newClient(socket string, queries int) *http.Client {
+func newClient(socket string, queries int, secure *tls.Config) *http.Client {
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
+		TLSClientConfig:       secure,
 		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		MaxIdleConnsPerHost:   queries + 1,

@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -42,62 +41,21 @@ type answer struct {
 	filtered bool   // Consul left out what the token may not see
 }
 
-// unreachable marks a failure to get any answer at all.
-type unreachable struct{ error }
-
-func (u unreachable) Unwrap() error { return u.error }
-
 // get asks once. With after > 0 Consul answers when its index exceeds that, or after wait.
 func (s *Source) get(ctx context.Context, path string, after uint64, wait time.Duration) (answer, error) {
-	timeout := answerWithin
-	query := url.Values{}
-	if s.datacenter != "" {
-		query.Set("dc", s.datacenter)
-	}
+	var query url.Values
 	if after == quorum {
-		query.Set("consistent", "")
-	} else if after > 0 {
-		query.Set("index", strconv.FormatUint(after, 10))
-		query.Set("wait", strconv.FormatInt(wait.Milliseconds(), 10)+"ms")
-		timeout += wait + wait/16 // Consul adds up to a sixteenth
+		after, query = 0, url.Values{"consistent": {""}}
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	u := s.base.String() + path
-	if len(query) > 0 {
-		u += "?" + query.Encode()
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
-	if err != nil {
-		return answer{}, err
-	}
-	req.Header.Set("Accept", "application/json")
-	if s.token != "" {
-		req.Header.Set("X-Consul-Token", s.token)
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return answer{}, unreachable{err}
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	got, err := s.Do(ctx, http.MethodGet, path, query, nil, after, wait)
 	switch {
-	case resp.StatusCode != http.StatusOK:
-		return answer{}, statusError(resp.StatusCode, body)
 	case err != nil:
-		return answer{}, fmt.Errorf("the answer breaks off after %d bytes: %w", len(body), err)
-	case len(body) > maxBody:
-		return answer{}, fmt.Errorf("the answer is longer than %d MiB", maxBody>>20)
+		return answer{}, err
+	case got.Status != http.StatusOK:
+		return answer{}, statusError(got.Status, got.Body)
 	}
-	a := answer{body: body, filtered: resp.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true"}
-	if header := resp.Header.Get("X-Consul-Index"); header != "" {
-		if a.index, err = strconv.ParseUint(header, 10, 64); err != nil {
-			return answer{}, fmt.Errorf("X-Consul-Index %q is not a number", header)
-		}
-		// An index of 0 would make the next query return at once.
-		a.index = max(a.index, 1)
-	}
-	return a, nil
+	index, err := got.Index()
+	return answer{body: got.Body, index: index, filtered: got.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true"}, err
 }
 
 // errKicked is what a query that was under way at a [Source.Recheck] ends with.
@@ -203,7 +161,7 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 			last = 0
 			continue
 		}
-		if !errors.As(err, new(unreachable)) {
+		if !errors.As(err, new(Unreachable)) {
 			f.trouble.ok("")
 		}
 		if err == nil && a.index == 0 {
@@ -220,7 +178,7 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 			err = take(a)
 		}
 		if err != nil {
-			if errors.As(err, new(unreachable)) {
+			if errors.As(err, new(Unreachable)) {
 				// What answers next may have another history.
 				last = 0
 			}
@@ -246,7 +204,7 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 
 // longest is the longest back-off after that error.
 func (f *follower) longest(err error) time.Duration {
-	if errors.As(err, new(unreachable)) && f.path != pathServices {
+	if errors.As(err, new(Unreachable)) && f.path != pathServices {
 		return farBackOff
 	}
 	return maxBackOff

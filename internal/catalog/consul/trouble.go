@@ -37,7 +37,7 @@ func (t *trouble) fail(path string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key, loud := path, len(t.now) < maxLoud
-	if errors.As(err, new(unreachable)) && !errors.Is(err, context.DeadlineExceeded) {
+	if errors.As(err, new(Unreachable)) && !errors.Is(err, context.DeadlineExceeded) {
 		key, loud = "", true
 	}
 	f := t.now[key]

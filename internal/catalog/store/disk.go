@@ -1,10 +1,12 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,27 +25,36 @@ type disk struct {
 	db  *bbolt.DB
 }
 
-// change is one row to write, or to delete when value is nil.
-type change struct {
-	table      string
-	key, value []byte
+// Change is one row to write, or to delete when Value, which is JSON, is nil.
+type Change struct {
+	Table      string
+	Key, Value []byte
 }
 
-func openDisk(dir string) (*disk, error) {
+// Names of the files in a data directory.
+const (
+	diskFile  = "registry.db" // all there is
+	cacheFile = "consul.db"   // the last that was seen of what several servers share
+)
+
+// bucketMark holds, in a cache, the [Mark] that the rows belong to.
+const bucketMark = "mark"
+
+func openDisk(dir, file string) (*disk, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory %q: %w", dir, err)
 	}
-	db, err := bbolt.Open(filepath.Join(dir, "registry.db"), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	db, err := bbolt.Open(filepath.Join(dir, file), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("data directory %q: in use by another crossfade server%s; stop it or choose another --data-dir", dir, ownerOf(dir))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("data directory %q: registry.db: %w", dir, err)
+		return nil, fmt.Errorf("data directory %q: %s: %w", dir, file, err)
 	}
 	d := &disk{dir, db}
 	if err := d.prepare(); err != nil {
 		db.Close()
-		return nil, fmt.Errorf("data directory %q: registry.db: %w", dir, err)
+		return nil, fmt.Errorf("data directory %q: %s: %w", dir, file, err)
 	}
 	return d, nil
 }
@@ -55,8 +66,8 @@ func (d *disk) prepare() error {
 	}
 	missing := false
 	err := d.db.View(func(tx *bbolt.Tx) error {
-		for _, t := range tables() {
-			missing = missing || tx.Bucket([]byte(t.name)) == nil
+		for _, name := range buckets() {
+			missing = missing || tx.Bucket([]byte(name)) == nil
 		}
 		return nil
 	})
@@ -64,13 +75,21 @@ func (d *disk) prepare() error {
 		return err
 	}
 	return d.db.Update(func(tx *bbolt.Tx) error {
-		for _, t := range tables() {
-			if _, err := tx.CreateBucketIfNotExists([]byte(t.name)); err != nil {
+		for _, name := range buckets() {
+			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+func buckets() []string {
+	out := []string{bucketMark}
+	for _, t := range tables() {
+		out = append(out, t.name)
+	}
+	return out
 }
 
 func pidFile(dir string) string { return filepath.Join(dir, "registry.pid") }
@@ -102,15 +121,15 @@ func (d *disk) each(visit func(t *table, key, value []byte) error) error {
 }
 
 // apply writes all changes or, with an error, none.
-func (d *disk) apply(changes []change) error {
+func (d *disk) apply(changes []Change) error {
 	return d.db.Update(func(tx *bbolt.Tx) error {
 		for _, c := range changes {
-			b := tx.Bucket([]byte(c.table))
+			b := tx.Bucket([]byte(c.Table))
 			var err error
-			if c.value == nil {
-				err = b.Delete(c.key)
+			if c.Value == nil {
+				err = b.Delete(c.Key)
 			} else {
-				err = b.Put(c.key, c.value)
+				err = b.Put(c.Key, c.Value)
 			}
 			if err != nil {
 				return err
@@ -120,11 +139,42 @@ func (d *disk) apply(changes []change) error {
 	})
 }
 
+// applyAt is apply for a cache, whose rows then belong to a mark.
+func (d *disk) applyAt(changes []Change, m Mark) error {
+	value, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return d.apply(append(slices.Clip(changes), Change{bucketMark, []byte(bucketMark), value}))
+}
+
+// mark is the one that the rows belong to, or the zero one.
+func (d *disk) mark() (m Mark, err error) {
+	err = d.db.View(func(tx *bbolt.Tx) error {
+		if value := tx.Bucket([]byte(bucketMark)).Get([]byte(bucketMark)); value != nil {
+			return json.Unmarshal(value, &m)
+		}
+		return nil
+	})
+	if err != nil {
+		err = fmt.Errorf("data directory %q: %s: its mark cannot be read: %w", d.dir, cacheFile, err)
+	}
+	return m, err
+}
+
+// notShared refuses a directory whose server had its state in a Consul.
+func notShared(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, cacheFile)); err != nil {
+		return nil
+	}
+	return fmt.Errorf("data directory %q: %s says that the state of its server is in a Consul: start it with --consul, or move the state here with crossfade migrate store --consul ADDRESS --to %s", dir, cacheFile, dir)
+}
+
 // has reports whether the file now holds that row.
-func (d *disk) has(c change) bool {
+func (d *disk) has(c Change) bool {
 	found := false
 	err := d.db.View(func(tx *bbolt.Tx) error {
-		found = string(tx.Bucket([]byte(c.table)).Get(c.key)) == string(c.value)
+		found = string(tx.Bucket([]byte(c.Table)).Get(c.Key)) == string(c.Value)
 		return nil
 	})
 	return err == nil && found

@@ -70,7 +70,7 @@ func (r *Reader) deleted(k config.Key) config.Entry {
 func (w *Writer) DeleteEntry(k config.Key, by Author) error {
 	e := w.Entry(k)
 	if id := key(string(k.Kind), k.Name); e == nil && w.store.unread[string(id)] {
-		w.change(change{tableEntries, id, nil})
+		w.change(Change{tableEntries, id, nil})
 		return nil
 	}
 	if e == nil {

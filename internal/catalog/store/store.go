@@ -18,10 +18,13 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -43,7 +46,11 @@ type Options struct {
 	// which no other write is: an error refuses the write, and [Store.Update] returns it
 	// as a [Refusal]. What is on disk when the store opens is not judged.
 	Judge func(before, after *config.Set) error
-	Log   *slog.Logger // nil: discard
+	// Shared, if set, is what this server shares with others; Dir then keeps the last that was
+	// seen of it. The server's own node is not registered, nor is anybody else's to be: nodes,
+	// services, checks and sessions are in the Consul that is shared.
+	Shared Shared
+	Log    *slog.Logger // nil: discard
 }
 
 // Store is an open registry. All methods may be called concurrently.
@@ -51,7 +58,8 @@ type Store struct {
 	// Set on opening, read-only after that.
 	options Options
 	tables  map[string]*table
-	disk    *disk // nil: in memory only
+	disk    *disk  // nil: in memory only
+	shared  Shared // nil: alone
 	mem     *memdb.MemDB
 	closed  chan struct{}
 
@@ -68,6 +76,14 @@ type Store struct {
 	versions int         // of entries, or more, never fewer; guarded by commit
 	left     int         // departures, or more, never fewer; guarded by commit
 	judged   *config.Set // all entries, where there is a judge; guarded by commit
+	mark     Mark        // of what is in memory, where it is shared; guarded by commit
+
+	ctx       context.Context    // ends with the store
+	stop      context.CancelFunc // ends ctx
+	following sync.WaitGroup
+	held      atomic.Pointer[error]     // why nothing is written any more
+	trouble   atomic.Pointer[error]     // why nothing is written now
+	since     atomic.Pointer[time.Time] // of the later of the two
 }
 
 // Open reads the registry in options.Dir, or starts an empty one.
@@ -82,13 +98,24 @@ func Open(options Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: schema: %w", err)
 	}
-	s := &Store{options: options, mem: mem, closed: make(chan struct{}), tables: map[string]*table{}, unread: map[string]bool{}}
+	s := &Store{options: options, mem: mem, shared: options.Shared, closed: make(chan struct{}), tables: map[string]*table{}, unread: map[string]bool{}}
+	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.expiry = newExpiry(s.expire)
 	for _, t := range tables() {
 		s.tables[t.name] = t
 	}
+	if s.shared != nil {
+		if err := s.openShared(); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		return s, nil
+	}
 	if options.Dir != "" {
-		if s.disk, err = openDisk(options.Dir); err != nil {
+		if err := notShared(options.Dir); err != nil {
+			s.expiry.close()
+			return nil, err
+		}
+		if s.disk, err = openDisk(options.Dir, diskFile); err != nil {
 			return nil, err
 		}
 		if err := s.load(); err != nil {
@@ -109,6 +136,8 @@ func (s *Store) Close() error {
 	var err error
 	s.closing.Do(func() {
 		close(s.closed)
+		s.stop()
+		s.following.Wait()
 		s.expiry.close()
 		s.commit.Lock()
 		defer s.commit.Unlock()

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -20,9 +21,11 @@ const maxKey = 32768
 
 // update is one call of [Store.Update] on its way to disk.
 type update struct {
-	write func(*Writer) error
-	done  chan struct{} // closed when err is set
-	err   error
+	write   func(*Writer) error
+	outside bool                // it takes in what is in force elsewhere, and is not judged
+	wrote   map[config.Key]bool // entries that it touched in some try
+	done    chan struct{}       // closed when err is set
+	err     error
 }
 
 // Update makes one atomic change. write may look at what is there and then change
@@ -58,13 +61,59 @@ func (s *Store) run(batch []*update) {
 		}
 	}()
 	fail(batch, errUnfinished)
-	todo := batch
+	within := writeWithin
+	if s.trouble.Load() != nil {
+		within = troubledWithin
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, within)
+	defer cancel()
+	left := map[config.Key]EntryChange{}
+	defer func() {
+		for _, u := range batch {
+			for k := range u.wrote {
+				if u.err == nil {
+					delete(left, k) // it is what was wanted
+				}
+			}
+		}
+		if len(left) > 0 {
+			s.restore(left)
+		}
+	}()
+	todo, tries := batch, 0
 	for len(todo) > 0 {
 		if s.isClosed() {
 			fail(todo, ErrClosed)
 			return
 		}
-		failed, err := s.try(todo)
+		if held := s.held.Load(); held != nil {
+			fail(todo, *held)
+			return
+		}
+		failed, err := s.try(ctx, todo)
+		if half, ok := errors.AsType[*HalfDone](err); ok {
+			for _, c := range half.Entries {
+				if was, known := left[c.Key]; known {
+					c.Before = was.Before
+				}
+				left[c.Key] = c
+			}
+		}
+		if behind := errors.Is(err, ErrBehind); behind || errors.Is(err, ErrOutside) {
+			if err = s.catchUp(ctx); err == nil {
+				if !behind && !todo[0].outside {
+					todo = append([]*update{s.outside(false)}, todo...)
+				}
+				continue
+			}
+			err = fmt.Errorf("nothing was written: %w", err)
+		}
+		if errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUnknown) && s.trouble.Load() == nil && tries < unreachableTries {
+			tries++ // a connection that broke, say
+			if wait(ctx, unreachableAgain) {
+				continue
+			}
+		}
 		if failed == nil {
 			fail(todo, err)
 			return
@@ -89,14 +138,15 @@ func fail(batch []*update, err error) {
 
 // try commits all of batch, or nothing. The update that refused is returned with its
 // error; without one, the error (or nil) is that of the disk and concerns all.
-func (s *Store) try(batch []*update) (*update, error) {
+func (s *Store) try(ctx context.Context, batch []*update) (*update, error) {
 	txn := s.mem.Txn(true)
 	defer txn.Abort()
-	var changes []change
+	var changes []Change
+	var writers []*Writer
 	var after []func()
 	entries := s.judged
 	for _, u := range batch {
-		w := &Writer{Reader: Reader{txn: txn, datacenter: s.options.Datacenter}, store: s, bumped: map[string]bool{}}
+		w := &Writer{Reader: Reader{txn: txn, datacenter: s.options.Datacenter}, store: s, outside: u.outside, bumped: map[string]bool{}}
 		w.next = w.Index() + 1
 		if err := u.write(w); err != nil {
 			return u, err
@@ -108,6 +158,15 @@ func (s *Store) try(batch []*update) (*update, error) {
 		if entries, err = w.judge(entries); err != nil {
 			return u, err
 		}
+		if s.shared != nil {
+			if u.wrote == nil {
+				u.wrote = map[config.Key]bool{}
+			}
+			for _, k := range w.touched {
+				u.wrote[k] = true
+			}
+		}
+		writers = append(writers, w)
 		changes = append(changes, w.changes...)
 		after = append(after, w.after...)
 	}
@@ -121,7 +180,12 @@ func (s *Store) try(batch []*update) (*update, error) {
 	if len(changes) == 0 {
 		return nil, nil
 	}
-	if s.disk != nil {
+	switch {
+	case s.shared != nil:
+		if failed, err := s.commitShared(ctx, writers, batch, changes); err != nil {
+			return failed, err
+		}
+	case s.disk != nil:
 		if err := s.disk.apply(changes); err != nil {
 			err = fmt.Errorf("data directory %q: nothing was written: %w", s.options.Dir, err)
 			// When only the last sync failed the file shows the change already. Memory
@@ -144,9 +208,11 @@ type Writer struct {
 	Reader
 	store   *Store
 	next    uint64 // the index of all changes of this writer
-	changes []change
+	changes []Change
 	bumped  map[string]bool
 	touched []config.Key // entries that were written or deleted
+	locks   []string     // that must be held
+	outside bool         // see [update]
 	after   []func()     // to call once the changes are in force
 	err     error        // the first failure of put, remove or bump
 }
@@ -165,16 +231,10 @@ func (w *Writer) judge(before *config.Set) (*config.Set, error) {
 	if w.store.options.Judge == nil || len(w.touched) == 0 {
 		return before, nil
 	}
-	var put []config.Entry
-	var drop []config.Key
-	for _, k := range w.touched {
-		if e := w.Entry(k); e != nil {
-			put = append(put, e.Entry)
-		} else {
-			drop = append(drop, k)
-		}
+	after := w.over(before, w.touched)
+	if w.outside {
+		return after, nil
 	}
-	after := before.With(put, drop)
 	if err := w.store.options.Judge(before, after); err != nil {
 		return before, &Refusal{err}
 	}
@@ -203,7 +263,7 @@ func (w *Writer) put(name string, row any) error {
 	if err := w.txn.Insert(t.name, kept); err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
 	}
-	w.change(change{t.name, id, value})
+	w.change(Change{t.name, id, value})
 	return nil
 }
 
@@ -212,11 +272,11 @@ func (w *Writer) remove(name string, row any) error {
 	if err := w.txn.Delete(t.name, row); err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(t.id(row)), err)
 	}
-	w.change(change{t.name, t.id(row), nil})
+	w.change(Change{t.name, t.id(row), nil})
 	return nil
 }
 
-func (w *Writer) change(c change) {
+func (w *Writer) change(c Change) {
 	w.changes = append(w.changes, c)
 	w.bump(subjectAll)
 }

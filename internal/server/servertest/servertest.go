@@ -126,6 +126,9 @@ func (b bearing) RoundTrip(r *http.Request) (*http.Response, error) {
 	return b.Transport.RoundTrip(r)
 }
 
+// OperatorClient asks as the test itself.
+func (s *Server) OperatorClient() *http.Client { return s.client }
+
 // ConnAs is a gRPC connection of the caller.
 func (s *Server) ConnAs(c Caller) *grpc.ClientConn {
 	s.t.Helper()
