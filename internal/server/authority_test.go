@@ -2,10 +2,8 @@ package server_test
 
 import (
 	"crypto/x509"
-	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -15,6 +13,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/crossfade-mesh/crossfade/internal/ca"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore/consultest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 )
@@ -34,16 +33,7 @@ func withForeignCA(t *testing.T) (server.Options, *ca.BuiltIn) {
 	authority.Register(g)
 	go g.Serve(lis)
 	t.Cleanup(g.Stop)
-	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Consul-Index", "1")
-		if r.URL.Query().Get("index") != "" {
-			<-r.Context().Done()
-			return
-		}
-		fmt.Fprint(w, `{}`)
-	}))
-	t.Cleanup(func() { registry.CloseClientConnections(); registry.Close() })
-	return server.Options{Consul: registry.URL, ConsulCA: &server.ConsulCA{GRPCAddr: lis.Addr().String()}, DefaultAllow: true}, authority
+	return server.Options{Consul: consultest.NewFake(t).URL, ConsulCA: &server.ConsulCA{GRPCAddr: lis.Addr().String()}, DefaultAllow: true}, authority
 }
 
 // In development mode there is no CA but Consul's.

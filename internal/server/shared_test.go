@@ -73,11 +73,12 @@ func webCallsCatalog(t *testing.T, url string) {
 	}
 }
 
-// webAndCatalog are registrations of two services with sidecars.
+// webAndCatalog are registrations of two services with sidecars, which say where these listen: in a
+// Consul one that does not listens everywhere, as a sidecar of Consul's.
 func webAndCatalog() []string {
 	return []string{
-		`{"Name":"catalog","Port":8081,"Connect":{"SidecarService":{"Port":21001,"Checks":[{"Name":"up","TTL":"1h","Status":"passing"}]}}}`,
-		`{"Name":"web","Port":8080,"Connect":{"SidecarService":{"Port":21002,"Checks":[{"Name":"up","TTL":"1h","Status":"passing"}],
+		`{"Name":"catalog","Port":8081,"Connect":{"SidecarService":{"Address":"127.0.0.1","Port":21001,"Checks":[{"Name":"up","TTL":"1h","Status":"passing"}]}}}`,
+		`{"Name":"web","Port":8080,"Connect":{"SidecarService":{"Address":"127.0.0.1","Port":21002,"Checks":[{"Name":"up","TTL":"1h","Status":"passing"}],
 			"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":7100}]}}}}`,
 	}
 }
