@@ -307,16 +307,6 @@ func (s *session) next(src source, now time.Time) *response {
 // due reports whether anything may have to be sent.
 func (sub *subscription) due() bool { return len(sub.dirty)+len(sub.solo) > 0 || sub.empty }
 
-// idle reports whether nothing has to be sent, whatever is answered.
-func (s *session) idle() bool {
-	for _, sub := range s.order {
-		if sub != nil && sub.due() {
-			return false
-		}
-	}
-	return true
-}
-
 func (s *session) assemble(t Type, sub *subscription, src source, now time.Time) *response {
 	if (t == RouteType || t == ListenerType || t == ExtensionType) && (s.busy(ClusterType, src, false) || s.bare(src)) {
 		return nil

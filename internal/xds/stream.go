@@ -205,7 +205,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	case len(r.initial) > 0:
 		st.learnHeld()
 	}
-	names, idle := len(st.session.subs[t].names), st.session.idle()
+	names := len(st.session.subs[t].names)
 	if len(added)+len(r.subscribe) > 0 {
 		st.urgent = true
 	}
@@ -239,9 +239,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 			s.opts.Settled(st.node, t, Outcome{Acked: r.initial})
 		}
 	}
-	if !idle {
-		st.poke()
-	}
+	st.poke()
 	return nil
 }
 
