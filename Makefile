@@ -46,6 +46,7 @@ race: $(ENVOY) ## the tests of single packages, under the race detector
 
 .PHONY: test
 test: vet build race $(ENVOY) ## everything that needs only Envoy
+	$(GO) test -count=1 -timeout 8m -run '^TestGuard' ./internal/shift # under the race detector they are of a few ramps alone
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 1 -timeout 12m $(HEAVY)
 
 .PHONY: test-peers

@@ -45,7 +45,11 @@ func enduring(id string) http.Handler {
 			_, _ = io.Copy(c, both)
 			return
 		case r.URL.Path == "/slow":
-			time.Sleep(slowAnswer)
+			select {
+			case <-time.After(slowAnswer):
+			case <-r.Context().Done(): // nobody waits any more
+				return
+			}
 		}
 		echo.ServeHTTP(rw, r)
 	})
