@@ -24,7 +24,7 @@ func newHeard() *heard {
 // slash is the node, "a/n1"; else each has its own.
 func (h *heard) says(text string) *Snapshot {
 	var list []Instance
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		word, node, _ := strings.Cut(word, "/")
 		id := strings.TrimRight(word, "!?")
 		if node == "" {

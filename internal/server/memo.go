@@ -120,8 +120,8 @@ func appendValue(b []byte, v reflect.Value) []byte {
 	case reflect.String:
 		return append(binary.AppendUvarint(b, uint64(v.Len())), v.String()...)
 	case reflect.Struct:
-		for i := range v.NumField() {
-			b = appendValue(b, v.Field(i))
+		for _, field := range v.Fields() {
+			b = appendValue(b, field)
 		}
 		return b
 	case reflect.Array:

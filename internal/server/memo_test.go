@@ -125,7 +125,7 @@ func TestFingerprint(t *testing.T) {
 			RequestHeaders: &config.HeaderModifiers{Add: map[string]string{"a": "1", "b": "2"}}, Legs: []proxy.RouteLeg{{Cluster: "c", Weight: 1}},
 		}}}
 	}
-	if of(base()) != of(base()) {
+	if one, other := of(base()), of(base()); one != other {
 		t.Error("equal values differ")
 	}
 	for name, change := range map[string]func(*proxy.Route){
@@ -157,15 +157,16 @@ func TestFingerprint(t *testing.T) {
 // What nobody holds is let go.
 func TestMemoLetsGo(t *testing.T) {
 	m := newMemo()
-	res, err := xds.NewResource(xds.EndpointType, "a", envoy.Endpoints(proxy.Endpoints{ClusterName: "a"}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m.put(fingerprint{1}, res) != res || m.get(fingerprint{1}) != res {
-		t.Fatal("what was put is not there")
-	}
-	runtime.KeepAlive(res)
-	res = nil
+	func() { // nothing of it is held afterwards
+		res, err := xds.NewResource(xds.EndpointType, "a", envoy.Endpoints(proxy.Endpoints{ClusterName: "a"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.put(fingerprint{1}, res) != res || m.get(fingerprint{1}) != res {
+			t.Fatal("what was put is not there")
+		}
+		runtime.KeepAlive(res)
+	}()
 	meshtest.Eventually(t, "let go", func() error {
 		runtime.GC()
 		m.mu.Lock()

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -118,13 +119,8 @@ func (e *Engine) ask(ctx context.Context, method, path string, query url.Values,
 		}
 		return a, fmt.Errorf("Consul at %s: %w", e.opts.Address, err)
 	}
-	if a.Status == http.StatusOK {
+	if a.Status == http.StatusOK || slices.Contains(also, a.Status) {
 		return a, nil
-	}
-	for _, status := range also {
-		if a.Status == status {
-			return a, nil
-		}
 	}
 	return a, fmt.Errorf("Consul at %s: %s %s: %w", e.opts.Address, method, path, refused(a, path, method))
 }

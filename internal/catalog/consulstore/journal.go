@@ -382,7 +382,7 @@ func (e *Engine) transact(ctx context.Context, ops []kvOp) (uint64, error) {
 		return 0, fmt.Errorf("Consul at %s: the answer to a transaction is not Consul's: %w", e.opts.Address, err)
 	}
 	if a.Status == http.StatusConflict || len(out.Errors) > 0 {
-		if strings.Contains(out.rolledBack.Error(), "ermission denied") {
+		if strings.Contains(out.Error(), "ermission denied") {
 			return 0, &denied{fmt.Errorf("Consul at %s: %w: the token lacks the rule %s", e.opts.Address, &out.rolledBack, ruleFor("/v1/kv/"+Prefix, http.MethodPut))}
 		}
 		return 0, &out.rolledBack

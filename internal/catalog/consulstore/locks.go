@@ -15,11 +15,11 @@ import (
 const (
 	// sessionTTL is the shortest that Consul allows. Consul ends a session after one to two of
 	// it, which is how long a lock of a server that was killed stays taken.
-	sessionTTL   = 10 * time.Second
-	renewEvery   = sessionTTL / 4
-	lockWait     = renewEvery
-	destroyEnd   = 2 * time.Second
-	lockAgainMin = 200 * time.Millisecond
+	sessionTTL       = 10 * time.Second
+	renewEvery       = sessionTTL / 4
+	lockWait         = renewEvery
+	destroyEnd       = 2 * time.Second
+	lockAgainAtLeast = 200 * time.Millisecond
 )
 
 // locks holds locks by one session of Consul's.
@@ -88,7 +88,7 @@ func (l *locks) run(ctx context.Context) {
 		} else {
 			said = ""
 			l.await(ctx)
-			pause = lockAgainMin
+			pause = lockAgainAtLeast
 		}
 		if !wait(ctx, pause) {
 			break

@@ -219,11 +219,10 @@ func (m *mirror) take(kind config.Kind, index uint64, list []json.RawMessage) er
 			continue
 		}
 		e, err := config.DecodeEntryJSON(raw)
-		switch {
-		case err == nil:
+		if err == nil {
 			t.entry = e
 			delete(m.said, k)
-		default:
+		} else {
 			t.unclear = err.Error()
 			if m.said[k] != t.unclear {
 				m.e.log.Error("configuration entry in Consul not taken, it stays what it was when it was last right", "entry", k.String(), "reason", t.unclear)

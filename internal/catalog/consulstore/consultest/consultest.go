@@ -153,7 +153,7 @@ func root() (string, error) {
 func (r *Real) Kill() {
 	if r.cmd != nil {
 		r.cmd.Process.Kill()
-		r.cmd.Wait()
+		_ = r.cmd.Wait() // killed
 		r.cmd = nil
 	}
 }
