@@ -94,10 +94,10 @@ func (m *mesh) step(now time.Time, all bool) {
 	}
 	for key := range m.crowd.leaving {
 		s := m.sidecars[key]
-		if !s.leaving[0].until.After(now) {
+		if s != nil && len(s.leaving) > 0 && !s.leaving[0].until.After(now) {
 			s.leaving = m.left(s.leaving, now, update)
 		}
-		if len(s.leaving) == 0 {
+		if s == nil || len(s.leaving) == 0 {
 			delete(m.crowd.leaving, key)
 		}
 	}
