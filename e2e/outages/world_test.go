@@ -180,12 +180,16 @@ func newWorld(t *testing.T, servers int) *world {
 	}
 	// The servers' CA and tokens are the registry's.
 	w.registry.end(syscall.SIGTERM)
-	for i := range servers {
-		if out, err := exec.Command("cp", "-r", filepath.Join(w.dir, "registry"), filepath.Join(w.dir, fmt.Sprint("server", i))).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+	seed := filepath.Join(w.dir, "seed")
+	if out, err := exec.Command("cp", "-r", filepath.Join(w.dir, "registry"), seed).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 	w.registry = w.startRegistry(ports[0], ports[1])
+	move := exec.Command(crossfade(t), "migrate", "store", "--from", seed, "--consul", "https://"+w.httpAddr)
+	move.Env = append(os.Environ(), w.access()...)
+	if out, err := move.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	for i := range servers {
 		w.grpcAddr = append(w.grpcAddr, fmt.Sprintf("127.0.0.1:%d", ports[3+2*i]))
 		w.servers = append(w.servers, nil)
@@ -211,19 +215,21 @@ func (w *world) startRegistry(http, grpc int) *child {
 	return c
 }
 
+// access is the environment of those who use the registry as a Consul.
+func (w *world) access() []string {
+	dir := filepath.Join(w.dir, "registry")
+	return []string{"CONSUL_HTTP_TOKEN_FILE=" + filepath.Join(dir, "operator.token"), "CONSUL_CACERT=" + filepath.Join(dir, "ca.pem")}
+}
+
 // startServer starts a server, or starts it again where it was.
 func (w *world) startServer(i, http int) {
 	w.t.Helper()
-	token, err := os.ReadFile(filepath.Join(w.dir, "registry", "operator.token"))
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	_, port, err := net.SplitHostPort(w.grpcAddr[i])
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.servers[i] = start(w.t, w.dir, fmt.Sprint("server", i),
-		[]string{"CONSUL_HTTP_TOKEN=" + strings.TrimSpace(string(token)), "SSL_CERT_FILE=" + filepath.Join(w.dir, "registry", "ca.pem")},
+		w.access(),
 		"server", "--data-dir", filepath.Join(w.dir, fmt.Sprint("server", i)), "--config-dir", filepath.Join(w.dir, "config"), "--consul", "https://"+w.httpAddr,
 		"--http-port", strconv.Itoa(http), "--grpc-port", port, "--node", fmt.Sprint("server", i))
 	w.listens(w.servers[i], w.grpcAddr[i])
@@ -278,23 +284,22 @@ type instance struct {
 // add starts an instance of a service, which calls others, and waits until it is ready.
 func (w *world) add(service, id string, calls ...string) *instance {
 	w.t.Helper()
-	ports := meshtest.FreePorts(w.t, 1+len(calls))
+	ports := meshtest.FreePorts(w.t, 2+len(calls))
 	in := &instance{w: w, id: id, upstream: map[string]int{}}
 	app := &http.Server{Addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		io.WriteString(rw, id)
 	})}
 	go app.ListenAndServe()
 	w.t.Cleanup(func() { app.Close() })
-	text := fmt.Sprintf("service: %s\nid: %s\nport: %d\n", service, id, ports[0])
-	if len(calls) > 0 {
-		text += "upstreams:\n"
-	}
+	// The port of its own stays its own while it is away.
+	text := fmt.Sprintf("service {\n name = %q\n id = %q\n port = %d\n connect { sidecar_service {\n port = %d\n proxy {\n", service, id, ports[0], ports[1])
 	for i, to := range calls {
-		in.upstream[to] = ports[1+i]
-		text += fmt.Sprintf("- %s:%d\n", to, ports[1+i])
+		in.upstream[to] = ports[2+i]
+		text += fmt.Sprintf("upstreams {\n destination_name = %q\n local_bind_port = %d\n }\n", to, ports[2+i])
 	}
+	text += "} } }\n}\n"
 	in.args = []string{
-		"sidecar", "--service", w.file(id+".yaml", text), "--state-dir", in.state(), "--runtime-dir", in.runtime(), "--node", "host-" + id,
+		"sidecar", "--service", w.file(id+".hcl", text), "--state-dir", in.state(), "--runtime-dir", in.runtime(), "--node", "host-" + id,
 		"--http-addr", w.httpAddr, "--grpc-addr", strings.Join(w.grpcAddr, ","), "--ca-file", filepath.Join(w.dir, "registry", "ca.pem"),
 		"--join-token-file", filepath.Join(w.dir, service+".token"), "--envoy", w.envoy, "--concurrency", "1", "--drain-time", "1s",
 	}

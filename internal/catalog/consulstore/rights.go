@@ -90,7 +90,7 @@ func (e *Engine) Check(ctx context.Context) (datacenter string, problems []strin
 			return "", nil, fmt.Errorf("Consul at %s: version %s is too old: want %s or later", e.opts.Address, self.Config.Version, Floor)
 		}
 		if a.Header.Get("X-Crossfade-Version") != "" {
-			return "", nil, fmt.Errorf("Consul at %s: it is a crossfade server: want the address of a Consul agent", e.opts.Address)
+			problems = append(problems, "it is a crossfade server, whose registry is one process: a Consul outlives any of its servers")
 		}
 		datacenter = self.Config.Datacenter
 	}
