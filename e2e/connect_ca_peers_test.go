@@ -64,8 +64,9 @@ func (m *member) counters(filter string) map[string]string {
 	return out
 }
 
-// connections are what a rotation must leave alone: connections made, and what ends them.
-const connections = `^(http\.(public_listener|upstream\..*)\.downstream_cx_total|cluster\..*internal.*\.upstream_cx_total|listener_manager\.(listener_modified|listener_added|listener_removed)|.*ssl\.connection_error)$`
+// connections are what a rotation must leave alone: connections between sidecars, and of apps, that
+// have ended. Each worker of an Envoy makes one of its own when it needs it.
+const connections = `^(http\.public_listener\.downstream_cx_destroy|http\.upstream\..*\.downstream_cx_destroy_local|cluster\..*internal.*\.upstream_cx_destroy|listener_manager\.(listener_modified|listener_added|listener_removed)|.*ssl\.connection_error)$`
 
 // TestPeersConsulCA: the certificates of our sidecars are of Consul's CA. A new root under
 // load, and the CA's absence, close no connection and fail no request.
