@@ -11,27 +11,9 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := bench(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "datapath:", err)
-		os.Exit(1)
-	}
-}
-
-func bench(ctx context.Context) error {
-	s, err := settingsFrom(os.Getenv)
-	if err != nil {
-		return err
-	}
-	return run(ctx, s, os.Stdout, os.Stderr)
-}
+func main() { os.Exit(lab.Main("datapath", settingsFrom, run)) }

@@ -13,7 +13,6 @@ import (
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/bench/lab/load"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // The paths, in the order they are printed in.
@@ -96,11 +95,9 @@ func (t *trial) start(ctx context.Context, path string) (*running, error) {
 
 // run measures each protocol in turn and prints its lines. It fails when a request did.
 func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
-	version, err := envoybin.CheckVersion(ctx, s.Binaries.Envoy)
-	if err != nil {
+	if err := s.Binaries.SayEnvoy(ctx, stderr); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Binaries.Envoy)
 	dir, err := os.MkdirTemp("", "cfb")
 	if err != nil {
 		return err

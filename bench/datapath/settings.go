@@ -1,16 +1,12 @@
 package main
 
 import (
-	"cmp"
-	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/bench/lab/load"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // settings say what to measure.
@@ -21,54 +17,34 @@ type settings struct {
 	Paths         []string      // PATHS: of those the protocol has; empty is all
 	Connections   int           // CONNECTIONS (32): each with one request at a time
 	Rate          float64       // RATE: requests per second on each path, whatever the answers do; 0: as many as come back
-	Binaries      lab.Binaries  // ENVOY as [envoybin.Find] does it; CROSSFADE, CONSUL, else those in bin
+	Binaries      lab.Binaries  // ENVOY, CROSSFADE, CONSUL
 
 	// A round is played in turns, so short that a slow spell of the machine meets all paths.
 	turn   time.Duration // measured part of a turn, about
 	warmUp time.Duration // before it
 }
 
-func settingsFrom(getenv func(string) string) (settings, error) {
-	root, err := lab.RepositoryRoot()
-	if err != nil {
-		return settings{}, err
+func settingsFrom(env *lab.Env) settings {
+	s := settings{
+		Protocols:     words(env.Get("PROTOCOLS")),
+		Paths:         words(env.Get("PATHS")),
+		SecondsPerRun: env.Seconds("SECONDS_PER_RUN", 4),
+		Rounds:        env.Count("ROUNDS", 5),
+		Connections:   env.Count("CONNECTIONS", 32),
+		Rate:          env.Positive("RATE", 0),
+		Binaries:      env.Binaries(),
+		turn:          500 * time.Millisecond,
+		warmUp:        150 * time.Millisecond,
 	}
-	s := settings{Protocols: words(getenv("PROTOCOLS")), Paths: words(getenv("PATHS"))}
-	s.Binaries.Crossfade = cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))
 	if len(s.Protocols) == 0 {
 		s.Protocols = []string{load.HTTP}
 	}
 	for _, p := range s.Protocols {
 		if !slices.Contains([]string{load.HTTP, load.GRPC, load.TCP}, p) {
-			return settings{}, fmt.Errorf("PROTOCOLS %q: want http, grpc or tcp", p)
+			env.Wrong("PROTOCOLS", "http, grpc or tcp")
 		}
 	}
-	seconds, err := lab.Positive(getenv, "SECONDS_PER_RUN", 4)
-	if err != nil {
-		return settings{}, err
-	}
-	s.SecondsPerRun = time.Duration(seconds * float64(time.Second))
-	s.turn = 500 * time.Millisecond
-	s.warmUp = 150 * time.Millisecond
-	rounds, err := lab.Positive(getenv, "ROUNDS", 5)
-	if err != nil {
-		return settings{}, err
-	}
-	connections, err := lab.Positive(getenv, "CONNECTIONS", 32)
-	if err != nil {
-		return settings{}, err
-	}
-	s.Rounds, s.Connections = max(1, int(rounds)), max(1, int(connections))
-	if getenv("RATE") != "" {
-		if s.Rate, err = lab.Positive(getenv, "RATE", 0); err != nil {
-			return settings{}, err
-		}
-	}
-	if s.Binaries.Consul, err = lab.FindConsul(getenv, root); err != nil {
-		return settings{}, err
-	}
-	s.Binaries.Envoy, err = envoybin.Find()
-	return s, err
+	return s
 }
 
 func words(s string) []string {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 )
 
 // smoke is small enough for less than a minute.
@@ -15,12 +17,12 @@ var smoke = map[string]string{"STREAMS": "500", "INSTANCES": "8600", "SERVICES":
 
 // Every scenario runs to its end with few sidecars, and no request between real Envoys fails.
 func TestSmoke(t *testing.T) {
-	s, err := settingsFrom(func(name string) string {
+	s, err := lab.Settings(func(name string) string {
 		if name == "CROSSFADE" || name == "ENVOY" {
 			return os.Getenv(name)
 		}
 		return smoke[name]
-	})
+	}, settingsFrom)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +91,11 @@ func TestSettings(t *testing.T) {
 		want string
 	}{
 		"smoke":                     {smoke, ""},
-		"too few services":          {map[string]string{"SERVICES": "10"}, "SERVICES 10"},
-		"fewer streams than that":   {map[string]string{"STREAMS": "100"}, "STREAMS 100"},
-		"fewer instances than that": {map[string]string{"INSTANCES": "20000"}, "INSTANCES 20000"},
+		"too few services":          {map[string]string{"SERVICES": "10"}, `SERVICES "10"`},
+		"fewer streams than that":   {map[string]string{"STREAMS": "100"}, `STREAMS "100"`},
+		"fewer instances than that": {map[string]string{"INSTANCES": "20000"}, `INSTANCES "20000"`},
 		"no number":                 {map[string]string{"DURATION": "long"}, `DURATION "long"`},
-		"unknown":                   {map[string]string{"SCENARIOS": "idle,sleep"}, `"sleep"`},
+		"unknown":                   {map[string]string{"SCENARIOS": "idle,sleep"}, `idle,sleep`},
 		"real":                      {map[string]string{"REAL": "-1"}, `REAL "-1"`},
 	} {
 		env := map[string]string{"REAL": "0"}
@@ -103,7 +105,7 @@ func TestSettings(t *testing.T) {
 		if name == "smoke" {
 			env["REAL"] = "0"
 		}
-		_, err := settingsFrom(func(name string) string { return env[name] })
+		_, err := lab.Settings(func(name string) string { return env[name] }, settingsFrom)
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}

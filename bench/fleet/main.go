@@ -9,19 +9,13 @@
 package main
 
 import (
-	"cmp"
-	"context"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // settings say what to measure.
@@ -37,59 +31,27 @@ type settings struct {
 	Binaries  lab.Binaries  // ENVOY, CROSSFADE
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	s, err := settingsFrom(os.Getenv)
-	if err == nil {
-		err = run(ctx, s, os.Stdout, os.Stderr)
-	}
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "fleet:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(lab.Main("fleet", settingsFrom, run)) }
 
-func settingsFrom(getenv func(string) string) (settings, error) {
-	root, err := lab.RepositoryRoot()
-	if err != nil {
-		return settings{}, err
+func settingsFrom(env *lab.Env) settings {
+	s := settings{
+		Profile: env.Get("PROFILE"), Registry: env.Get("REGISTRY"), Binaries: env.Binaries(), Duration: env.Seconds("DURATION", 60), Real: 20,
+		Streams: env.Count("STREAMS", 10_000), Instances: env.Count("INSTANCES", 172_000), Services: env.Count("SERVICES", 5_000),
 	}
-	s := settings{Profile: getenv("PROFILE"), Registry: getenv("REGISTRY")}
-	s.Binaries.Crossfade = cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))
-	var seconds float64
-	for _, v := range []struct {
-		name  string
-		unset float64
-		set   func(float64)
-	}{
-		{"STREAMS", 10_000, func(v float64) { s.Streams = int(v) }},
-		{"INSTANCES", 172_000, func(v float64) { s.Instances = int(v) }},
-		{"SERVICES", 5_000, func(v float64) { s.Services = int(v) }},
-		{"DURATION", 60, func(v float64) { seconds = v }},
-	} {
-		n, err := lab.Positive(getenv, v.name, v.unset)
-		if err != nil {
-			return s, err
-		}
-		v.set(n)
-	}
-	s.Duration = time.Duration(seconds * float64(time.Second))
-	s.Real = 20
-	if text := getenv("REAL"); text != "" {
+	if text := env.Get("REAL"); text != "" {
 		if _, err := fmt.Sscan(text, &s.Real); err != nil || s.Real < 0 || s.Real > 200 {
-			return s, fmt.Errorf("REAL %q: want a number from 0 to 200", text)
+			env.Wrong("REAL", "a number from 0 to 200")
 		}
 	}
 	switch {
 	case s.Services < 50:
-		return s, fmt.Errorf("SERVICES %d: want 50 or more", s.Services)
+		env.Wrong("SERVICES", "50 or more")
 	case s.Streams < s.Services:
-		return s, fmt.Errorf("STREAMS %d: want as many as SERVICES, %d, or more", s.Streams, s.Services)
+		env.Wrong("STREAMS", "as many as SERVICES or more")
 	case s.Instances < 3*s.Streams:
-		return s, fmt.Errorf("INSTANCES %d: want three times STREAMS, %d, or more: an app, its sidecar, and one that is served elsewhere", s.Instances, s.Streams)
+		env.Wrong("INSTANCES", "three times STREAMS or more: an app, its sidecar, and one that is served elsewhere")
 	}
-	names := strings.FieldsFunc(getenv("SCENARIOS"), func(r rune) bool { return r == ',' || r == ' ' })
+	names := strings.FieldsFunc(env.Get("SCENARIOS"), func(r rune) bool { return r == ',' || r == ' ' })
 	for _, sc := range scenarios {
 		if len(names) == 0 || slices.Contains(names, sc.name) {
 			s.Scenarios = append(s.Scenarios, sc.name)
@@ -97,11 +59,8 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 	}
 	for _, name := range names {
 		if !slices.Contains(s.Scenarios, name) {
-			return s, fmt.Errorf("SCENARIOS: %q: there is none of that name", name)
+			env.Wrong("SCENARIOS", "names of scenarios")
 		}
 	}
-	if s.Real > 0 {
-		s.Binaries.Envoy, err = envoybin.Find()
-	}
-	return s, err
+	return s
 }

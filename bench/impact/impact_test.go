@@ -9,13 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
 // 20,000 requests there and back, and none fails.
 func TestSmoke(t *testing.T) {
 	env := map[string]string{"REQUESTS": "20000", "RATE": "1000", "CROSSFADE": os.Getenv("CROSSFADE")}
-	s, err := settingsFrom(func(name string) string { return env[name] })
+	s, err := lab.Settings(func(name string) string { return env[name] }, settingsFrom)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,19 +57,5 @@ func TestVerdict(t *testing.T) {
 	delete(all["chat"], "plain")
 	if err := (line{Ways: all}).verdict(); err == nil || !strings.Contains(err.Error(), "nothing went to chat by way plain") {
 		t.Error(err)
-	}
-}
-
-func TestSettings(t *testing.T) {
-	for name, value := range map[string]string{"REQUESTS": "none", "RATE": "0"} {
-		_, err := settingsFrom(func(n string) string {
-			if n == name {
-				return value
-			}
-			return ""
-		})
-		if err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s=%s: %v, want an error that names it", name, value, err)
-		}
 	}
 }

@@ -9,20 +9,15 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
@@ -33,37 +28,14 @@ type settings struct {
 	Binaries lab.Binaries // ENVOY, CROSSFADE
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	s, err := settingsFrom(os.Getenv)
-	if err == nil {
-		err = run(ctx, s, os.Stdout, os.Stderr)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "impact:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(lab.Main("impact", settingsFrom, run)) }
 
-func settingsFrom(getenv func(string) string) (settings, error) {
-	root, err := lab.RepositoryRoot()
-	if err != nil {
-		return settings{}, err
+func settingsFrom(env *lab.Env) settings {
+	return settings{
+		Requests: uint64(env.Count("REQUESTS", 1_000_000)),
+		Rate:     max(4, int(env.Positive("RATE", 2000))),
+		Binaries: env.Binaries(),
 	}
-	s := settings{Binaries: lab.Binaries{Crossfade: cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))}}
-	rate, err := lab.Positive(getenv, "RATE", 2000)
-	if err != nil {
-		return s, err
-	}
-	s.Rate, s.Requests = max(4, int(rate)), 1_000_000
-	if text := getenv("REQUESTS"); text != "" {
-		if _, err := fmt.Sscan(text, &s.Requests); err != nil || s.Requests == 0 {
-			return s, fmt.Errorf("REQUESTS %q: want a number above 0", text)
-		}
-	}
-	s.Binaries.Envoy, err = envoybin.Find()
-	return s, err
 }
 
 // line is what was found.

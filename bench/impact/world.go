@@ -139,7 +139,11 @@ func (w *world) startApps(ports map[string]int) error {
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(chat), ReadHeaderTimeout: startLimit}
 	w.stops = append(w.stops, func() { srv.Close() })
-	go srv.Serve(ln) //nolint:errcheck // that it was closed
+	go func() {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			fmt.Fprintln(os.Stderr, "impact: chat:", err)
+		}
+	}()
 	return nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 )
 
 // The sides are this program, so the tests' one is able to be one.
@@ -26,7 +28,7 @@ func TestMain(m *testing.M) {
 // One short round of both kinds, through real sidecars and real Envoys.
 func TestSmoke(t *testing.T) {
 	env := map[string]string{"SECONDS_PER_RUN": "0.3", "ROUNDS": "1", "CONNECTIONS": "8", "CROSSFADE": os.Getenv("CROSSFADE")}
-	s, err := settingsFrom(func(name string) string { return env[name] })
+	s, err := lab.Settings(func(name string) string { return env[name] }, settingsFrom)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,19 +80,17 @@ func TestSummarize(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	for name, value := range map[string]string{"ROUNDS": "0", "SECONDS_PER_RUN": "x", "RATE": "0", "CONNECTIONS": "-1", "REALTIME": "yes"} {
-		_, err := settingsFrom(func(n string) string {
-			if n == name {
-				return value
-			}
-			return ""
-		})
-		if err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s=%s: %v, want an error that names it", name, value, err)
-		}
+	of := func(realTime string) (settings, error) {
+		return lab.Settings(func(name string) string { return map[string]string{"REALTIME": realTime, "RATE": "50"}[name] }, settingsFrom)
 	}
-	s, err := settingsFrom(func(name string) string { return map[string]string{"REALTIME": "0", "RATE": "50"}[name] })
+	s, err := of("0")
 	if err != nil || s.RealTime || s.Rate != 50 || s.Rounds != 11 || s.Connections != 64 || s.SecondsPerRun != 2*time.Second {
 		t.Errorf("%+v, %v", s, err)
+	}
+	if s, err := of(""); err != nil || !s.RealTime {
+		t.Errorf("REALTIME is not set: %+v, %v", s, err)
+	}
+	if _, err := of("yes"); err == nil || !strings.Contains(err.Error(), `REALTIME "yes"`) {
+		t.Errorf("REALTIME=yes: %v", err)
 	}
 }

@@ -10,17 +10,11 @@
 package main
 
 import (
-	"cmp"
-	"context"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // settings say what to measure.
@@ -45,48 +39,22 @@ func main() {
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	s, err := settingsFrom(os.Getenv)
-	if err == nil {
-		err = run(ctx, s, os.Stdout, os.Stderr)
-	}
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "isolation:", err)
-		os.Exit(1)
-	}
+	os.Exit(lab.Main("isolation", settingsFrom, run))
 }
 
-func settingsFrom(getenv func(string) string) (settings, error) {
-	root, err := lab.RepositoryRoot()
-	if err != nil {
-		return settings{}, err
+func settingsFrom(env *lab.Env) settings {
+	s := settings{
+		SecondsPerRun: env.Seconds("SECONDS_PER_RUN", 2),
+		Rounds:        env.Count("ROUNDS", 11),
+		Connections:   env.Count("CONNECTIONS", 64),
+		Rate:          env.Positive("RATE", 0),
+		RealTime:      env.Get("REALTIME") != "0",
+		Binaries:      env.Binaries(),
+		turn:          time.Second,
+		warmUp:        300 * time.Millisecond,
 	}
-	s := settings{turn: time.Second, warmUp: 300 * time.Millisecond}
-	s.Binaries.Crossfade = cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))
-	seconds, err := lab.Positive(getenv, "SECONDS_PER_RUN", 2)
-	if err != nil {
-		return settings{}, err
+	if v := env.Get("REALTIME"); v != "" && v != "0" && v != "1" {
+		env.Wrong("REALTIME", "0 or 1")
 	}
-	rounds, err := lab.Positive(getenv, "ROUNDS", 11)
-	if err != nil {
-		return settings{}, err
-	}
-	connections, err := lab.Positive(getenv, "CONNECTIONS", 64)
-	if err != nil {
-		return settings{}, err
-	}
-	s.SecondsPerRun, s.Rounds, s.Connections = time.Duration(seconds*float64(time.Second)), max(1, int(rounds)), max(1, int(connections))
-	if s.Rate, err = lab.Positive(getenv, "RATE", 0); err != nil {
-		return settings{}, err
-	}
-	switch getenv("REALTIME") {
-	case "", "1":
-		s.RealTime = true
-	case "0":
-	default:
-		return settings{}, fmt.Errorf("REALTIME %q: want 0 or 1", getenv("REALTIME"))
-	}
-	s.Binaries.Envoy, err = envoybin.Find()
-	return s, err
+	return s
 }

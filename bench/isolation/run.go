@@ -14,7 +14,6 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/bench/lab/load"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 const (
@@ -40,11 +39,9 @@ type trial struct {
 
 // run measures both kinds in turns and prints their lines. It fails when a request did.
 func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
-	version, err := envoybin.CheckVersion(ctx, s.Binaries.Envoy)
-	if err != nil {
+	if err := s.Binaries.SayEnvoy(ctx, stderr); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Binaries.Envoy)
 	cpus, err := lab.CPUs()
 	if err != nil {
 		return err

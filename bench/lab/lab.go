@@ -3,20 +3,19 @@
 //
 // In: paths of binaries, a directory, definitions and configuration entries. Out:
 // running processes with the ids of their Envoys, what those cost ([CPUTime],
-// [ResidentSize]) and what they say of themselves ([AdminGet], [Scrape]).
+// [ResidentSize]) and what they say of themselves ([AdminGet], [Scrape]). Besides, what
+// makes a benchmark a command: its settings ([Env]) and [Main].
 //
 // It leaves load, arithmetic and reports to the commands beside it.
 package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -38,54 +37,6 @@ type Binaries struct {
 	Envoy     string
 	Crossfade string
 	Consul    string // empty: there is none
-}
-
-// FindConsul is the consul binary named by CONSUL, else bin/consul in the
-// repository; "" when there is none.
-func FindConsul(getenv func(string) string, root string) (string, error) {
-	if path := getenv("CONSUL"); path != "" {
-		_, err := os.Stat(path)
-		if err != nil {
-			err = fmt.Errorf("CONSUL %q: %w", path, err)
-		}
-		return path, err
-	}
-	path := filepath.Join(root, "bin", "consul")
-	if _, err := os.Stat(path); err != nil {
-		return "", nil
-	}
-	return path, nil
-}
-
-// RepositoryRoot is the nearest directory upwards with a go.mod.
-func RepositoryRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return "", errors.New("no go.mod here or above: run it inside the repository")
-		}
-		dir = up
-	}
-}
-
-// Positive is the number above 0 in an environment variable, or unset when it has none.
-func Positive(getenv func(string) string, name string, unset float64) (float64, error) {
-	text := getenv(name)
-	if text == "" {
-		return unset, nil
-	}
-	v, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(v > 0 && v < 1e6) {
-		return 0, fmt.Errorf("%s %q: want a number above 0", name, text)
-	}
-	return v, nil
 }
 
 // FreePorts finds ports that nothing listens on at the moment, below those that the

@@ -16,15 +16,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
-	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
 // endpointsEach is how many instances an upstream has.
@@ -37,42 +34,23 @@ type settings struct {
 	Binaries  lab.Binaries  // ENVOY, CROSSFADE, CONSUL
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	s, err := settingsFrom(os.Getenv)
-	if err == nil {
-		err = run(ctx, s, os.Stdout, os.Stderr)
-	}
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "slopes:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(lab.Main("slopes", settingsFrom, run)) }
 
-func settingsFrom(getenv func(string) string) (settings, error) {
-	root, err := lab.RepositoryRoot()
-	if err != nil {
-		return settings{}, err
-	}
-	s := settings{Binaries: lab.Binaries{Crossfade: cmp.Or(getenv("CROSSFADE"), filepath.Join(root, "bin", "crossfade"))}}
-	for word := range strings.FieldsSeq(cmp.Or(getenv("UPSTREAMS"), "1 50 200 1000")) {
+func settingsFrom(env *lab.Env) settings {
+	s := settings{Binaries: env.Binaries()}
+	for word := range strings.FieldsSeq(cmp.Or(env.Get("UPSTREAMS"), "1 50 200 1000")) {
 		n, err := strconv.Atoi(word)
 		if err != nil || n < 1 || n > 5000 {
-			return settings{}, fmt.Errorf("UPSTREAMS %q: want numbers from 1 to 5000", word)
+			env.Wrong("UPSTREAMS", "numbers from 1 to 5000")
 		}
 		s.Upstreams = append(s.Upstreams, n)
 	}
-	seconds, err := strconv.ParseFloat(cmp.Or(getenv("SETTLE"), "3"), 64)
+	seconds, err := strconv.ParseFloat(cmp.Or(env.Get("SETTLE"), "3"), 64)
 	if err != nil || !(seconds >= 0 && seconds < 3600) {
-		return settings{}, fmt.Errorf("SETTLE %q: want seconds", getenv("SETTLE"))
+		env.Wrong("SETTLE", "seconds")
 	}
 	s.Settle = time.Duration(seconds * float64(time.Second))
-	if s.Binaries.Consul, err = lab.FindConsul(getenv, root); err != nil {
-		return settings{}, err
-	}
-	s.Binaries.Envoy, err = envoybin.Find()
-	return s, err
+	return s
 }
 
 // line is what is printed for a kind and a number of upstreams.
@@ -109,11 +87,9 @@ type started struct {
 }
 
 func run(ctx context.Context, s settings, stdout, stderr io.Writer) error {
-	version, err := envoybin.CheckVersion(ctx, s.Binaries.Envoy)
-	if err != nil {
+	if err := s.Binaries.SayEnvoy(ctx, stderr); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "Envoy %s, %s\n", version, s.Binaries.Envoy)
 	dir, err := os.MkdirTemp("", "cfs")
 	if err != nil {
 		return err

@@ -2,17 +2,17 @@ package main
 
 import (
 	"context"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 // A real Envoy with the hand-written bootstrap has what is counted before it is measured.
 func TestPair(t *testing.T) {
-	s, err := settingsFrom(func(name string) string { return map[string]string{"SETTLE": "0", "ENVOY": os.Getenv("ENVOY")}[name] })
+	s, err := lab.Settings(func(name string) string { return map[string]string{"SETTLE": "0"}[name] }, settingsFrom)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,13 +36,13 @@ func TestSettings(t *testing.T) {
 	for name, tc := range map[string]struct{ upstreams, settle, want string }{
 		"defaults":    {"", "", ""},
 		"one":         {"7", "0.5", ""},
-		"no number":   {"1 many", "", `UPSTREAMS "many"`},
+		"no number":   {"1 many", "", `UPSTREAMS "1 many"`},
 		"none":        {"0", "", `UPSTREAMS "0"`},
 		"no duration": {"", "soon", `SETTLE "soon"`},
 	} {
-		_, err := settingsFrom(func(name string) string {
-			return map[string]string{"UPSTREAMS": tc.upstreams, "SETTLE": tc.settle, "ENVOY": os.Getenv("ENVOY")}[name]
-		})
+		_, err := lab.Settings(func(name string) string {
+			return map[string]string{"UPSTREAMS": tc.upstreams, "SETTLE": tc.settle}[name]
+		}, settingsFrom)
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: error %v, want %q in it", name, err, tc.want)
 		}

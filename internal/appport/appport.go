@@ -1,84 +1,43 @@
 // Package appport looks at the port of an app itself, past its sidecar: who can reach it,
 // and rules that keep others out.
 //
-// In: a port of this network namespace. Out: the addresses on which it listens, from
-// /proc/net; and rules in the kernel's nf_tables, in a table of their own, that refuse
-// connections to it which don't come over loopback. Rules last until they are removed or the
-// host restarts. It leaves to others what to make of it.
+// In: a port of this network namespace. Out: the addresses on which it listens, from the
+// kernel's sock_diag, else from /proc/net; and rules in its nf_tables, in a table of their own,
+// that refuse connections to it which don't come over loopback. Rules last until they are
+// removed or the host restarts. It leaves to others what to make of it.
 package appport
 
 import (
-	"bufio"
-	"cmp"
-	"encoding/hex"
-	"errors"
-	"fmt"
-	"io"
+	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 )
 
-// Listening lists the addresses on which something listens at a TCP port, sorted.
-func Listening(port int) ([]netip.Addr, error) {
-	var out []netip.Addr
-	var errs []error
-	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		f, err := os.Open(file)
-		if err != nil {
-			if !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
-				errs = append(errs, err)
-			}
-			continue
-		}
-		found, err := parse(f, port)
-		out = append(out, found...)
-		errs = append(errs, err, f.Close())
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out), errors.Join(errs...)
+// Sockets lists sockets. It is not safe for concurrent use.
+type Sockets struct {
+	Log *slog.Logger
+
+	told bool // why sock_diag is of no use
 }
 
-// listen is the state LISTEN in /proc/net/tcp (proc(5)).
-const listen = "0A"
-
-func parse(r io.Reader, port int) (out []netip.Addr, err error) {
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		words := strings.Fields(lines.Text())
-		if len(words) < 4 || words[3] != listen {
-			continue
+// Listening lists the addresses on which something listens at a TCP port, sorted. The kernel
+// is asked for that port alone; where a sandbox or the kernel refuses that, all of
+// /proc/net is read, which takes the longer the more connections the host has.
+func (s *Sockets) Listening(port int) ([]netip.Addr, error) {
+	out, err := diagnose(port)
+	if err != nil {
+		if !s.told {
+			s.told = true
+			s.Log.Info("the kernel does not say over netlink who listens at the app's port, /proc/net is read instead", "port", port, "reason", err)
 		}
-		at, err := address(words[1])
-		if err != nil {
-			return out, err
-		}
-		if int(at.Port()) == port {
-			out = append(out, at.Addr())
-		}
+		out, err = readProc(port)
 	}
-	return out, lines.Err()
+	return inOrder(out), err
 }
 
-// address reads "0100007F:1F90": words of four bytes in the host's order, which is little
-// endian wherever Envoy runs, and the port.
-func address(text string) (netip.AddrPort, error) {
-	host, port, _ := strings.Cut(text, ":")
-	raw, err := hex.DecodeString(host)
-	n, err2 := strconv.ParseUint(port, 16, 16)
-	if err := cmp.Or(err, err2); err != nil || len(raw)%4 != 0 {
-		return netip.AddrPort{}, fmt.Errorf("socket %.60q: no address of proc", text)
-	}
-	for i := 0; i < len(raw); i += 4 {
-		slices.Reverse(raw[i : i+4])
-	}
-	addr, ok := netip.AddrFromSlice(raw)
-	if !ok {
-		return netip.AddrPort{}, fmt.Errorf("socket %.60q: no address of proc", text)
-	}
-	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), nil
+func inOrder(list []netip.Addr) []netip.Addr {
+	slices.SortFunc(list, netip.Addr.Compare)
+	return slices.Compact(list)
 }
 
 // Loopback reports whether all addresses are loopback's.

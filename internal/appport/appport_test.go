@@ -1,7 +1,6 @@
 package appport
 
 import (
-	"net"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -29,18 +28,6 @@ func TestParse(t *testing.T) {
 		if _, err := address(bad); err == nil {
 			t.Errorf("%q is taken for an address", bad)
 		}
-	}
-}
-
-func TestListening(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	got, err := Listening(l.Addr().(*net.TCPAddr).Port)
-	if err != nil || len(got) != 1 || !got[0].IsLoopback() {
-		t.Errorf("%v, %v", got, err)
 	}
 }
 

@@ -44,11 +44,9 @@ func Protected() ([]int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nf_tables: %w", err)
 	}
-	chain, err := find(c)
-	if err != nil || chain == nil {
-		return nil, err
-	}
-	rules, err := c.GetRules(chain.Table, chain)
+	// Of a table that is not there the kernel lists no rules.
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+	rules, err := c.GetRules(table, &nftables.Chain{Table: table, Name: chainName})
 	if err != nil {
 		return nil, wrong(err)
 	}

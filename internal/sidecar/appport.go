@@ -19,6 +19,7 @@ const (
 // portWatch looks at how the app's own port can be reached.
 type portWatch struct {
 	port         int // 0: the app has none
+	sockets      appport.Sockets
 	looked, said time.Time
 	last         *telemetry.AppPort
 }
@@ -29,7 +30,7 @@ func (w *portWatch) add(r *telemetry.Report, now time.Time) {
 		return
 	}
 	w.looked = now
-	at, err := appport.Listening(w.port)
+	at, err := w.sockets.Listening(w.port)
 	if err != nil {
 		return // not known is what it stays
 	}

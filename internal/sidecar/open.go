@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/appport"
 	"github.com/crossfade-mesh/crossfade/internal/atomicfile"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -239,7 +240,7 @@ func (s *sidecar) openEnvoy(path string) {
 		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
 	s.reporter.permissive = func() bool { return s.health.plaintextPort() != 0 }
-	ports := &portWatch{}
+	ports := &portWatch{sockets: appport.Sockets{Log: s.log}}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {
 		ports.port = p.LocalServicePort
 	}
