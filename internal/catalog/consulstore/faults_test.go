@@ -155,6 +155,32 @@ func TestCommitWithoutAnswer(t *testing.T) {
 	}
 }
 
+func TestEntryWithoutAnswer(t *testing.T) {
+	f := consultest.NewFake(t)
+	a, b := member(t, f.URL, ""), member(t, f.URL, "")
+	for name, serve := range map[string]bool{"written, and not said": true, "not written": false} {
+		t.Run(name, func(t *testing.T) {
+			var tries atomic.Int32
+			f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+				if r.URL.Path != "/v1/config" || tries.Add(1) > 1 {
+					return false
+				}
+				if serve {
+					f.Serve(httptest.NewRecorder(), r)
+				}
+				panic(http.ErrAbortHandler)
+			})
+			update(t, a, put(defaults("web-"+strconv.FormatBool(serve), "http"), "ann"))
+			if want := map[bool]int32{true: 1, false: 2}[serve]; tries.Load() != want {
+				t.Errorf("written %d times, want %d", tries.Load(), want)
+			}
+			if got := strings.Join(agree(t, a, b), "\n"); !strings.Contains(got, `"Name":"web-`+strconv.FormatBool(serve)+`","Protocol":"http"`) {
+				t.Errorf("the entry is not there: %s", got)
+			}
+		})
+	}
+}
+
 func TestOutsideEntriesAreTaken(t *testing.T) {
 	f := consultest.NewFake(t)
 	if code, body := request(t, "PUT", f.URL+"/v1/config", `{"Kind":"service-defaults","Name":"early","Protocol":"http"}`); code != 200 {

@@ -407,7 +407,7 @@ func (m *mirror) writeAll(ctx context.Context, todo []store.EntryChange) (done [
 			if ok && is.unclear == "" && sameEntry(is.entry, c.After) {
 				continue
 			}
-			switch e := m.writeOne(ctx, c, is.modify); {
+			switch e := m.conclude(ctx, c, is.modify); {
 			case errors.Is(e, store.ErrOutside), errors.Is(e, store.ErrUnreachable), e != nil && errors.As(e, new(*denied)):
 				if errors.Is(e, store.ErrOutside) {
 					if err := m.refresh(ctx, []store.EntryChange{c}); err != nil {
@@ -435,6 +435,28 @@ func cmpErr(a, b error) error {
 		return a
 	}
 	return b
+}
+
+// conclude writes or deletes one entry. A write without an answer, as over a connection that Consul had closed, is
+// looked up and made once more if it was not made.
+func (m *mirror) conclude(ctx context.Context, c store.EntryChange, modify uint64) error {
+	err := m.writeOne(ctx, c, modify)
+	if !errors.Is(err, store.ErrUnreachable) {
+		return err
+	}
+	verify, cancel := context.WithTimeout(ctx, verifyWithin)
+	defer cancel()
+	if m.refresh(verify, []store.EntryChange{c}) != nil {
+		return err
+	}
+	is, _ := m.of(c.Key)
+	switch {
+	case is.modify == modify:
+		return m.writeOne(ctx, c, modify)
+	case is.unclear == "" && sameEntry(is.entry, c.After):
+		return nil
+	}
+	return store.ErrOutside
 }
 
 // writeOne writes or deletes one entry, if Consul has it still at that index.
