@@ -188,7 +188,7 @@ type Instance struct {
 	Checks  []*Check
 }
 
-// same reports whether two instances are made of the same rows.
+// same reports whether two instances are made of the same rows: what did not change keeps its parts.
 func (i Instance) same(o Instance) bool {
 	return i.Node == o.Node && i.Service == o.Service && slices.Equal(i.Checks, o.Checks)
 }

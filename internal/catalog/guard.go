@@ -20,7 +20,8 @@ import (
 // What explains an absence is [Evidence]'s to say. That a registry's index has grown
 // explains nothing: an emptied one has a higher index as well.
 //
-// Ill health is believed where an instance's own check says so. That nobody has heard of
+// Ill health is believed where an instance's own check says so. One that has not run yet (see
+// [Check.Unrun]) leaves an instance what it was, for a minute. That nobody has heard of
 // it (see [Check.Silent]) is believed of one node; when several fall silent together each
 // set keeps its floor, as told in silence.go.
 //
@@ -101,6 +102,7 @@ type guard struct {
 	silent map[InstanceKey]time.Time // that were well before, and when they fell silent
 	floor  []Instance                // those of silent that stay; sorted
 	many   bool                      // they fell silent with others
+	unrun  map[InstanceKey]time.Time // that stay well until their checks have run, and since when
 }
 
 // leave notes who is gone, or not well any more, with nothing to explain it.
@@ -117,7 +119,7 @@ func (s *guard) leave(now time.Time, who []Instance) {
 
 // done reports whether the service needs no second look.
 func (s guard) done() bool {
-	return s.since.IsZero() && len(s.left) == 0 && len(s.going) == 0 && len(s.silent) == 0
+	return s.since.IsZero() && len(s.left) == 0 && len(s.going) == 0 && len(s.silent) == 0 && len(s.unrun) == 0
 }
 
 // Held is a service whose instances the guard keeps.
@@ -198,7 +200,7 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 		}
 	}
 	missed := s.missed()
-	present := g.heard(now, &s, instances(raw), instances(was))
+	present := g.heard(now, &s, s.awaited(now, instances(raw), instances(was)), instances(was))
 	gone := without(instances(was), present)
 	unexplained := slices.Clone(gone)
 	if s.kept.Time.IsZero() {
@@ -221,12 +223,12 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 	} else {
 		g.sets[name] = s
 	}
-	if len(s.held)+len(s.going)+len(s.floor) == 0 {
+	if len(s.held)+len(s.going)+len(s.floor)+len(s.unrun) == 0 {
 		return raw, raw != was
 	}
 	all := slices.Concat(present, s.held, s.going)
 	slices.SortFunc(all, CompareInstances)
-	if was != nil && slices.EqualFunc(was.Instances, all, same) {
+	if was != nil && slices.EqualFunc(was.Instances, all, Instance.same) {
 		return was, false
 	}
 	return &Set{Name: name, Instances: all}, true
@@ -337,9 +339,4 @@ func without(all, some []Instance) (out []Instance) {
 		}
 	}
 	return out
-}
-
-// same compares by identity: what did not change keeps its parts.
-func same(a, b Instance) bool {
-	return a.Node == b.Node && a.Service == b.Service && slices.Equal(a.Checks, b.Checks)
 }

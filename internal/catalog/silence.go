@@ -23,6 +23,28 @@ func (c *Check) Silent() bool {
 	return c.ServiceID == "" && c.CheckID == SerfHealth || (c.Type == "ttl" || c.Type == "") && strings.HasPrefix(c.Output, TTLExpired)
 }
 
+// Unrun reports whether the check is critical only because it has not run since it was registered
+// or its agent was restarted: Consul lets a check begin so. What has run has an output; that of a
+// script may be empty and so may the note of who sets a TTL check, so these count only as long as
+// nothing has changed them.
+func (c *Check) Unrun() bool {
+	if c.Status != Critical || c.Output != "" || c.ServiceID == "" {
+		return false
+	}
+	switch c.Type {
+	case "http", "tcp", "udp", "grpc", "h2ping", "os_service", "alias":
+		return true
+	case "ttl", "script", "docker":
+		return c.ModifyIndex == c.CreateIndex
+	}
+	return false
+}
+
+// unrun reports whether the instance is critical for nothing but checks that have not run yet.
+func (i Instance) unrun() bool {
+	return i.Status() == Critical && !slices.ContainsFunc(i.Checks, func(c *Check) bool { return c.Status == Critical && !c.Unrun() })
+}
+
 // silent reports whether the instance is critical for nothing but silence.
 func (i Instance) silent() bool {
 	silent := false
@@ -41,6 +63,39 @@ func (i Instance) silent() bool {
 // well. When several do within the window, or others of the set vanish, whatever hears them
 // is as likely to be at fault: then a set keeps [GuardPolicy.Most]'s complement of those that would be well but for the
 // silence, the last to fall silent first. Nobody listening there is no worse than a 503.
+
+// runWithin is how long an instance keeps its health while its checks have not run.
+const runWithin = time.Minute
+
+// awaited returns the instances with those well that sidecars were told are well and whose
+// checks have not run since: such a check says nothing yet, and an agent that restarts, or is filled
+// anew, has many of them at once. After [runWithin] it is believed.
+func (s *guard) awaited(now time.Time, raw, was []Instance) []Instance {
+	unrun, out := map[InstanceKey]time.Time{}, raw
+	for i, in := range raw {
+		if !in.unrun() {
+			continue
+		}
+		before, ok := slices.BinarySearchFunc(was, in, CompareInstances)
+		if !ok || was[before].Status() == Critical {
+			continue
+		}
+		since, known := s.unrun[KeyOf(in)]
+		if !known {
+			since = now
+		}
+		if now.Sub(since) > runWithin {
+			continue
+		}
+		unrun[KeyOf(in)] = since
+		if &out[0] == &raw[0] {
+			out = slices.Clone(raw)
+		}
+		out[i].Checks = slices.DeleteFunc(slices.Clone(in.Checks), (*Check).Unrun)
+	}
+	s.unrun = unrun
+	return out
+}
 
 // hush notes the nodes that fell silent since the last step.
 func (g Guard) hush(now time.Time, raw *Snapshot, changed []string) {

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"testing"
@@ -20,13 +21,13 @@ func newHeard() *heard {
 	return &heard{snap: NewSnapshot("dc1", 0, nil), nodes: map[string]*Node{}, made: map[string]*Service{}}
 }
 
-// says is the snapshot for "a b! c? d": b says that it is ill, c is silent. What follows a
-// slash is the node, "a/n1"; else each has its own.
+// says is the snapshot for "a b! c? d~": b says that it is ill, c is silent, d's check has not run. What
+// follows a slash is the node, "a/n1"; else each has its own.
 func (h *heard) says(text string) *Snapshot {
 	var list []Instance
 	for word := range strings.FieldsSeq(text) {
 		word, node, _ := strings.Cut(word, "/")
-		id := strings.TrimRight(word, "!?")
+		id := strings.TrimRight(word, "!?~")
 		if node == "" {
 			node = "node-" + id
 		}
@@ -36,10 +37,12 @@ func (h *heard) says(text string) *Snapshot {
 		if h.nodes[node] == nil {
 			h.nodes[node] = &Node{Name: node}
 		}
-		own, serf := &Check{CheckID: "own", ServiceID: id, Status: Passing}, &Check{CheckID: SerfHealth, Status: Passing}
+		own, serf := &Check{CheckID: "own", ServiceID: id, Status: Passing, Type: "tcp", Output: "connected"}, &Check{CheckID: SerfHealth, Status: Passing}
 		switch word[len(id):] {
 		case "!":
-			own.Status = Critical
+			own.Status, own.Output = Critical, "refused"
+		case "~":
+			own.Status, own.Output = Critical, ""
 		case "?":
 			serf.Status = Critical
 		}
@@ -103,6 +106,21 @@ func TestHealthFloor(t *testing.T) {
 			a? b?    | a b!  | a
 			a! b?    | a! b  | b
 			a! b!    | a! b!`},
+		{"a check that has not run says nothing, for a minute", `
+			a b    | a b
+			a~ b~  | a b
+			a b~   | a b
+			a b~   | a b!
+			a b~   | a b!
+			a~ b   | a b`},
+		{"nor when all come back so", `
+			a b    | a b
+			       | a b
+			a~ b~  | a b
+			a! b   | a! b`},
+		{"who was ill, or not there, gets nothing before", `
+			a! b      | a! b
+			a~ b c~   | a! b c!`},
 		{"with more who are well fewer stay", `
 			a b c d          | a b c d
 			a? b? c d        | a! b! c d
@@ -134,6 +152,27 @@ func TestHealthFloor(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestUnrun(t *testing.T) {
+	for _, tt := range []struct {
+		c    Check
+		want bool
+	}{
+		{Check{Type: "http"}, true},
+		{Check{Type: "http", ModifyIndex: 7}, true},
+		{Check{Type: "http", Output: "HTTP GET http://127.0.0.1/: 503"}, false},
+		{Check{Type: "http", Status: Warning}, false},
+		{Check{Type: "ttl", CreateIndex: 7, ModifyIndex: 7}, true},
+		{Check{Type: "ttl", CreateIndex: 7, ModifyIndex: 8}, false},
+		{Check{Type: "script", CreateIndex: 7, ModifyIndex: 8}, false},
+		{Check{CreateIndex: 7, ModifyIndex: 7}, false},
+	} {
+		tt.c.Status, tt.c.ServiceID = cmp.Or(tt.c.Status, Critical), "web"
+		if got := tt.c.Unrun(); got != tt.want {
+			t.Errorf("%+v: %v, want %v", tt.c, got, tt.want)
+		}
 	}
 }
 

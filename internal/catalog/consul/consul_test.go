@@ -210,6 +210,11 @@ func TestStaleQueriesAreListed(t *testing.T) {
 		if len(stale) != 1 || stale[0].Path != pathHealth("web") || !strings.Contains(stale[0].Reason, "no leader") || stale[0].Since.Sub(began) > time.Minute {
 			t.Errorf("a query that fails: %+v", stale)
 		}
+		f.say(pathHealth("web"), nil)
+		r.after(maxBackOff + settle)
+		if stale = r.source.Stale(); len(stale) > 0 {
+			t.Errorf("stale when all is well again, and nothing has changed: %+v", stale)
+		}
 		f.fail(errors.New("connection refused"))
 		r.after(5 * time.Minute)
 		if stale = r.source.Stale(); len(stale) == 0 || !slices.ContainsFunc(stale, func(s Stale) bool { return s.Path == "" }) {

@@ -137,10 +137,11 @@ type follower struct {
 	wait    func() int    // how many share the slots now
 }
 
-// follow hands each answer to take until ctx ends. An error from take counts as a
-// bad answer: the query is repeated, after a while, from the index of the last good one.
+// follow hands each answer to take until ctx ends. An error from take counts as a bad answer: the
+// query is repeated after a while, without blocking, so that it is known at once when all is well.
 func (f *follower) follow(ctx context.Context, take func(answer) error) {
-	var last uint64 // index of the last good answer; 0: ask without blocking
+	var last uint64 // index of the last good answer; 0: none
+	block := true   // until there is another
 	var pace pace
 	var again backOff
 	for pause(ctx, pace.delay(time.Now())) {
@@ -151,8 +152,12 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 		if f.wait() > cap(f.slots) {
 			wait = crowdedWait
 		}
+		after := last
+		if !block {
+			after = 0
+		}
 		asked := time.Now()
-		a, err := f.source.getUnlessKicked(ctx, f.path, last, wait)
+		a, err := f.source.getUnlessKicked(ctx, f.path, after, wait)
 		f.release()
 		if ctx.Err() != nil {
 			return
@@ -182,6 +187,7 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 				// What answers next may have another history.
 				last = 0
 			}
+			block = false
 			f.trouble.fail(f.path, err)
 			if !f.retreat(ctx, again.next(f.longest(err))) {
 				return
@@ -191,8 +197,8 @@ func (f *follower) follow(ctx context.Context, take func(answer) error) {
 		if f.trouble.ok(f.path) && f.path == pathServices {
 			f.source.wakeAll()
 		}
-		again = backOff{}
-		if a.index == last && time.Since(asked) < wait/2 {
+		again, block = backOff{}, true
+		if after > 0 && a.index == after && time.Since(asked) < wait/2 {
 			// Something between us and Consul does not block.
 			if !pause(ctx, jitter(time.Second)) {
 				return

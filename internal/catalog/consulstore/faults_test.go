@@ -117,6 +117,9 @@ func TestConsulGoesAwayAndComesBack(t *testing.T) {
 	}
 
 	f.Spoil(nil)
+	for _, s := range []*store.Store{a, b} {
+		eventually(t, "it is well, though nothing is written", s.Trouble)
+	}
 	eventually(t, "writes go on", func() error { return b.Update(putState("x", "2")) })
 	agree(t, a, b)
 	if got := string(state(a, "x")); got != "2" {

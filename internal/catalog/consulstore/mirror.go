@@ -109,11 +109,7 @@ func (m *mirror) watch(ctx context.Context, read func(after uint64) (uint64, err
 				m.e.log.Error("what others write in Consul cannot be read: what was read last stays in force", "reason", err)
 			}
 			said = err.Error()
-			if errors.Is(err, store.ErrUnreachable) {
-				index = 0 // what answers next may have another history
-			} else {
-				index = after
-			}
+			index = 0 // what answers next may have another history
 			pause = watchAgain
 		case said != "":
 			said = ""

@@ -172,7 +172,11 @@ func (s *Store) follow(ctx context.Context) {
 		s.commit.Lock()
 		after := s.mark
 		s.commit.Unlock()
-		batches, err := s.shared.Since(ctx, after, followWait)
+		patience := followWait
+		if s.trouble.Load() != nil {
+			patience = 0 // that all is well again is news as well
+		}
+		batches, err := s.shared.Since(ctx, after, patience)
 		if ctx.Err() != nil {
 			return
 		}
