@@ -20,7 +20,7 @@ help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build $(ENVOY) ## a shop moves from an old mesh into this one, and every promise is proved under load (SABOTAGE=guard|revert|share|strict|spread|drain|rotate|lastgood must fail)
+demo: build $(ENVOY) ## a shop moves from an old mesh into this one, and every promise is proved under load (SABOTAGE=share,guard,revert,strict,spread,drain,rotate,lastgood, or one of them, must fail)
 	$(BIN) demo --envoy $(ENVOY_BIN) $(if $(SABOTAGE),--sabotage $(SABOTAGE)) $(if $(JSON),--json)
 
 .PHONY: build

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,20 +79,33 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// The negative controls: what the demo proves can fail.
+// The negative controls: what the demo proves can fail. A sabotage spoils its own proof alone.
 func TestDemoCatchesSabotage(t *testing.T) {
 	bin := build(t)
-	for _, sabotage := range demo.Sabotages() {
-		t.Run(sabotage, func(t *testing.T) {
-			v, code, progress := runDemo(t, bin, "--sabotage", sabotage)
+	var all []string
+	for _, sabotages := range []string{"share,guard,revert", "strict", "spread,drain,rotate,lastgood"} {
+		names := strings.Split(sabotages, ",")
+		all = append(all, names...)
+		t.Run(sabotages, func(t *testing.T) {
+			v, code, progress := runDemo(t, bin, "--sabotage", sabotages)
 			if code != 1 || v.Held {
 				t.Fatalf("exit code %d, held %v; want it caught\n%s", code, v.Held, progress)
 			}
+			failed := 0
 			for _, p := range v.Proofs {
-				if p.Held == (p.Name == sabotage) {
+				if p.Held == slices.Contains(names, p.Name) {
 					t.Errorf("proof %q: held %v\n%s", p.Name, p.Held, progress)
 				}
+				if !p.Held {
+					failed++
+				}
+			}
+			if failed != len(names) {
+				t.Errorf("%d proofs did not hold, want %d", failed, len(names))
 			}
 		})
+	}
+	if !slices.Equal(all, demo.Sabotages()) {
+		t.Errorf("sabotages tried: %v, want all of %v", all, demo.Sabotages())
 	}
 }

@@ -28,7 +28,8 @@ be lost. Exit code 0 only if all of it held.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.JSON, "json", false, "all figures as one JSON object on standard output, progress on standard error")
-	addChoice(cmd, &o.Sabotage, "sabotage", "", "", "break one thing on purpose and see it caught: "+or(demo.Sabotages()), demo.Sabotages()...)
+	f.StringSliceVar(&o.Sabotage, "sabotage", nil, "break something on purpose and see it caught: "+or(demo.Sabotages())+"; or a list with commas")
+	complete(cmd, "sabotage", words(demo.Sabotages()...))
 	f.StringVar(&o.Envoy, "envoy", "", "Envoy's binary (default $ENVOY, then envoy on PATH, then the installed Python package)")
 	f.StringVar(&o.Dir, "dir", "", "keep logs and state in this folder (default: a temporary one that is removed)")
 	complete(cmd, "envoy", files())

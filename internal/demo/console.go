@@ -105,8 +105,8 @@ func (c *console) line(format string, args ...any) {
 
 func (c *console) title(envoy string, o Options) {
 	c.line("%s  a shop of four services moves from an old mesh into this one, on this machine alone, with Envoy %s", c.bold("crossfade demo"), envoy)
-	if o.Sabotage != "" {
-		c.line("%s", c.red("sabotage: "+o.Sabotage+" is done the naive way, so its proof has to fail"))
+	for _, s := range o.Sabotage {
+		c.line("%s", c.red("sabotage: "+s+" is done the naive way, so its proof has to fail"))
 	}
 }
 

@@ -25,8 +25,8 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
 
-// Sabotages lists what [Options.Sabotage] may name: each does one thing the naive
-// way, and the proof of the same name must then fail.
+// Sabotages lists what [Options.Sabotage] may name, in the order of the proofs: each does one
+// thing the naive way, and the proof of the same name must then fail.
 func Sabotages() []string {
 	return []string{"share", "guard", "revert", "strict", "spread", "drain", "rotate", "lastgood"}
 }
@@ -37,8 +37,8 @@ type Options struct {
 	Executable string
 	// Envoy is the path of Envoy. Default: as [envoybin.Find] finds it.
 	Envoy string
-	// Sabotage is one of [Sabotages], or empty.
-	Sabotage string
+	// Sabotage is any of [Sabotages].
+	Sabotage []string
 	// JSON writes the report to Stdout as one JSON object, and progress to Stderr.
 	JSON bool
 	// Dir keeps logs and state. Default: a temporary directory that is removed.
@@ -144,7 +144,7 @@ func (d *demo) prove(ctx context.Context) error {
 			continue
 		}
 		failed = append(failed, p.Name)
-		if err != nil && s.needed || d.o.Sabotage == s.name {
+		if err != nil && s.needed || s.name == d.o.last() {
 			break
 		}
 	}
@@ -157,12 +157,25 @@ func (d *demo) prove(ctx context.Context) error {
 	return fmt.Errorf("%d proofs did not hold: %s", len(failed), strings.Join(failed, ", "))
 }
 
+// sabotaged reports whether a proof has to fail.
+func (o Options) sabotaged(proof string) bool { return slices.Contains(o.Sabotage, proof) }
+
+// last is the sabotaged proof that comes last.
+func (o Options) last() (proof string) {
+	for _, s := range Sabotages() {
+		if o.sabotaged(s) {
+			proof = s
+		}
+	}
+	return proof
+}
+
 // leavesOut reports whether a proof has no part in showing what the sabotage breaks. What is
 // of the move itself needs a shop that has joined, the rest one that has moved.
 func (o Options) leavesOut(proof string) bool {
 	switch proof {
 	case "share", "guard", "revert":
-		return o.Sabotage != "" && o.Sabotage != proof
+		return len(o.Sabotage) > 0 && !o.sabotaged(proof)
 	}
 	return false
 }
@@ -174,8 +187,10 @@ func (o Options) withDefaults(ctx context.Context) (Options, error) {
 	if o.Stderr == nil {
 		o.Stderr = io.Discard
 	}
-	if o.Sabotage != "" && !slices.Contains(Sabotages(), o.Sabotage) {
-		return o, fmt.Errorf("sabotage %q: unknown; want one of %s", o.Sabotage, strings.Join(Sabotages(), ", "))
+	for _, s := range o.Sabotage {
+		if !slices.Contains(Sabotages(), s) {
+			return o, fmt.Errorf("sabotage %q: unknown; want one of %s", s, strings.Join(Sabotages(), ", "))
+		}
 	}
 	var err error
 	if o.Executable == "" {

@@ -207,11 +207,11 @@ func TestAppWantsAnAddress(t *testing.T) {
 }
 
 func TestOptionsAreCheckedBeforeAnythingStarts(t *testing.T) {
-	err := Run(t.Context(), Options{Sabotage: "brakes", Stdout: io.Discard, Stderr: io.Discard})
+	err := Run(t.Context(), Options{Sabotage: []string{"drain", "brakes"}, Stdout: io.Discard, Stderr: io.Discard})
 	if err == nil || err.Error() != `demo: sabotage "brakes": unknown; want one of share, guard, revert, strict, spread, drain, rotate, lastgood` {
 		t.Errorf("got %v", err)
 	}
-	_, err = Options{Envoy: "/bin/true", Sabotage: "drain"}.withDefaults(t.Context())
+	_, err = Options{Envoy: "/bin/true", Sabotage: []string{"drain"}}.withDefaults(t.Context())
 	if err != nil {
 		t.Error(err)
 	}

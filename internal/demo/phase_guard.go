@@ -26,7 +26,7 @@ func (d *demo) guard(ctx context.Context, p *Proof) error {
 	if err := d.order(ctx, "shift", "--service", "catalog", "--stage", "permissive"); err != nil {
 		return err
 	}
-	if d.o.Sabotage == "guard" {
+	if d.o.sabotaged("guard") {
 		d.out.step("sabotage: the pair's guard is off")
 	}
 	slow := func() (func() error, error) { return d.slowDown(), nil }

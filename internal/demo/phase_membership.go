@@ -79,7 +79,7 @@ func (d *demo) drain(ctx context.Context, p *Proof) error {
 		return err
 	}
 	begun := time.Now()
-	if d.o.Sabotage == "drain" {
+	if d.o.sabotaged("drain") {
 		d.out.step("sabotage: %s is killed instead of told to stop", in.id)
 		for _, pid := range []int{in.child.PID, st.Envoy.PID, in.appPID(st)} {
 			_ = syscall.Kill(pid, syscall.SIGKILL)

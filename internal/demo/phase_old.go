@@ -33,7 +33,7 @@ func (d *demo) old(ctx context.Context, p *Proof) error {
 	if err := m.startOldMesh(); err != nil {
 		return err
 	}
-	if d.o.Sabotage == "spread" {
+	if d.o.sabotaged("spread") {
 		m.instance("catalog-3").weight = 10
 		d.out.step("sabotage: catalog-3 will ask for ten times its share")
 	}
@@ -93,7 +93,7 @@ func (d *demo) legacyEntries(ctx context.Context, percent string) error {
 			legacy = fmt.Sprintf("Address = %q", d.mesh.old.addr(pr[1]))
 		}
 		guard := `Slower = 50, SlowerBy = "5ms"`
-		if d.o.Sabotage == "guard" {
+		if d.o.sabotaged("guard") {
 			guard = "Off = true"
 		}
 		entry := fmt.Sprintf("Kind = \"traffic-shift\"\nSource = %q\nDestination = %q\nLegacy { %s }\nShares { legacy = 100 }\nStage = \"client\"\nGuard { %s }\nMeta { mesh_percent = %q }\n",

@@ -28,7 +28,7 @@ func (d *demo) lastGood(ctx context.Context, p *Proof) error {
 		return err
 	}
 	d.out.step("%s drained and stopped in %s, with no server to tell", in.id, seconds(time.Since(begun)))
-	if d.o.Sabotage == "lastgood" {
+	if d.o.sabotaged("lastgood") {
 		d.out.step("sabotage: what %s kept on disk is removed", in.id)
 		if err := os.RemoveAll(in.stateDir()); err != nil {
 			return err
@@ -39,7 +39,7 @@ func (d *demo) lastGood(ctx context.Context, p *Proof) error {
 		return err
 	}
 	limit := startLimit
-	if d.o.Sabotage == "lastgood" {
+	if d.o.sabotaged("lastgood") {
 		limit = outageTime
 	}
 	if err := await(ctx, limit, in.id+" is ready without a server", in.ready); err != nil {

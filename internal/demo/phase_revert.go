@@ -23,7 +23,7 @@ func (d *demo) revert(ctx context.Context, p *Proof) error {
 		return err
 	}
 	pressed := time.Now()
-	if d.o.Sabotage == "revert" {
+	if d.o.sabotaged("revert") {
 		d.out.step("sabotage: revert is not pressed")
 	} else if err := d.order(ctx, "revert", "storefront", "catalog"); err != nil {
 		return err

@@ -33,7 +33,7 @@ func (d *demo) rotate(ctx context.Context, p *Proof) error {
 	for _, in := range all {
 		in.child.Signal(syscall.SIGHUP)
 	}
-	if d.o.Sabotage == "rotate" {
+	if d.o.sabotaged("rotate") {
 		d.out.step("sabotage: every Envoy is restarted for its new certificate")
 		for _, in := range all {
 			if s, err := in.status(); err == nil {

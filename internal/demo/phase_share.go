@@ -46,7 +46,7 @@ func (d *demo) share(ctx context.Context, p *Proof) error {
 		}
 		shown := []string{"shift", "storefront", "catalog", "--via", fmt.Sprintf("%s=%v", step.way, step.percent)}
 		run := shown
-		if d.o.Sabotage == "share" && step.percent == 60 {
+		if d.o.sabotaged("share") && step.percent == 60 {
 			d.out.step("sabotage: what is written is %s=30", step.way)
 			run = []string{"shift", "storefront", "catalog", "--via", step.way + "=30"}
 		}

@@ -30,7 +30,7 @@ func (d *demo) strict(ctx context.Context, p *Proof) error {
 		p.check(err != nil && strings.Contains(text, "plaintext came from"), "strict is refused while plaintext came inside the last 24 hours, and says from whom")
 	}
 	for _, service := range callees {
-		if d.o.Sabotage == "strict" {
+		if d.o.sabotaged("strict") {
 			d.out.step("sabotage: %s is not told to be strict", service)
 			continue
 		}

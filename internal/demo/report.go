@@ -18,11 +18,11 @@ const (
 
 // Report is what the demo found.
 type Report struct {
-	Held        bool    `json:"held"` // all of it
-	Seconds     float64 `json:"seconds"`
-	Envoy       string  `json:"envoy"`
-	TrustDomain string  `json:"trust_domain"`
-	Sabotage    string  `json:"sabotage,omitempty"`
+	Held        bool     `json:"held"` // all of it
+	Seconds     float64  `json:"seconds"`
+	Envoy       string   `json:"envoy"`
+	TrustDomain string   `json:"trust_domain"`
+	Sabotage    []string `json:"sabotage,omitempty"`
 	// LateMS is the longest that the load generator sent a request after it was due.
 	LateMS float64  `json:"generator_late_ms"`
 	Pairs  []Pair   `json:"pairs"`
