@@ -183,6 +183,14 @@ func TestFailover(t *testing.T) {
 		}
 		return nil
 	})
+	w.write(`{"Kind": "service-resolver", "Name": "catalog", "Redirect": {"Service": "outside"}}`)
+	w.write(`{"Kind": "service-defaults", "Name": "outside", "Protocol": "http", "Destination": {"Addresses": ["192.0.2.1"], "Port": 443}}`)
+	web.eventually("there is no way out of the mesh", "catalog", "/", func(a answer) error {
+		if a.code != 503 || !strings.Contains(a.body, "no terminating gateway for outside") {
+			return fmt.Errorf("%d %s", a.code, a.body)
+		}
+		return nil
+	})
 }
 
 // A request whose answer is not wanted is sent to another leg only where it may be

@@ -80,7 +80,6 @@ func rulesFor(t reflect.Type) rules {
 			unserved{name: "TransparentProxy"},
 			unserved{name: "Expose"},
 			unserved{name: "ExternalSNI", why: outside},
-			unserved{name: "Destination", why: outside},
 			unserved{name: "RateLimits", why: "not served by this version: nothing limits how often a service is called"},
 			unserved{name: "EnvoyExtensions"},
 			unserved{name: "MaxRequestHeadersKB", why: "not served by this version: Envoy's limit of 60 KiB holds"},

@@ -18,6 +18,8 @@ type ServiceDefaults struct {
 
 	// UpstreamConfig is this service's view of the services it calls.
 	UpstreamConfig *UpstreamConfiguration `json:"UpstreamConfig,omitempty"`
+	// Destination says that the service is outside of the mesh.
+	Destination *ServiceDestination `json:"Destination,omitempty"`
 
 	// MaxInboundConnections that one sidecar of the service accepts; 0: no limit.
 	MaxInboundConnections int `json:"MaxInboundConnections,omitempty"`
@@ -27,6 +29,13 @@ type ServiceDefaults struct {
 	LocalRequestTimeoutMs int `json:"LocalRequestTimeoutMs,omitempty"`
 	// BalanceInboundConnections is "" or "exact_balance".
 	BalanceInboundConnections string `json:"BalanceInboundConnections,omitempty"`
+}
+
+// ServiceDestination is where a service outside of the mesh is, for terminating gateways.
+// Consul's DestinationConfig.
+type ServiceDestination struct {
+	Addresses []string `json:"Addresses,omitempty"` // IPs or host names
+	Port      int      `json:"Port,omitempty"`
 }
 
 // UpstreamConfiguration is settings for all upstreams of a service and overrides by name.
@@ -106,6 +115,19 @@ func (e *ServiceDefaults) check(r *report) {
 	r.count("LocalConnectTimeoutMs", e.LocalConnectTimeoutMs)
 	r.count("LocalRequestTimeoutMs", e.LocalRequestTimeoutMs)
 	r.oneOf("BalanceInboundConnections", e.BalanceInboundConnections, "", exactBalance)
+	if d := e.Destination; d != nil {
+		if len(d.Addresses) == 0 {
+			r.addf("Destination.Addresses", "is empty: name an IP or a host at least")
+		}
+		for i, a := range d.Addresses {
+			path := index("Destination.Addresses", i)
+			if a == "" {
+				r.addf(path, "is empty: want an IP or a host name, without a port")
+			}
+			r.host(path, a)
+		}
+		r.port("Destination.Port", d.Port, false)
+	}
 	if e.UpstreamConfig == nil {
 		return
 	}

@@ -62,6 +62,9 @@ func (b *builder) unreachable(t routing.Target) string {
 	if t.Datacenter != b.in.Datacenter {
 		return "no mesh gateway for " + t.Datacenter
 	}
+	if e := b.in.Config.ServiceDefaults(t.Service); e != nil && e.Destination != nil {
+		return "no terminating gateway for " + t.Service
+	}
 	return ""
 }
 

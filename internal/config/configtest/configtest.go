@@ -230,6 +230,9 @@ func (s source) serviceDefaults() *config.ServiceDefaults {
 	return &config.ServiceDefaults{
 		Name: s.name(), Protocol: s.protocol(), Meta: s.meta(), MutualTLSMode: s.of("", config.MutualTLSStrict, config.MutualTLSPermissive), MaxInboundConnections: s.number(9), LocalConnectTimeoutMs: s.number(9),
 		LocalRequestTimeoutMs: s.number(9), BalanceInboundConnections: s.of("", "exact_balance"),
+		Destination: maybe(s, func() config.ServiceDestination {
+			return config.ServiceDestination{Addresses: []string{s.of("192.0.2.1", "db.example.com")}, Port: 1 + s.number(9)}
+		}),
 		UpstreamConfig: maybe(s, func() config.UpstreamConfiguration {
 			return config.UpstreamConfiguration{
 				Defaults:  maybe(s, func() config.UpstreamSettings { return settings("") }),
