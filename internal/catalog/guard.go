@@ -285,23 +285,6 @@ func (g Guard) pace(now time.Time, s *guard, leaving []Instance, of int) []Insta
 	return leaving[min(len(leaving), max(1, int(g.Policy.Rate*float64(of)))):]
 }
 
-// Decide carries out an operator's decision, and reports whether the service is held.
-// Call [Guard.Step] after it.
-func (g Guard) Decide(name string, d Decision, by Decided) (Guard, *Snapshot, bool) {
-	s, ok := g.sets[name]
-	if !ok || len(s.held)+len(s.floor) == 0 {
-		return g, g.passed, false
-	}
-	if d == Keep {
-		s.kept = by
-		g.sets[name] = s
-		return g, g.passed, true
-	}
-	delete(g.sets, name)
-	g.passed = g.passed.With(g.passed.Index, map[string]*Set{name: g.raw.Set(name)})
-	return g, g.passed, true
-}
-
 // Held lists what is held, by service.
 func (g Guard) Held() []Held {
 	var out []Held

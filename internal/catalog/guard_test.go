@@ -92,7 +92,7 @@ func TestGuard(t *testing.T) {
 	g = step(g, 2*time.Hour, "c d", "c d") // nothing is explained by waiting
 	w.present["d"] = true
 	g = step(g, 3*time.Hour, "c d", "c")
-	g, snap, ok := g.Decide("catalog", Release, ops)
+	g, snap, ok := decide(g, Release)
 	if !ok || ids(snap) != "d" {
 		t.Fatalf("released: %v %q", ok, ids(snap))
 	}
@@ -100,7 +100,7 @@ func TestGuard(t *testing.T) {
 	w.explained["d"] = "its node is there without it"
 	w.gone("d")
 	g = step(g, 5*time.Hour, "", "") // scaled to zero
-	if _, _, ok := g.Decide("catalog", Release, ops); ok {
+	if _, _, ok := decide(g, Release); ok {
 		t.Error("released what is not held")
 	}
 }
@@ -123,7 +123,7 @@ func TestGuardKeep(t *testing.T) {
 	g, _ := Guard{}.Step(noon, w.now(), w)
 	w.gone("a")
 	g, _ = g.Step(noon, w.now(), w)
-	g, _, _ = g.Decide("catalog", Keep, ops)
+	g, _, _ = decide(g, Keep)
 	w.explained["a"] = "its sidecar said goodbye"
 	g, snap := g.Step(noon, w.now(), w)
 	if ids(snap) != "a" || len(g.Held()) != 1 || g.Held()[0].Kept != ops {

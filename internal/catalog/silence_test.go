@@ -181,7 +181,7 @@ func TestHealthFloorReleased(t *testing.T) {
 	h := newHeard()
 	g, _ := Guard{}.Step(noon, h.says("a b"), nothing{})
 	g, _ = g.Step(noon, h.says("a? b?"), nothing{})
-	g, snap, ok := g.Decide("catalog", Release, ops)
+	g, snap, ok := decide(g, Release)
 	if !ok || told(snap) != "a! b!" {
 		t.Fatalf("released: %v, told %q", ok, told(snap))
 	}

@@ -16,10 +16,11 @@ import (
 func newCatalog(s streams) *cobra.Command {
 	return group("catalog", "Look at what is registered, and decide what of it is held", newCatalogServices(s), newCatalogNodes(s), newCatalogHeld(s),
 		newCatalogDecision(s, "release", "Let instances go that the endpoint guard holds", `Let the instances go that the endpoint guard holds of a service: callers are told at once that
-they are gone. What vanishes after that is judged anew. The decision is in the audit trail.`),
+they are gone. What vanishes after that is judged anew. The decision holds on all servers that
+share a Consul, and is in the audit trail.`),
 		newCatalogDecision(s, "keep", "Make instances stay that the endpoint guard holds", `Make the instances that the endpoint guard holds of a service stay, whatever explains their
-absence, until they are registered again or released. It is kept over a restart of the server, and
-is in the audit trail.`))
+absence, until they are registered again or released. It is kept over a restart of the server,
+holds on all servers that share a Consul, and is in the audit trail.`))
 }
 
 func newCatalogServices(s streams) *cobra.Command {

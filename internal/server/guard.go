@@ -55,6 +55,7 @@ type endpointGuard struct {
 	first     map[string]time.Time           // when holding of a service was first seen here
 	looked    map[string]bool                // services that a look was at since
 	alarms    int                            // how often somebody was told
+	rulings   map[string]catalog.Ruling      // by service: what is yet to be heeded
 }
 
 func newEndpointGuard(source catalog.Source, policy catalog.GuardPolicy, dir string, log *slog.Logger) *endpointGuard {
@@ -115,9 +116,9 @@ func (g *endpointGuard) step(now time.Time) {
 	if g.raw == nil {
 		return
 	}
-	var snap *catalog.Snapshot
-	g.guard, snap = g.guard.Step(now, g.raw, g)
-	g.pass(now, snap)
+	g.guard, _ = g.guard.Step(now, g.raw, g)
+	g.heed()
+	g.pass(now, g.guard.Passed())
 	if g.guard.Waits() {
 		select {
 		case g.nudge <- struct{}{}:
@@ -257,27 +258,6 @@ func (g *endpointGuard) look(ctx context.Context) {
 	if len(left) > 0 {
 		g.remote.Recheck(left[:min(len(left), maxRechecked)])
 	}
-}
-
-// decide carries out an operator's decision; what is held no more is returned.
-func (g *endpointGuard) decide(service string, d catalog.Decision, by catalog.Decided) (catalog.Held, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var was catalog.Held
-	for _, h := range g.guard.Held() {
-		if h.Service == service {
-			was = h
-		}
-	}
-	guard, snap, ok := g.guard.Decide(service, d, by)
-	if !ok {
-		return was, false
-	}
-	g.guard = guard
-	g.pass(time.Now(), snap)
-	g.file.now()
-	g.log.Warn("endpoint guard was told", "service", service, "decision", string(d), "instances", len(was.Instances)+len(was.Silent), "by", by.Who)
-	return was, true
 }
 
 // held is what is held now, and what is left out.

@@ -135,6 +135,15 @@ func (r *guardRun) told(name string) string {
 	return strings.Join(out, " ")
 }
 
+// decide decides about what is held, as if it were kept nowhere.
+func (r *guardRun) decide(service string, d catalog.Decision, by catalog.Decided) (catalog.Held, bool) {
+	ruling, was, ok := r.guard.rule(service, d, by)
+	if ok {
+		r.guard.ruled(map[string]catalog.Ruling{service: ruling})
+	}
+	return was, ok
+}
+
 func (r *guardRun) snapshots() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -215,15 +224,15 @@ func TestEndpointGuardDecisions(t *testing.T) {
 			t.Fatalf("held %q; the log:\n%s", r.held(), r.log.String())
 		}
 		by := catalog.Decided{Who: "operator 7", Time: time.Now()}
-		if _, ok := r.guard.decide("s9", catalog.Release, by); ok {
+		if _, ok := r.decide("s9", catalog.Release, by); ok {
 			t.Error("released what is not held")
 		}
-		if was, ok := r.guard.decide("s0", catalog.Release, by); !ok || len(was.Instances) != 2 {
+		if was, ok := r.decide("s0", catalog.Release, by); !ok || len(was.Instances) != 2 {
 			t.Errorf("released %v, %v", was, ok)
 		}
 		r.want("s0", "")
 		r.want("s1", "s1-0 s1-1")
-		if _, ok := r.guard.decide("s1", catalog.Keep, by); !ok {
+		if _, ok := r.decide("s1", catalog.Keep, by); !ok {
 			t.Error("cannot be kept")
 		}
 		after(time.Hour)
@@ -258,8 +267,8 @@ func TestEndpointGuardRestart(t *testing.T) {
 			blank()
 			after(5 * time.Second)
 			by := catalog.Decided{Who: "operator 7", Time: time.Now().UTC()}
-			r.guard.decide("s0", catalog.Keep, by)
-			r.guard.decide("s2", catalog.Release, by)
+			r.decide("s0", catalog.Keep, by)
+			r.decide("s2", catalog.Release, by)
 			r.stop()
 
 			if !kept {

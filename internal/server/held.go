@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
@@ -60,20 +59,6 @@ func unreachable(snap *catalog.Snapshot) (out []api.LeftOut) {
 		}
 	}
 	return out
-}
-
-// decideHeld carries out a decision about what is held of a service.
-func (s *Server) decideHeld(d catalog.Decision) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		service := r.PathValue("service")
-		by := catalog.Decided{Who: s.door.author(r), Time: time.Now().UTC()}
-		was, ok := s.guard.decide(service, d, by)
-		if !ok {
-			http.Error(w, fmt.Sprintf("catalog %s: service %q: nothing of it is held", d, clipped(service)), http.StatusNotFound)
-			return
-		}
-		s.answer(w, api.HeldDecision{Service: service, Decision: string(d), Instances: len(was.Instances) + len(was.Silent), By: by.Who, Time: by.Time})
-	}
 }
 
 // metrics are in the text format of Prometheus.

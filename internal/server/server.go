@@ -299,6 +299,7 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	part("catalog", func() error { return s.guard.Run(ctx, s.mesh.setCatalog) })
+	part("decisions about what is held", func() error { s.followRulings(ctx); return nil })
 	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
 	if s.dir != nil {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })

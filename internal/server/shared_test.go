@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,23 +23,22 @@ import (
 
 // sharing starts servers over one Consul, with data directories; all are asked by the first
 // one's operator.
-func sharing(t *testing.T, url string, n int) (out []*servertest.Server) {
+func sharing(t *testing.T, url string, n int) []*servertest.Server {
 	t.Helper()
-	var token []byte
-	for range n {
-		dir := t.TempDir()
-		if token != nil {
-			if err := os.WriteFile(filepath.Join(dir, "operator.token"), token, 0o600); err != nil {
-				t.Fatal(err)
-			}
+	dirs := make([]string, n)
+	for i := range dirs {
+		dirs[i] = t.TempDir()
+	}
+	return sharingIn(t, url, dirs...)
+}
+
+func sharingIn(t *testing.T, url string, dirs ...string) (out []*servertest.Server) {
+	t.Helper()
+	for i, dir := range dirs {
+		if i > 0 {
+			operator(t, dirs[0], dir)
 		}
 		out = append(out, servertest.Start(t, server.Options{DataDir: dir, Consul: url, DefaultAllow: true}))
-		if token == nil {
-			var err error
-			if token, err = os.ReadFile(filepath.Join(dir, "operator.token")); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
 	return out
 }

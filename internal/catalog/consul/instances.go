@@ -85,8 +85,8 @@ const maxWeight = 65535
 
 func badWeight(w int) bool { return w < 0 || w > maxWeight }
 
-// sameInstances compares content. Indexes do not count: Consul raises them on
-// writes that change nothing.
+// sameInstances compares content, and whether it is the same registration. Other indexes do
+// not count: Consul raises them on writes that change nothing.
 func sameInstances(a, b []catalog.Instance) bool {
 	return slices.EqualFunc(a, b, func(a, b catalog.Instance) bool {
 		return reflect.DeepEqual(withoutIndex(a), withoutIndex(b))
@@ -95,7 +95,7 @@ func sameInstances(a, b []catalog.Instance) bool {
 
 func withoutIndex(in catalog.Instance) catalog.Instance {
 	node, service := *in.Node, *in.Service
-	node.CreateIndex, node.ModifyIndex, service.CreateIndex, service.ModifyIndex = 0, 0, 0, 0
+	node.CreateIndex, node.ModifyIndex, service.ModifyIndex = 0, 0, 0
 	checks := make([]*catalog.Check, 0, len(in.Checks))
 	for _, c := range in.Checks {
 		c := *c
