@@ -62,7 +62,9 @@ func TestDecisionsHoldOnAllServers(t *testing.T) {
 			consulCall(t, http.MethodPut, f.URL+"/v1/catalog/deregister", fmt.Sprintf(`{"Node":"node-%s"}`, name))
 		}
 	}
-	decide := func(s *servertest.Server, what string) { s.Call(http.MethodPut, "/v1/crossfade/catalog/"+what+"-proxy", nil) }
+	decide := func(s *servertest.Server, what string) {
+		s.Call(http.MethodPut, "/v1/crossfade/catalog/"+what+"-proxy", nil)
+	}
 	come("a", "b", "c")
 	dir := t.TempDir()
 	s := sharingIn(t, f.URL, t.TempDir(), t.TempDir(), dir)

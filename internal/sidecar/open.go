@@ -143,7 +143,7 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	if b, ok := side.Proxy.Config["bind_address"].(string); ok && b != "" {
 		bind = b
 	}
-	port, held, err := choosePort(ctx, bind, side.Port, was.PublicPort)
+	port, held, err := choosePort(ctx, bind, wantedPort{d.Service.ID, side.Port, was.PublicPort})
 	if err != nil {
 		return fmt.Errorf("service %q: %w", d.Service.ID, err)
 	}
@@ -153,7 +153,7 @@ func (s *sidecar) openPort(ctx context.Context) error {
 	}
 	now := ports{Service: d.Service.Name, ID: d.Service.ID, PublicPort: port}
 	if _, given := side.Proxy.Config["plaintext_port"]; !given && !config.IsHTTP(d.Protocol) {
-		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, was.PlaintextPort, declaredPorts(side)); now.PlaintextPort != 0 {
+		if now.PlaintextPort, s.plaintextPort = choosePlaintextPort(bind, d.Service.ID, was.PlaintextPort, declaredPorts(side)); now.PlaintextPort != 0 {
 			proxy := catalog.Proxy{}
 			if d.Sidecar.Service.Proxy != nil {
 				proxy = *d.Sidecar.Service.Proxy

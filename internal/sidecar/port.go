@@ -1,9 +1,12 @@
 package sidecar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"iter"
 	"net"
 	"slices"
 	"strconv"
@@ -71,16 +74,33 @@ func free(hostPort string) error {
 	return l.Close()
 }
 
+// portsFrom are all ports of a range, from the one on that a service's ID gives, and around.
+// Each sidecar has a place of its own to begin at, so that others do not take its port
+// while it is down.
+func portsFrom(first, last int, id string) iter.Seq[int] {
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	n := last - first + 1
+	at := int(h.Sum32() % uint32(n))
+	return func(yield func(int) bool) {
+		for i := range n {
+			if !yield(first + (at+i)%n) {
+				return
+			}
+		}
+	}
+}
+
 // choosePlaintextPort settles where plaintext alone may be taken: the remembered port if it
 // is free, else the first free one of the range; 0 when there is none, which harms nobody
 // who does not want it. Those in use are the registration's own.
-func choosePlaintextPort(address string, remembered int, inUse []int) (int, *reservation) {
+func choosePlaintextPort(address, id string, remembered int, inUse []int) (int, *reservation) {
 	if remembered != 0 && !slices.Contains(inUse, remembered) {
 		if r, err := reserve(address, remembered); err == nil {
 			return remembered, r
 		}
 	}
-	for port := minPlaintextPort; port <= maxPlaintextPort; port++ {
+	for port := range portsFrom(minPlaintextPort, maxPlaintextPort, id) {
 		if slices.Contains(inUse, port) {
 			continue
 		}
@@ -91,25 +111,28 @@ func choosePlaintextPort(address string, remembered int, inUse []int) (int, *res
 	return 0, nil
 }
 
+// wantedPort is the public port that a sidecar wants; 0 for none.
+type wantedPort struct {
+	id         string // of the service
+	fixed      int    // by the definition
+	remembered int    // from last time
+}
+
 // choosePort settles the public port: fixed if the definition names one, else the
 // remembered one, else the first free one of the range. A fixed port that stays in
 // use is an error, a remembered one is given up.
-func choosePort(ctx context.Context, address string, fixed, remembered int) (int, *reservation, error) {
-	want := fixed
-	if want == 0 {
-		want = remembered
-	}
-	if want != 0 {
-		r, err := persist(ctx, func() (*reservation, error) { return reserve(address, want) })
+func choosePort(ctx context.Context, address string, want wantedPort) (int, *reservation, error) {
+	if port := cmp.Or(want.fixed, want.remembered); port != 0 {
+		r, err := persist(ctx, func() (*reservation, error) { return reserve(address, port) })
 		if err == nil {
-			return want, r, nil
+			return port, r, nil
 		}
-		if fixed != 0 {
+		if want.fixed != 0 {
 			return 0, nil, fmt.Errorf("%w: stop what uses it, or set another connect.sidecar_service.port", err)
 		}
 	}
 	var last error
-	for port := minPublicPort; port <= maxPublicPort; port++ {
+	for port := range portsFrom(minPublicPort, maxPublicPort, want.id) {
 		r, err := reserve(address, port)
 		if err == nil {
 			return port, r, nil

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -96,29 +97,49 @@ func listen(t *testing.T) (address string, port int) {
 	return l.Addr().String(), l.Addr().(*net.TCPAddr).Port
 }
 
+// Two services of a host begin at places far apart, one always at the same, and come by all
+// ports.
+func TestPortsFrom(t *testing.T) {
+	web, again, catalog := slices.Collect(portsFrom(minPublicPort, maxPublicPort, "web-1")), slices.Collect(portsFrom(minPublicPort, maxPublicPort, "web-1")), slices.Collect(portsFrom(minPublicPort, maxPublicPort, "catalog-1"))
+	if !slices.Equal(web, again) {
+		t.Error("a service begins at another place each time")
+	}
+	if web[0] == catalog[0] {
+		t.Errorf("both begin at %d", web[0])
+	}
+	if i := slices.Index(web, maxPublicPort); web[(i+1)%len(web)] != minPublicPort {
+		t.Errorf("after %d comes %d", maxPublicPort, web[(i+1)%len(web)])
+	}
+	slices.Sort(web)
+	if len(slices.Compact(web)) != 256 || web[0] != minPublicPort || web[255] != maxPublicPort {
+		t.Errorf("%d ports from %d to %d", len(web), web[0], web[len(web)-1])
+	}
+}
+
 func TestChoosePlaintextPort(t *testing.T) {
 	const host = "127.0.0.78"
-	first, held := choosePlaintextPort(host, 0, []int{minPlaintextPort})
-	if first != minPlaintextPort+1 {
+	order := slices.Collect(portsFrom(minPlaintextPort, maxPlaintextPort, "db"))
+	first, held := choosePlaintextPort(host, "db", 0, []int{order[0]})
+	if first != order[1] {
 		t.Errorf("chose %d, want the first that the registration does not use", first)
 	}
-	if second, other := choosePlaintextPort(host, first, nil); second != minPlaintextPort {
+	if second, other := choosePlaintextPort(host, "db", first, nil); second != order[0] {
 		t.Errorf("a second sidecar that remembers the first one's chose %d", second)
 	} else {
 		other.release()
 	}
 	held.release()
-	if got, r := choosePlaintextPort(host, first+9, nil); got != first+9 {
+	if got, r := choosePlaintextPort(host, "db", order[9], nil); got != order[9] {
 		t.Errorf("remembered port: got %d", got)
 	} else {
 		r.release()
 	}
-	if got, r := choosePlaintextPort(host, first+9, []int{first + 9}); got != minPlaintextPort {
+	if got, r := choosePlaintextPort(host, "db", order[9], []int{order[9]}); got != order[0] {
 		t.Errorf("a remembered port that the registration uses now: got %d", got)
 	} else {
 		r.release()
 	}
-	if got, r := choosePlaintextPort("203.0.113.9", 0, nil); got != 0 || r != nil {
+	if got, r := choosePlaintextPort("203.0.113.9", "db", 0, nil); got != 0 || r != nil {
 		t.Errorf("of an address of another host: %d", got)
 	}
 }
@@ -126,17 +147,18 @@ func TestChoosePlaintextPort(t *testing.T) {
 func TestChoosePort(t *testing.T) {
 	ctx := context.Background()
 	const host = "127.0.0.77"
-	first, held, err := choosePort(ctx, host, 0, 0)
-	if err != nil || first != minPublicPort {
+	order := slices.Collect(portsFrom(minPublicPort, maxPublicPort, "web"))
+	first, held, err := choosePort(ctx, host, wantedPort{id: "web"})
+	if err != nil || first != order[0] {
 		t.Fatalf("first port = %d, %v", first, err)
 	}
-	second, other, err := choosePort(ctx, host, 0, 0)
-	if err != nil || second != first+1 {
-		t.Errorf("a second sidecar chose %d, %v; want %d", second, err, first+1)
+	second, other, err := choosePort(ctx, host, wantedPort{id: "web"})
+	if err != nil || second != order[1] {
+		t.Errorf("a second sidecar chose %d, %v; want %d", second, err, order[1])
 	}
 	other.release()
 	held.release()
-	if got, r, err := choosePort(ctx, host, 0, first+9); err != nil || got != first+9 {
+	if got, r, err := choosePort(ctx, host, wantedPort{id: "web", remembered: order[9]}); err != nil || got != order[9] {
 		t.Errorf("remembered port: got %d, %v", got, err)
 	} else {
 		r.release()
@@ -146,14 +168,14 @@ func TestChoosePort(t *testing.T) {
 	// What is in use may just be ending, so the wait is cut short here.
 	done, cancel := context.WithCancel(ctx)
 	cancel()
-	_, _, err = choosePort(done, "127.0.0.1", taken, 0)
+	_, _, err = choosePort(done, "127.0.0.1", wantedPort{id: "web", fixed: taken})
 	wantError(t, err, strconv.Itoa(taken), "address already in use", "connect.sidecar_service.port")
-	if got, r, err := choosePort(done, "127.0.0.1", 0, taken); err != nil || got == taken {
+	if got, r, err := choosePort(done, "127.0.0.1", wantedPort{id: "web", remembered: taken}); err != nil || got == taken {
 		t.Errorf("a remembered port in use: got %d, %v; want another", got, err)
 	} else {
 		r.release()
 	}
-	_, _, err = choosePort(ctx, "203.0.113.9", 0, 0)
+	_, _, err = choosePort(ctx, "203.0.113.9", wantedPort{id: "web"})
 	wantError(t, err, "203.0.113.9", "not an address of this host")
 
 	err = checkUpstreamPorts(done, []localUpstream{{"catalog", "127.0.0.1", taken}})
