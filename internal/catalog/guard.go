@@ -218,7 +218,7 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 	s.held = unexplained
 	s.leave(now, fallen(present, instances(was)))
 	s.going = g.pace(now, &s, without(gone, s.held), len(instances(was)))
-	if s.done() {
+	if s.done() && now.Sub(s.paced) >= paceEvery {
 		delete(g.sets, name)
 	} else {
 		g.sets[name] = s
@@ -273,12 +273,16 @@ func (g Guard) collapses(s guard, missed func(Instance) bool, was, present, leav
 	return now == 0 || float64(now) < (1-g.Policy.Most)*float64(before)
 }
 
+// paceEvery is how long after some others may leave: a second, less what a step each second
+// may come early.
+const paceEvery = time.Second - 50*time.Millisecond
+
 // pace lets as many leave as may now, and returns the others.
 func (g Guard) pace(now time.Time, s *guard, leaving []Instance, of int) []Instance {
 	if g.Policy.Rate == 0 || len(leaving) == 0 {
 		return nil
 	}
-	if now.Sub(s.paced) < time.Second {
+	if now.Sub(s.paced) < paceEvery {
 		return leaving
 	}
 	s.paced = now
