@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -41,7 +40,12 @@ type guarded struct {
 	rounds           int
 	consulURL, ours  string
 	upstream, binary string
+	homes            [4]string // the agents' addresses, of the three instances and of web
+	check            string    // of each sidecar, in JSON; %d is its port
 }
+
+// ttl is a check that passes by itself.
+const ttl = `{"Name":"up","TTL":"24h","Status":"passing"}`
 
 func (g *guarded) p(i int) string { return fmt.Sprint(g.port[i]) }
 
@@ -76,9 +80,9 @@ func (g *guarded) runConsul(args ...string) {
 	}
 }
 
-func (g *guarded) register(body string) {
+func (g *guarded) register(home, body string) {
 	g.t.Helper()
-	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodPut, g.consulURL+"/v1/agent/service/register", strings.NewReader(body))
+	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodPut, home+"/v1/agent/service/register", strings.NewReader(body))
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -97,10 +101,19 @@ func (g *guarded) register(body string) {
 func (g *guarded) instances() {
 	g.t.Helper()
 	for i := range 3 {
-		g.register(fmt.Sprintf(`{"Name":"catalog","ID":"catalog-%d","Port":%d,"Meta":{"round":"%d"},"Connect":{"SidecarService":{"Port":%d,"Checks":[{"Name":"up","TTL":"24h","Status":"passing"}],"Meta":{"round":"%d"}}}}`, i, g.port[6+i], g.rounds, g.port[9+i], g.rounds))
-		put(g.t, fmt.Sprintf("%s/v1/agent/check/pass/service:catalog-%d-sidecar-proxy?note=up", g.consulURL, i))
+		g.register(g.homes[i], fmt.Sprintf(`{"Name":"catalog","ID":"catalog-%d","Port":%d,"Meta":{"round":"%d"},"Connect":{"SidecarService":{"Port":%d,"Checks":[%s],"Meta":{"round":"%d"}}}}`, i, g.port[6+i], g.rounds, g.port[9+i], g.checkOf(9+i), g.rounds))
+		if g.check == ttl {
+			put(g.t, fmt.Sprintf("%s/v1/agent/check/pass/service:catalog-%d-sidecar-proxy?note=up", g.homes[i], i))
+		}
 	}
 }
+
+// web registers the caller.
+func (g *guarded) web() {
+	g.register(g.homes[3], fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[%s],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.checkOf(14), g.port[12]))
+}
+
+func (g *guarded) checkOf(port int) string { return strings.ReplaceAll(g.check, "%d", g.p(port)) }
 
 func (g *guarded) held() (out api.CatalogHeld) {
 	g.t.Helper()
@@ -127,15 +140,21 @@ func (g *guarded) holds(what bool) {
 	})
 }
 
+// newGuarded is one of which nothing is started, with all registrations at one agent.
+func newGuarded(t *testing.T) *guarded {
+	t.Helper()
+	g := &guarded{t: t, consul: consulBinary(t), dir: meshtest.RunDir(t), port: meshtest.FreePorts(t, 20), binary: build(t), reasons: map[string]int{}, check: ttl}
+	g.consulURL, g.ours, g.upstream = "http://127.0.0.1:"+g.p(0), "http://127.0.0.1:"+g.p(1), "http://127.0.0.1:"+g.p(12)+"/"
+	for i := range g.homes {
+		g.homes[i] = g.consulURL
+	}
+	return g
+}
+
 // startGuarded starts it all, and returns when web reaches catalog.
 func startGuarded(t *testing.T, flags ...string) *guarded {
 	t.Helper()
-	consul, err := filepath.Abs(cmp.Or(os.Getenv("CROSSFADE_CONSUL"), "../bin/consul"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &guarded{t: t, consul: consul, dir: meshtest.RunDir(t), port: meshtest.FreePorts(t, 20), binary: build(t), reasons: map[string]int{}}
-	g.consulURL, g.ours, g.upstream = "http://127.0.0.1:"+g.p(0), "http://127.0.0.1:"+g.p(1), "http://127.0.0.1:"+g.p(12)+"/"
+	g := newGuarded(t)
 	g.startConsul()
 	t.Cleanup(func() { g.killConsul() })
 	g.runConsul("snapshot", "save", filepath.Join(g.dir, "before.snap"))
@@ -153,10 +172,18 @@ func startGuarded(t *testing.T, flags ...string) *guarded {
 	}
 	front := httptest.NewServer(proxy)
 	t.Cleanup(func() { front.CloseClientConnections(); front.Close() })
-	run(t, nil, g.binary, append([]string{"server", "--dev", "--consul", front.URL, "--http-port", g.p(1), "--grpc-port", g.p(2)}, flags...)...)
+	g.serve(front.URL, flags...)
+	return g
+}
+
+// serve starts a server that reads the Consul at an address, and the Envoys.
+func (g *guarded) serve(consul string, flags ...string) {
+	t := g.t
+	t.Helper()
+	run(t, nil, g.binary, append([]string{"server", "--dev", "--consul", consul, "--http-port", g.p(1), "--grpc-port", g.p(2)}, flags...)...)
 	answers(t, g.ours+"/v1/status/leader", "")
 	g.instances()
-	g.register(fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[{"Name":"up","TTL":"24h","Status":"passing"}],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.port[12]))
+	g.web()
 	defaults := write(t, g.dir, "defaults.hcl", "Kind = \"proxy-defaults\"\nName = \"global\"\nConfig { protocol = \"http\" }\n")
 	if out, err := exec.CommandContext(t.Context(), g.binary, "config", "write", "--http-addr", g.ours, defaults).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -175,7 +202,6 @@ func startGuarded(t *testing.T, flags ...string) *guarded {
 		run(t, []string{"CROSSFADE_HTTP_ADDR=" + g.ours}, g.binary, "connect", "envoy", "-sidecar-for", id, "-admin-bind", "127.0.0.1:"+g.p(15+i), "--", "--log-level", "warning", "--concurrency", "1")
 	}
 	answers(t, g.upstream, "hello from catalog")
-	return g
 }
 
 // load sends 50 requests a second, whatever becomes of them, until stop.
@@ -256,7 +282,7 @@ func (g *guarded) spoiled(below, body, index string, status int) {
 	g.spoil.Store(&spoil)
 	// Queries that wait return, with what is spoiled.
 	g.rounds++
-	g.register(fmt.Sprintf(`{"Name":"tick-%d","Port":1}`, g.rounds))
+	g.register(g.consulURL, fmt.Sprintf(`{"Name":"tick-%d","Port":1}`, g.rounds))
 	g.instances()
 }
 
@@ -327,7 +353,7 @@ func TestPeersEndpointGuard(t *testing.T) {
 	began = time.Now()
 	g.rounds++ // what does not change is not written again
 	g.instances()
-	g.register(fmt.Sprintf(`{"Name":"web","ID":"web","Port":%d,"Connect":{"SidecarService":{"Port":%d,"Checks":[{"Name":"up","TTL":"24h","Status":"passing"}],"Proxy":{"Upstreams":[{"DestinationName":"catalog","LocalBindPort":%d}]}}}}`, g.port[13], g.port[14], g.port[12]))
+	g.web()
 	g.holds(false)
 	t.Logf("all as it was %v after it was registered again", time.Since(began).Round(time.Millisecond))
 	stop()
