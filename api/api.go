@@ -360,6 +360,9 @@ type Applied struct {
 	Told bool `json:"told"`
 	// Sidecars are those whose resources it changed, sorted.
 	Sidecars []AppliedSidecar `json:"sidecars"`
+	// Unheard are servers that share a Consul with this one and have not said yet what their
+	// sidecars made of it, by name.
+	Unheard []string `json:"unheard,omitempty"`
 	// Problems are what cannot be honoured for sidecars that read a changed entry.
 	Problems []string `json:"problems,omitempty"`
 }

@@ -86,7 +86,7 @@ func (a applied) open() bool {
 	if !a.Told {
 		return true
 	}
-	open := false
+	open := len(a.Unheard) > 0
 	for _, sc := range a.Sidecars {
 		if sc.State == "refused" {
 			return false
@@ -144,13 +144,16 @@ func (a applied) verdict(d awaited, timeout, took time.Duration) (string, error)
 	}
 	total := len(a.Sidecars) + d.absentTotal
 	line := fmt.Sprintf("applied on %d/%d sidecars in %s", acked, total, shortly(took))
-	if total == 0 {
+	if total == 0 && len(a.Unheard) == 0 {
 		line = "applied on 0/0 sidecars: no connected sidecar uses it"
 	}
-	if acked == total {
+	if acked == total && len(a.Unheard) == 0 {
 		return line, nil
 	}
 	var errs []error
+	if len(a.Unheard) > 0 {
+		errs = append(errs, fmt.Errorf("%s %s not said within %s what sidecars connected there made of it", named("server", a.Unheard), verbOf(len(a.Unheard), "has", "have"), shortly(min(took, timeout))))
+	}
 	for _, g := range a.sayings(min(took, timeout)) {
 		errs = append(errs, fmt.Errorf("%s %s", sidecarsNamed(g.sidecars), g.text))
 	}
@@ -196,10 +199,12 @@ func (a applied) sayings(within time.Duration) []saying {
 	return out
 }
 
-// sidecarsNamed is `sidecar "a"`, or `sidecars "a", "b" and 3 more`.
-func sidecarsNamed(ids []string) string {
+func sidecarsNamed(ids []string) string { return named("sidecar", ids) }
+
+// named is `sidecar "a"`, or `sidecars "a", "b" and 3 more`.
+func named(what string, ids []string) string {
 	if len(ids) == 1 {
-		return fmt.Sprintf("sidecar %q", ids[0])
+		return fmt.Sprintf("%s %q", what, ids[0])
 	}
 	more := ""
 	if len(ids) > maxNamed {
@@ -210,7 +215,7 @@ func sidecarsNamed(ids []string) string {
 	for i, id := range ids {
 		quoted[i] = fmt.Sprintf("%q", id)
 	}
-	return "sidecars " + strings.Join(quoted, ", ") + more
+	return what + "s " + strings.Join(quoted, ", ") + more
 }
 
 // plainType is what people call a resource of a type.

@@ -26,6 +26,10 @@ func TestVerdictOnAWrite(t *testing.T) {
 	}{
 		{"nobody", `{"told":true,"sidecars":[]}`, "applied on 0/0 sidecars: no connected sidecar uses it", nil, false},
 		{"all", `{"told":true,"sidecars":[{"sidecar":"a","state":"acked"},{"sidecar":"b","state":"acked"}]}`, "applied on 2/2 sidecars in 180 ms", nil, false},
+		{"a server has not said it", `{"told":true,"unheard":["s2"],"sidecars":[{"sidecar":"a","state":"acked"}]}`, "applied on 1/1 sidecars in 180 ms",
+			[]string{`server "s2" has not said within 180 ms what sidecars connected there made of it`, back}, true},
+		{"none has said it", `{"told":true,"unheard":["s2","s3"],"sidecars":[]}`, "applied on 0/0 sidecars in 180 ms",
+			[]string{`servers "s2", "s3" have not said within 180 ms what sidecars connected there made of it`, back}, true},
 		{"not told", `{"told":false}`, "applied on no sidecar yet", []string{"service-defaults/web: written, but the server has not told any sidecar within 10 s: see its log"}, true},
 		{"one refuses", `{"told":true,"sidecars":[{"sidecar":"a","state":"acked"},{"sidecar":"b",` + refused + `}]}`, "applied on 1/2 sidecars in 180 ms",
 			[]string{`sidecar "b" refused Route "catalog": bad regex; it keeps the version before`, back}, false},

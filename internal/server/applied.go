@@ -28,6 +28,7 @@ const (
 
 // change is what one step made of changed entries.
 type change struct {
+	at       time.Time
 	index    uint64 // of the entries
 	sidecars map[string]concern
 }
@@ -158,7 +159,7 @@ func (s *Server) applied(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), min(wait, maxWait))
 	defer cancel()
-	answer, known := s.mesh.whatBecameOf(ctx, index)
+	answer, known := s.whatBecameOf(ctx, index)
 	if !known {
 		http.Error(w, fmt.Sprintf("applied: index %d: not remembered by this server: it has started since, or too much has changed", index), http.StatusGone)
 		return

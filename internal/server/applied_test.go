@@ -2,12 +2,16 @@ package server_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consulstore/consultest"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
@@ -16,6 +20,7 @@ import (
 // applied is what GET /v1/crossfade/applied says.
 type applied struct {
 	Told     bool
+	Unheard  []string
 	Sidecars []struct {
 		Sidecar, State string
 		Waiting        []string
@@ -153,6 +158,44 @@ func TestAppliedRefusesBadQuestions(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != want {
 			t.Errorf("%q: status %d, want %d", query, resp.StatusCode, want)
+		}
+	}
+}
+
+// Of several servers any may be asked what became of a change: sidecars of the others are waited
+// for and named too, and so is a server that cannot say.
+func TestAppliedOnAllServers(t *testing.T) {
+	f := consultest.NewFake(t)
+	webCallsCatalog(t, f.URL)
+	var s []*servertest.Server
+	for _, name := range []string{"first", "second", "third"} {
+		s = append(s, servertest.Start(t, server.Options{Consul: f.URL, DefaultAllow: true, NodeName: name}))
+	}
+	versions(t, s[0], "web-sidecar-proxy") // acknowledges all
+	versions(t, s[1], "catalog-sidecar-proxy")
+	// Each hears of the others, of their sidecars first.
+	for i, one := range s {
+		meshtest.Eventually(t, fmt.Sprintf("server %d knows who is connected", i), func() error {
+			_, b := one.Call(http.MethodGet, "/v1/crossfade/pairs", nil)
+			if !strings.Contains(string(b), `"connected":1,"acknowledged":1`) {
+				return fmt.Errorf("%s", b)
+			}
+			return nil
+		})
+	}
+	meshtest.Eventually(t, "all name both sidecars", func() error {
+		index := write(t, s[2], fmt.Sprintf(`{"Kind":"proxy-defaults","Name":"global","Config":{"protocol":"http","local_connect_timeout_ms":%d}}`, 1000+rand.IntN(1000)))
+		if got := whatBecameOf(t, s[2], index, "10s"); len(got.Sidecars) != 2 {
+			return fmt.Errorf("%s", got.states())
+		}
+		return nil
+	})
+	for i, protocol := range []string{"http2", "grpc", "tcp"} {
+		index := write(t, s[i], `{"Kind":"proxy-defaults","Name":"global","Config":{"protocol":"`+protocol+`"}}`)
+		for j := range s {
+			if got := whatBecameOf(t, s[j], index, "10s"); got.states() != "catalog-sidecar-proxy acked; web-sidecar-proxy acked" || len(got.Unheard) > 0 {
+				t.Errorf("written on server %d, and server %d says: %s, unheard %q", i, j, got.states(), got.Unheard)
+			}
 		}
 	}
 }

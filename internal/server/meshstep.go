@@ -28,7 +28,7 @@ func (m *mesh) step(now time.Time, all bool) {
 	clear(m.moved)
 	m.mu.Unlock()
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
-	record := change{index: index, sidecars: map[string]concern{}}
+	record := change{at: now, index: index, sidecars: map[string]concern{}}
 	changedEntries := config.Changed(m.doneEntries, entries)
 	m.chains.forget(changedEntries)
 	changedServices := catalog.Changed(m.doneCatalog, snap)

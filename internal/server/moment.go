@@ -21,6 +21,9 @@ import (
 const (
 	// tellEvery is how often servers tell each other of the moment.
 	tellEvery = time.Second
+	// hasteEvery is how often it is looked whether somebody may wait for what sidecars here made
+	// of a change: that is told at once.
+	hasteEvery = tellEvery / 5
 	// retold is for how long a report is told: one note may be overtaken by the next.
 	retold = 5 * time.Second
 	// maxRetold bounds the reports in a note.
@@ -36,8 +39,13 @@ type moment struct {
 	// Streams are the connected sidecars, and why one does not run all that it was told.
 	Streams []told `json:"streams,omitempty"`
 	// Runs is by service up to which index of the entries all of its sidecars here run them.
-	Runs    map[string]uint64 `json:"runs,omitempty"`
-	Reports []retelling       `json:"reports,omitempty"`
+	Runs map[string]uint64 `json:"runs,omitempty"`
+	// Done is up to which index of the entries sidecars here were told, and Became what they
+	// made of the newest changes after Floor; Done is 0 when nothing is told of that.
+	Done    uint64      `json:"done,omitempty"`
+	Floor   uint64      `json:"floor,omitempty"`
+	Became  []became    `json:"became,omitempty"`
+	Reports []retelling `json:"reports,omitempty"`
 }
 
 type told struct {
@@ -59,6 +67,7 @@ type others struct {
 	mu     sync.Mutex
 	recent []retelling       // guarded by mu
 	heard  map[string]moment // by session; guarded by mu
+	newer  chan struct{}     // closed when something is heard; guarded by mu
 }
 
 // keep remembers a report, to be told to others.
@@ -77,19 +86,25 @@ func (o *others) newest(now time.Time) []retelling {
 	return slices.Clone(o.recent)
 }
 
-func (o *others) moments() (out []moment) {
+// moments is what is known, and a channel that closes when there is something newer.
+func (o *others) moments() (out []moment, newer <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, m := range o.heard {
 		out = append(out, m)
 	}
-	return out
+	if o.newer == nil {
+		o.newer = make(chan struct{})
+	}
+	return out, o.newer
 }
 
 // tell tells other servers of the moment, and hears them, until ctx ends.
 func (s *Server) tell(ctx context.Context, e *consulstore.Engine) {
-	tick := time.NewTicker(tellEvery)
+	tick := time.NewTicker(hasteEvery)
 	defer tick.Stop()
+	var said time.Time
+	var b becoming
 	for {
 		heard, newer := e.Heard()
 		s.hear(heard)
@@ -98,8 +113,18 @@ func (s *Server) tell(ctx context.Context, e *consulstore.Engine) {
 			return
 		case <-newer:
 		case now := <-tick.C:
+			if news := b.look(s.mesh, now); !news && now.Sub(said) < tellEvery {
+				continue
+			}
+			said = now
 			m := s.moment(now)
+			m.Done, m.Floor, m.Became = b.done, b.floor, b.list
 			note, err := packMoment(m)
+			if err == nil && len(note) > consulstore.MaxNote && len(m.Became) > 0 {
+				s.opts.Log.Warn("what sidecars here made of changes is too much to be told to other servers: whoever writes there does not hear of it", "changes", len(m.Became), "bytes", len(note))
+				m.Done, m.Floor, m.Became = 0, 0, nil
+				note, err = packMoment(m)
+			}
 			if err == nil && len(note) > consulstore.MaxNote && len(m.Reports) > 0 {
 				s.opts.Log.Warn("what sidecars here report is too much to be told to other servers: the shift guard does not see it", "reports", len(m.Reports), "bytes", len(note))
 				m.Reports = nil
@@ -166,8 +191,12 @@ func (s *Server) hear(notes map[string][]byte) {
 		}
 	}
 	s.others.mu.Lock()
+	defer s.others.mu.Unlock()
 	s.others.heard = heard
-	s.others.mu.Unlock()
+	if s.others.newer != nil {
+		close(s.others.newer)
+		s.others.newer = nil
+	}
 }
 
 func packMoment(m moment) ([]byte, error) {

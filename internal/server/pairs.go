@@ -61,7 +61,8 @@ func (s *Server) books(ctx context.Context) *books {
 		unsaved: map[string]string{}, book: s.mesh.book, history: s.probes.history}
 	b.look = func() {
 		b.streams = s.mesh.standing(b.snap)
-		b.elsewhere(s.others.moments())
+		there, _ := s.others.moments()
+		b.elsewhere(there)
 	}
 	s.store.Read(ctx, 0, func(r *store.Reader) {
 		b.shifts, b.newest = map[string]*store.Entry{}, map[string]*store.Version{}
