@@ -212,14 +212,17 @@ func TestPeersConsulCluster(t *testing.T) {
 	c.whole()
 	c.none("the leader was killed")
 
-	for i, by := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} { // the first leaves, too
-		a := c.clients[1+i]
-		a.restart(by)
-		a.passing()
-		c.serf(a.node+" is heard of", map[string]string{a.node: "passing"})
-		c.whole()
-		c.none(fmt.Sprintf("%s was restarted by %v", a.node, by))
+	for _, by := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} { // the first leaves, too
+		for _, a := range c.clients[1:] {
+			a.restart(by)
+			c.serf(a.node+" is heard of", map[string]string{a.node: "passing"})
+		}
+		c.none(fmt.Sprintf("both were restarted by %v", by))
 	}
+	for _, a := range c.clients[1:] {
+		a.passing()
+	}
+	c.whole()
 
 	c.part()
 	c.holds(true)
