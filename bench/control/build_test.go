@@ -138,7 +138,7 @@ func BenchmarkEndpoints(b *testing.B) {
 }
 
 func endpoints(t testing.TB, s meshtest.Scenario) *xds.Resource {
-	made := proxy.BuildEndpoints(s.Snapshot, proxy.EndpointsOf(routing.Target{Service: "s0000", Datacenter: meshtest.Datacenter}, meshtest.TrustDomain), nil)
+	made := proxy.BuildEndpoints(s.Snapshot, proxy.EndpointsOf(routing.Target{Service: "s0000", Datacenter: meshtest.Datacenter}, meshtest.TrustDomain), nil, nil)
 	r, err := xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestFleet(t *testing.T) {
 	if bytes, resources := encoded(t, input(t, s)); resources != 3*51+1 || bytes < 50_000 {
 		t.Errorf("%d resources of %d bytes", resources, bytes)
 	}
-	if made := proxy.BuildEndpoints(s.Snapshot, proxy.EndpointsOf(routing.Target{Service: "s0000", Datacenter: meshtest.Datacenter}, meshtest.TrustDomain), nil); len(made.Groups[0].Endpoints) != 172 {
+	if made := proxy.BuildEndpoints(s.Snapshot, proxy.EndpointsOf(routing.Target{Service: "s0000", Datacenter: meshtest.Datacenter}, meshtest.TrustDomain), nil, nil); len(made.Groups[0].Endpoints) != 172 {
 		t.Errorf("%d endpoints, want 172", len(made.Groups[0].Endpoints))
 	}
 }

@@ -99,7 +99,7 @@ func (m *mesh) sidecar(s meshtest.Scenario, of service) {
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {
-		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, ref, nil)))
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(s.Snapshot, ref, nil, nil)))
 	}
 	cert, key := m.ca.Leaf(p.Identity)
 	o := envoy.BootstrapOptions{

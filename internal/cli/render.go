@@ -114,7 +114,7 @@ func (r rendering) run(s streams) error {
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {
-		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(snap, ref, nil)))
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(snap, ref, nil, nil)))
 	}
 	if !r.static {
 		return printResources(s.out, made, endpoints)

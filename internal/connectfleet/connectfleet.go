@@ -285,7 +285,7 @@ func (c *checker) sidecar(in catalog.Instance, entries *config.Set, snap *catalo
 		}
 	}
 	for _, ref := range p.Endpoints() {
-		for _, pr := range proxy.BuildEndpoints(snap, ref, nil).Problems {
+		for _, pr := range proxy.BuildEndpoints(snap, ref, nil, nil).Problems {
 			c.add(Breaks, "service "+pr.Service, "%s: %s", pr.Subject, pr.Reason)
 		}
 	}

@@ -176,7 +176,7 @@ func FuzzAccepted(f *testing.F) {
 			definition.Service.Name: catalog.NewSet(definition.Service.Name, []catalog.Instance{{Node: node, Service: &definition.Service}}),
 		})
 		for _, ref := range append(p.Endpoints(), proxy.EndpointsOf(routing.Target{Service: definition.Service.Name, Datacenter: "dc1"}, "test.consul")) {
-			sendable(t, envoy.Endpoints(proxy.BuildEndpoints(snap, ref, nil)))
+			sendable(t, envoy.Endpoints(proxy.BuildEndpoints(snap, ref, nil, nil)))
 		}
 	})
 }

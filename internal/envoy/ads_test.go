@@ -108,7 +108,7 @@ func (l *live) push() {
 	l.sent = nil
 	all := append(messages(resources(l.t, p)), l.secrets...)
 	for _, ref := range p.Endpoints() {
-		all = append(all, envoy.Endpoints(proxy.BuildEndpoints(l.mesh.scenario.Snapshot, ref, nil)))
+		all = append(all, envoy.Endpoints(proxy.BuildEndpoints(l.mesh.scenario.Snapshot, ref, nil, nil)))
 	}
 	for _, m := range all {
 		typ, name := xds.Type("type.googleapis.com/"+string(m.ProtoReflect().Descriptor().FullName())), nameOf(m)

@@ -43,10 +43,11 @@ const (
 )
 
 // wayKey is the namespace and key of an endpoint's metadata that names its way; endpoints of
-// mtls have none.
+// mtls have none. addressKey is what those have that a legacy address of another name stands for.
 const (
 	wayNamespace = "crossfade"
 	wayKey       = "way"
+	addressKey   = "address"
 )
 
 func tag(name, format string) *statsv3.Config_Tag {

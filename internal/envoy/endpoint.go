@@ -21,6 +21,9 @@ func Endpoints(e proxy.Endpoints) *endpointv3.ClusterLoadAssignment {
 		}
 		locality := &endpointv3.LocalityLbEndpoints{LbEndpoints: make([]*endpointv3.LbEndpoint, 0, len(g.Endpoints))}
 		metadata := wayMetadata(g.Way)
+		if g.Legacy != "" {
+			metadata.FilterMetadata[wayNamespace].Fields[addressKey] = structpb.NewStringValue(g.Legacy)
+		}
 		if g.Name != "" {
 			locality.Locality = &corev3.Locality{SubZone: g.Name}
 			locality.LoadBalancingWeight = number(g.Weight)

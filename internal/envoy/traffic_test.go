@@ -53,7 +53,7 @@ func (m *mesh) start(proxyID string) *meshtest.Envoy {
 	}
 	var endpoints []*endpointv3.ClusterLoadAssignment
 	for _, ref := range p.Endpoints() {
-		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(m.scenario.Snapshot, ref, nil)))
+		endpoints = append(endpoints, envoy.Endpoints(proxy.BuildEndpoints(m.scenario.Snapshot, ref, nil, nil)))
 	}
 	cert, key := m.ca.Leaf(p.Identity)
 	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{NodeID: p.ID, Service: p.Identity.Service, Datacenter: meshtest.Datacenter, AdminSocket: filepath.Join(meshtest.RunDir(m.t), "admin.sock")},

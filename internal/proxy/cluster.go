@@ -3,7 +3,7 @@ package proxy
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
@@ -54,8 +54,9 @@ type Part struct {
 	Weight  uint32 // of routing.TotalWeight, among the parts of one priority; 0 of several: none
 	// Way is set where the instances are called in plaintext: config.WayDirect, the
 	// target's own, WayPlain, their sidecars, or WayLegacy, the address.
-	Way    string
-	Legacy netip.AddrPort
+	Way string
+	// Legacy is the address of WayLegacy, host:port. Its host may be a name: see [Names].
+	Legacy string
 	// Priority above 0 is for targets that get something only while nobody of the
 	// priorities below can take it.
 	Priority uint32
@@ -99,6 +100,14 @@ func (r EndpointsRef) Services() []string {
 		}
 	}
 	return out
+}
+
+// Reads reports whether the resource is made of what any of the names stand for.
+func (r EndpointsRef) Reads(names []string) bool {
+	return slices.ContainsFunc(r.Parts, func(p Part) bool {
+		host, _, err := net.SplitHostPort(p.Legacy)
+		return err == nil && slices.Contains(names, host)
+	})
 }
 
 // EndpointsName is the name of the cluster's endpoint resource. Which parts a split

@@ -99,7 +99,7 @@ func (c Cluster) describe(b *strings.Builder) {
 	switch {
 	case c.Split != nil:
 		for _, part := range c.Split {
-			fmt.Fprintf(b, "  %5d %s%s\n", part.Weight, part.Name()+flag(part.Way == config.WayLegacy, " "+part.Legacy.String()), flag(part.Priority > 0, fmt.Sprintf(" if nobody else, %d", part.Priority)))
+			fmt.Fprintf(b, "  %5d %s%s\n", part.Weight, part.Name()+flag(part.Way == config.WayLegacy, " "+part.Legacy), flag(part.Priority > 0, fmt.Sprintf(" if nobody else, %d", part.Priority)))
 		}
 	case c.Way == config.WayLegacy:
 		fmt.Fprintf(b, "  %s at %s%s\n", c.Protocol, c.Legacy, flag(c.Legacy.Host != "", " as "+c.Legacy.Host))

@@ -3,8 +3,10 @@ package proxy
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -28,6 +30,8 @@ type EndpointGroup struct {
 	Weight   uint32 // of [Part], in a split; else 0
 	Priority uint32 // of [Part]
 	Way      string // of [Part]
+	// Legacy is that of [Part] where it is a name, which the endpoints stand for.
+	Legacy string
 	// Endpoints are sorted by address, then port; no two share both. Empty when
 	// no instance is in service.
 	Endpoints []Endpoint
@@ -65,13 +69,17 @@ func (f *Filters) compile(text string) (config.Filter, error) {
 	return made, nil
 }
 
+// Names are the addresses that names in legacy addresses stand for, sorted. A cluster of
+// endpoints takes no names: who makes endpoints resolves them.
+type Names map[string][]netip.Addr
+
 // maxFilters are remembered; then all are forgotten.
 const maxFilters = 10_000
 
 // BuildEndpoints finds the sidecars that ref asks for in snap's datacenter. An
 // instance is left out when it, or the service instance that it stands for, is
 // critical.
-func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) Endpoints {
+func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, names Names, filters *Filters) Endpoints {
 	out := Endpoints{ClusterName: ref.ClusterName}
 	for _, p := range ref.Parts {
 		if p.Weight == 0 && len(ref.Parts) > 1 {
@@ -84,7 +92,7 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 		var problems []Problem
 		switch p.Way {
 		case config.WayLegacy:
-			g.Endpoints = []Endpoint{{Address: p.Legacy.Addr().String(), Port: int(p.Legacy.Port()), Weight: 1}}
+			g.Endpoints, g.Legacy, problems = places(p, names)
 		case config.WayDirect:
 			g.Endpoints, problems = appsOf(snap, p.Target.Service)
 		case config.WayPlain:
@@ -99,6 +107,22 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, filters *Filters) 
 	out.apart(ref)
 	slices.SortFunc(out.Problems, Problem.Compare)
 	return out
+}
+
+// places are the ends of a legacy address, and what they stand for where it is a name.
+func places(p Part, names Names) (out []Endpoint, of string, problems []Problem) {
+	host, text, _ := net.SplitHostPort(p.Legacy)
+	port, _ := strconv.Atoi(text) // the entry was checked
+	if at, err := netip.ParseAddr(host); err == nil {
+		return []Endpoint{{Address: at.String(), Port: port, Weight: 1}}, "", nil
+	}
+	for _, at := range names[host] {
+		out = append(out, Endpoint{Address: at.String(), Port: port, Weight: 1})
+	}
+	if len(out) == 0 {
+		problems = []Problem{{Service: p.Target.Service, Subject: "legacy way", Reason: fmt.Sprintf("address %q: it is not known what this name stands for: its share goes to the other ways", p.Legacy)}}
+	}
+	return out, p.Legacy, problems
 }
 
 // apart takes from plain what has the address of an instance of mtls beside it: of two

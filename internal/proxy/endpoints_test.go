@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -100,7 +101,7 @@ func TestBuildEndpoints(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			f := fleet{}
 			tc.make(f)
-			got := proxy.BuildEndpoints(f.snapshot(), proxy.EndpointsOf(routing.Target{Service: "web", Datacenter: "dc1"}, "td.consul"), nil)
+			got := proxy.BuildEndpoints(f.snapshot(), proxy.EndpointsOf(routing.Target{Service: "web", Datacenter: "dc1"}, "td.consul"), nil, nil)
 			if describe(got) != tc.want {
 				t.Errorf("got  %s\nwant %s", describe(got), tc.want)
 			}
@@ -133,6 +134,28 @@ func TestEndpointsOfASplitAreNamedByItsParts(t *testing.T) {
 	}
 }
 
+// A legacy address is one end, or those that its name stands for.
+func TestEndpointsOfALegacyAddress(t *testing.T) {
+	web := routing.Target{Service: "web", Datacenter: "dc1"}
+	names := proxy.Names{"old": {netip.MustParseAddr("10.0.0.8"), netip.MustParseAddr("::1")}}
+	for address, want := range map[string]string{
+		"10.0.0.9:80": "legacy=5000: 10.0.0.9:80/1",
+		"[0::1]:80":   "legacy=5000: ::1:80/1",
+		"old:80":      "legacy=5000: 10.0.0.8:80/1 ::1:80/1",
+		"lost:80":     `legacy=5000: [service "web": legacy way: address "lost:80": it is not known what this name stands for: its share goes to the other ways]`,
+	} {
+		ref := proxy.EndpointsRef{ClusterName: "ways", Parts: []proxy.Part{{Target: web, Weight: 5000, Way: config.WayLegacy, Legacy: address}, {Target: web, SNI: "web"}}}
+		got := proxy.BuildEndpoints(fleet{}.snapshot(), ref, names, nil)
+		if describe(got) != want {
+			t.Errorf("%s: %s, want %s", address, describe(got), want)
+		}
+		named := strings.HasPrefix(address, "old") || strings.HasPrefix(address, "lost")
+		if (got.Groups[0].Legacy == address) != named || ref.Reads([]string{"lost", "old"}) != named {
+			t.Errorf("%s stands for %q, reads a name: %v", address, got.Groups[0].Legacy, ref.Reads([]string{"lost", "old"}))
+		}
+	}
+}
+
 // Of connections, a sidecar that takes plaintext on the port of mTLS alone is reached by one
 // of the two, and that is mtls wherever it has a share.
 func TestPlaintextBesideMTLS(t *testing.T) {
@@ -154,7 +177,7 @@ func TestPlaintextBesideMTLS(t *testing.T) {
 		{0, 10_000, "web=10000: 10.0.0.1:2000/1 10.0.0.1:2001/1 10.0.0.1:2002/1"},
 	} {
 		ref := proxy.EndpointsRef{ClusterName: "ways", Parts: []proxy.Part{{Target: web, Weight: tc.plain, Way: config.WayPlain}, {Target: web, SNI: "web", Weight: tc.mtls}}}
-		if got := describe(proxy.BuildEndpoints(f.snapshot(), ref, nil)); got != tc.want {
+		if got := describe(proxy.BuildEndpoints(f.snapshot(), ref, nil, nil)); got != tc.want {
 			t.Errorf("plain %d, mtls %d: %s, want %s", tc.plain, tc.mtls, got, tc.want)
 		}
 	}

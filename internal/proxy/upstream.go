@@ -55,7 +55,7 @@ func (b *builder) upstream(decl catalog.Upstream) {
 		b.problem(subject, "settings differ from those of another upstream to %q: the one declared first counts", u.Name)
 	}
 	b.proxy.Upstreams = append(b.proxy.Upstreams, u)
-	if shift != nil && shift.Generation > 0 && !slices.ContainsFunc(b.proxy.Shifts, func(s Shift) bool { return s.Destination == u.Target.Service }) {
+	if shift != nil && !slices.ContainsFunc(b.proxy.Shifts, func(s Shift) bool { return s.Destination == u.Target.Service }) {
 		b.proxy.Shifts = append(b.proxy.Shifts, Shift{u.Target.Service, shift.Generation, shift.Shares})
 	}
 }

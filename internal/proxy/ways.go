@@ -2,8 +2,9 @@ package proxy
 
 import (
 	"fmt"
-	"net/netip"
+	"net"
 	"slices"
+	"strconv"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
@@ -312,15 +313,7 @@ func (p *planner) part(l leg) (Part, string) {
 		return Part{Target: l.Target, Weight: l.Weight, Way: l.way}, ""
 	case config.WayLegacy:
 		at := p.place()
-		addr, err := netip.ParseAddr(at.Address)
-		if err != nil {
-			reason := fmt.Sprintf("legacy address %q is a name, and connections of protocol tcp can only be divided with an IP address", at.Address)
-			if l.Weight > 0 {
-				p.problem(p.subject, "%s: %s: its share goes to the other ways", config.KeyOf(p.shift), reason)
-			}
-			return Part{}, reason
-		}
-		return Part{Weight: l.Weight, Way: l.way, Legacy: netip.AddrPortFrom(addr, uint16(at.Port))}, ""
+		return Part{Target: l.Target, Weight: l.Weight, Way: l.way, Legacy: net.JoinHostPort(at.Address, strconv.Itoa(at.Port))}, ""
 	}
 	if reason := p.unreachable(l.Target); reason != "" {
 		return Part{}, reason

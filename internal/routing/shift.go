@@ -3,7 +3,6 @@ package routing
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 )
@@ -118,13 +117,6 @@ func (s shifts) reasons(e *config.TrafficShift) (out []reason) {
 					break
 				}
 			}
-		}
-		return out
-	}
-	if e.Shares.Legacy > 0 && e.Legacy != nil {
-		host, _ := e.Legacy.HostPort()
-		if _, err := netip.ParseAddr(host); err != nil {
-			add("name", "Legacy.Address %q: %q speaks tcp, and connections are divided by IP address alone: give one", e.Legacy.Address, e.Destination)
 		}
 	}
 	return out

@@ -44,7 +44,6 @@ func TestCheckShifts(t *testing.T) {
 	)
 	const (
 		routed = `traffic-shift/web~api: service-router/api: Routes[1].Destination.PrefixRewrite: the path is changed before a way is chosen, and the old mesh must get the caller's: have all on mtls, or take the rewrite out`
-		named  = `traffic-shift/web~api: Legacy.Address "api.old:80": "api" speaks tcp, and connections are divided by IP address alone: give one`
 		closed = `traffic-shift/web~api: Shares.direct: 50% would not go by mtls, and "api" takes nothing else (strict by service-defaults/api): have all on mtls, or make it permissive first`
 		shut   = `traffic-shift/web~api: Shares.plain: the sidecars of "api" take no plaintext: write service-defaults/api with MutualTLSMode = "permissive" first, and have nothing on plain before that goes`
 		others = `services without service-defaults that say more`
@@ -57,9 +56,6 @@ func TestCheckShifts(t *testing.T) {
 		"a router beside a shift":  {[]string{http, half}, []string{http, half, router}, routed},
 		"a shift that is over":     {[]string{http, router}, []string{http, router, done}, ""},
 		"a shift of all":           {[]string{http, router}, []string{http, router, all}, ""},
-		"requests to a name":       {[]string{http}, []string{http, half}, ""},
-		"connections to a name":    {nil, []string{half}, named},
-		"requests no longer":       {[]string{http, half}, []string{half}, named},
 		"connections past the old": {nil, []string{other}, ""},
 		"broken before":            {[]string{http, router, half}, []string{http, router, other}, ""},
 		"another service's path":   {[]string{http, other}, []string{http, other, even}, ""},

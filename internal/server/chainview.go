@@ -45,7 +45,7 @@ func (m *mesh) view(req routing.Request, source string) (routing.View, error) {
 	filters := &proxy.Filters{}
 	count := func(p proxy.Part) int {
 		n := 0
-		for _, g := range proxy.BuildEndpoints(snap, proxy.EndpointsRef{Parts: []proxy.Part{p}}, filters).Groups {
+		for _, g := range proxy.BuildEndpoints(snap, proxy.EndpointsRef{Parts: []proxy.Part{p}}, nil, filters).Groups {
 			n += len(g.Endpoints)
 		}
 		return n

@@ -36,7 +36,7 @@ func newConvoy(t *testing.T, sidecars int, callers ...string) *convoy {
 	}
 	t.Cleanup(func() { st.Close() })
 	log := slog.New(slog.DiscardHandler)
-	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), probes: newProber(), door: newDoor(true, log)},
+	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), names: newNames(nil, nil, nil), probes: newProber(newNames(nil, nil, nil).dial), door: newDoor(true, log)},
 		now: time.Date(2026, 3, 2, 16, 50, 0, 0, time.UTC)} // a Monday
 	c := &convoy{ramp: r, callers: callers, worse: map[string]float64{}}
 	r.restart()

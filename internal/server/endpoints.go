@@ -55,6 +55,19 @@ func (s *endpointSets) of(services []string) []*endpoints {
 	return out
 }
 
+// reading lists the resources that are made of what any of the names stand for, by name.
+func (s *endpointSets) reading(names []string) (out []*endpoints) {
+	if len(names) == 0 {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
+		if e := s.byName[name]; e.ref.Reads(names) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // tell enters into out the names of the resources of services of which they have changed. The
 // lists are not changed afterwards.
 func (s *endpointSets) tell(out map[string][]string) {
@@ -122,7 +135,7 @@ func (m *mesh) remake(e *endpoints, ref proxy.EndpointsRef, snap *catalog.Snapsh
 // populated reports whether anybody is among endpoints.
 func (m *mesh) populated(ref proxy.EndpointsRef, snap *catalog.Snapshot) (some bool) {
 	err := isolated(func() error {
-		some = slices.ContainsFunc(proxy.BuildEndpoints(snap, ref, &m.filters).Groups, func(g proxy.EndpointGroup) bool { return len(g.Endpoints) > 0 })
+		some = slices.ContainsFunc(proxy.BuildEndpoints(snap, ref, m.doneNames, &m.filters).Groups, func(g proxy.EndpointGroup) bool { return len(g.Endpoints) > 0 })
 		return nil
 	})
 	return err == nil && some
@@ -165,9 +178,9 @@ func (m *mesh) release(refs []proxy.EndpointsRef, update xds.Update) {
 
 // refresh builds an endpoint resource, and puts it into the update if it differs.
 func (m *mesh) refresh(e *endpoints, snap *catalog.Snapshot, update xds.Update) {
-	res, problems, err := makeEndpoints(snap, e.ref, &m.filters)
+	res, problems, err := makeEndpoints(snap, e.ref, m.doneNames, &m.filters)
 	for _, p := range problems {
-		m.log.Warn("instance left out of the mesh", "problem", p.String())
+		m.log.Warn("left out of endpoints", "problem", p.String())
 	}
 	if err != nil {
 		m.log.Error("endpoints can't be built, the last ones stay in force", "endpoints", e.ref.ClusterName, "reason", err)

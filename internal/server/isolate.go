@@ -60,9 +60,9 @@ func (m *mesh) makeOf(in proxy.Input) (out made, err error) {
 }
 
 // makeEndpoints builds one endpoint resource.
-func makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef, filters *proxy.Filters) (res *xds.Resource, problems []proxy.Problem, err error) {
+func makeEndpoints(snap *catalog.Snapshot, ref proxy.EndpointsRef, names proxy.Names, filters *proxy.Filters) (res *xds.Resource, problems []proxy.Problem, err error) {
 	err = isolated(func() error {
-		made := proxy.BuildEndpoints(snap, ref, filters)
+		made := proxy.BuildEndpoints(snap, ref, names, filters)
 		problems = made.Problems
 		res, err = xds.NewResource(xds.EndpointType, made.ClusterName, envoy.Endpoints(made))
 		return err

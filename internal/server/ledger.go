@@ -78,6 +78,11 @@ func (s *Server) measure(b *books, rows []api.Pair, now time.Time) {
 		if why := wrong[shift.Pair{Source: rows[i].Source, Destination: rows[i].Destination}]; why != "" {
 			rows[i].Blockers = append(rows[i].Blockers, why)
 		}
+		if l := rows[i].Legacy; l != nil {
+			if why := s.names.lost(l.Address); why != "" {
+				rows[i].Blockers = append(rows[i].Blockers, why)
+			}
+		}
 		if held := b.heldLocally(s.mesh, rows[i].Source, rows[i].Destination); len(held) > 0 {
 			rows[i].HeldLocally = held
 			rows[i].Blockers = append(rows[i].Blockers, fmt.Sprintf("held on its old way by revert --local on %d sidecars: %s", len(held), clipped(strings.Join(held, ", "))))

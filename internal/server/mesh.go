@@ -50,6 +50,7 @@ type mesh struct {
 	base      *config.Set   // of the store
 	unsaved   map[config.Key]unsaved
 	index     uint64              // of entries
+	names     proxy.Names         // of legacy addresses
 	connected map[string]node     // with an open stream
 	moved     map[string]struct{} // keys of connected that came, went or changed since the last step
 	applied   uint64              // index of the snapshot that streams are told of
@@ -72,6 +73,7 @@ type mesh struct {
 	// Only run touches these.
 	doneCatalog *catalog.Snapshot
 	doneEntries *config.Set
+	doneNames   proxy.Names
 	doneCuts    []*cut
 	sidecars    map[string]*sidecar
 	crowd       crowd
@@ -166,6 +168,21 @@ func (m *mesh) setEntries(s *config.Set, index uint64) {
 	m.overlay()
 	m.mu.Unlock()
 	m.poke()
+}
+
+// setNames takes in what names in legacy addresses stand for.
+func (m *mesh) setNames(n proxy.Names) {
+	m.mu.Lock()
+	m.names = n
+	m.mu.Unlock()
+	m.poke()
+}
+
+// resolved is what names in legacy addresses stand for now.
+func (m *mesh) resolved() proxy.Names {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.names
 }
 
 // registrationWait is how long a stream may be ahead of the catalog that its

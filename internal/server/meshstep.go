@@ -14,7 +14,7 @@ import (
 // sidecar, whatever has changed.
 func (m *mesh) step(now time.Time, all bool) {
 	m.mu.Lock()
-	snap, entries, index := m.catalog, m.entries, m.index
+	snap, entries, names, index := m.catalog, m.entries, m.names, m.index
 	if snap == nil || entries == nil {
 		m.mu.Unlock()
 		return
@@ -30,6 +30,8 @@ func (m *mesh) step(now time.Time, all bool) {
 	update := xds.Update{Views: map[string]*xds.View{}, Shared: map[xds.Key]*xds.Resource{}}
 	record := change{at: now, index: index, sidecars: map[string]concern{}}
 	changedEntries := config.Changed(m.doneEntries, entries)
+	changedNames := namesChanged(m.doneNames, names)
+	m.doneNames = names
 	m.chains.forget(changedEntries)
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
@@ -101,7 +103,7 @@ func (m *mesh) step(now time.Time, all bool) {
 			delete(m.crowd.leaving, key)
 		}
 	}
-	for _, e := range m.endpoints.of(touched) {
+	for _, e := range slices.Concat(m.endpoints.of(touched), m.endpoints.reading(changedNames)) {
 		m.refresh(e, snap, update)
 	}
 	m.doneCatalog, m.doneEntries = snap, entries

@@ -89,7 +89,7 @@ func TestLedgerOfALargeFleet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{store: st, mesh: newMesh("dc1", "test", true, nil, slog.New(slog.DiscardHandler)), probes: newProber()}
+	s := &Server{store: st, mesh: newMesh("dc1", "test", true, nil, slog.New(slog.DiscardHandler)), names: newNames(nil, nil, nil), probes: newProber(newNames(nil, nil, nil).dial)}
 	s.steps = newStepper(s)
 	s.mesh.setCatalog(fleet(services, upstreams))
 	for i := range services { // and all have been counted
@@ -140,7 +140,7 @@ func TestLookingAtALargeFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer st.Close()
-	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), probes: newProber()}, now: time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)}
+	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), names: newNames(nil, nil, nil), probes: newProber(newNames(nil, nil, nil).dial)}, now: time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)}
 	r.restart()
 	r.s.mesh.setCatalog(fleet(services, upstreams))
 	r.write(func(w *store.Writer) error {
@@ -236,7 +236,7 @@ func TestProbesAreBoundedAndShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed.Close()
-	p := newProber()
+	p := newProber(newNames(nil, nil, nil).dial)
 	got := p.all(t.Context(), []string{l.Addr().String(), closed.Addr().String(), l.Addr().String()}, 0, 10)
 	if err := got[l.Addr().String()]; err != nil {
 		t.Errorf("something listens: %v", err)
@@ -246,9 +246,8 @@ func TestProbesAreBoundedAndShared(t *testing.T) {
 	}
 
 	synctest.Test(t, func(t *testing.T) {
-		p := newProber()
 		dials := make(chan struct{}, 1000)
-		p.dial = func(ctx context.Context, _ string) error {
+		p := newProber(func(ctx context.Context, _ string) error {
 			dials <- struct{}{}
 			select {
 			case <-time.After(probeTimeout):
@@ -256,7 +255,7 @@ func TestProbesAreBoundedAndShared(t *testing.T) {
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-		}
+		})
 		var many []string
 		for i := range 100 {
 			many = append(many, fmt.Sprintf("10.0.0.%d:80", i))

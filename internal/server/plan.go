@@ -350,13 +350,14 @@ func (m *mesh) compare(in catalog.Instance, snap *catalog.Snapshot, entries, nex
 // compareEndpoints builds the endpoints that are made otherwise, either way. What cannot
 // be built stays as it is, and is left out.
 func (m *mesh) compareEndpoints(snap *catalog.Snapshot, before, after []proxy.EndpointsRef) (out []difference) {
+	names := m.resolved()
 	for _, ref := range changedRefs(before, after) {
 		i := slices.IndexFunc(before, func(b proxy.EndpointsRef) bool { return b.ClusterName == ref.ClusterName })
-		old, _, err := makeEndpoints(snap, before[i], &m.plans.filters)
+		old, _, err := makeEndpoints(snap, before[i], names, &m.plans.filters)
 		if err != nil {
 			continue
 		}
-		next, _, err := makeEndpoints(snap, ref, &m.plans.filters)
+		next, _, err := makeEndpoints(snap, ref, names, &m.plans.filters)
 		if err != nil || old.Version == next.Version {
 			continue
 		}

@@ -42,16 +42,16 @@ type probed struct {
 	last  time.Time // when something last listened there
 }
 
-func newProber() *prober {
-	return &prober{dial: dialTCP, slots: make(chan struct{}, probesAtOnce), last: map[string]probed{}}
+func newProber(dial func(ctx context.Context, address string) error) *prober {
+	return &prober{dial: dial, slots: make(chan struct{}, probesAtOnce), last: map[string]probed{}}
 }
 
 // dialTCP connects, and hangs up.
-func dialTCP(ctx context.Context, address string) error {
-	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "tcp", address)
+func dialTCP(ctx context.Context, by net.Dialer, address string) error {
+	conn, err := by.DialContext(ctx, "tcp", address)
 	if err != nil {
 		if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
-			return fmt.Errorf("no answer within %s", probeTimeout)
+			return fmt.Errorf("no answer within %s", by.Timeout)
 		}
 		if op, ok := errors.AsType[*net.OpError](err); ok {
 			return op.Err

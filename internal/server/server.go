@@ -38,6 +38,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/consulapi"
 	"github.com/crossfade-mesh/crossfade/internal/dns"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
+	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -87,6 +88,8 @@ type Options struct {
 	LeafTTL  time.Duration // default: the CA's
 	Version  string
 	Log      *slog.Logger
+	// Resolver finds what names in legacy addresses stand for; default: the host's.
+	Resolver *net.Resolver
 }
 
 // Server is a control-plane process. Make it with [New], run it with [Server.Run].
@@ -103,6 +106,7 @@ type Server struct {
 	dir      *configDir // nil for none
 	steps    *stepper
 	probes   *prober
+	names    *names
 	engine   *consulstore.Engine // nil without a Consul
 	others   others
 	leaf     *ca.ServerLeaf // nil in development mode, which has no TLS
@@ -122,7 +126,9 @@ func New(o Options) (_ *Server, err error) {
 	if o, err = o.withDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{opts: o, probes: newProber()}
+	s := &Server{opts: o}
+	s.names = newNames(o.Resolver, func(n proxy.Names) { s.mesh.setNames(n) }, o.Log)
+	s.probes = newProber(s.names.dial)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -175,6 +181,7 @@ func New(o Options) (_ *Server, err error) {
 	s.mesh.adopt = s.adopt
 	if o.DataDir != "" {
 		s.mesh.recallGood(filepath.Join(o.DataDir, lastGoodFile), time.Now())
+		s.names.recall(filepath.Join(o.DataDir, namesFile))
 	}
 	s.steps = newStepper(s)
 	if err := s.steps.open(); err != nil {
@@ -300,7 +307,13 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	part("catalog", func() error { return s.guard.Run(ctx, s.mesh.setCatalog) })
 	part("decisions about what is held", func() error { s.followRulings(ctx); return nil })
-	part("configuration entries", func() error { return s.store.RunConfig(ctx, s.mesh.setEntries) })
+	part("configuration entries", func() error {
+		return s.store.RunConfig(ctx, func(set *config.Set, index uint64) {
+			s.names.want(ctx, namesIn(set)) // before anything needs them
+			s.mesh.setEntries(set, index)
+		})
+	})
+	part("names of legacy addresses", func() error { s.names.run(ctx); return nil })
 	if s.dir != nil {
 		part("configuration directory", func() error { s.dir.run(ctx); return nil })
 	}

@@ -38,7 +38,7 @@ func newRamp(t *testing.T) *ramp {
 	}
 	t.Cleanup(func() { st.Close() })
 	log := slog.New(slog.DiscardHandler)
-	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), probes: newProber()}, now: time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)}
+	r := &ramp{t: t, s: &Server{opts: Options{Log: log}, store: st, mesh: newMesh("dc1", "test", true, nil, log), names: newNames(nil, nil, nil), probes: newProber(newNames(nil, nil, nil).dial)}, now: time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)}
 	r.restart()
 	r.s.mesh.setCatalog(caller(t))
 	r.write(func(w *store.Writer) error {

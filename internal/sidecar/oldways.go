@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ const (
 	probeLook = time.Second
 	// probeWithin bounds one try.
 	probeWithin = 2 * time.Second
-	// probesAtOnce bounds tries at the same time, probedPlaces those of one direct way.
+	// probesAtOnce bounds tries at the same time, probedPlaces those of one way.
 	probesAtOnce = 16
 	probedPlaces = 3
 	maxWhy       = 200
@@ -93,7 +94,7 @@ func (o *oldWays) due(now []relay.WayTo, at time.Time) (out []relay.WayTo) {
 	for _, w := range now {
 		there[w.Destination] = true
 		was := o.known[w.Destination]
-		if was == nil || was.to.Way != w.Way || !slices.Equal(was.to.Addresses, w.Addresses) && (w.Way == config.WayLegacy || len(w.Addresses) == 0 || len(was.to.Addresses) == 0) {
+		if was == nil || !sameWay(was.to, w) {
 			was = &oldWay{}
 			o.known[w.Destination] = was
 		}
@@ -109,6 +110,13 @@ func (o *oldWays) due(now []relay.WayTo, at time.Time) (out []relay.WayTo) {
 	return out
 }
 
+// sameWay reports whether what is known of one way holds for the other: instances may come and
+// go, and addresses of a name, if some are left.
+func sameWay(a, b relay.WayTo) bool {
+	some := len(a.Addresses) > 0 && len(b.Addresses) > 0
+	return a.Way == b.Way && a.Of == b.Of && (slices.Equal(a.Addresses, b.Addresses) || some && (a.Way != config.WayLegacy || a.Of != ""))
+}
+
 // note takes in how a try went.
 func (o *oldWays) note(w relay.WayTo, err error, at time.Time) {
 	o.mu.Lock()
@@ -119,7 +127,7 @@ func (o *oldWays) note(w relay.WayTo, err error, at time.Time) {
 	}
 	p := telemetry.Probe{Destination: w.Destination, Way: w.Way, Works: err == nil, Since: of.probe.Since}
 	if w.Way == config.WayLegacy && len(w.Addresses) > 0 {
-		p.Address = w.Addresses[0]
+		p.Address = cmp.Or(w.Of, w.Addresses[0])
 	}
 	pause := probeEvery
 	if err != nil {
@@ -148,34 +156,36 @@ func (o *oldWays) add(r *telemetry.Report) {
 	slices.SortFunc(r.Probes, func(a, b telemetry.Probe) int { return strings.Compare(a.Destination, b.Destination) })
 }
 
-// tryWay says why a way takes no connections: that of the old mesh, or all of some ends of a
-// direct one.
+// tryWay says why a way takes no connections: none of a few of its ends does.
 func tryWay(ctx context.Context, w relay.WayTo) error {
 	if len(w.Addresses) == 0 {
 		return errors.New("no instance is healthy")
 	}
-	if w.Way == config.WayLegacy {
-		return tryLegacy(ctx, w, w.Addresses[0])
-	}
-	var errs []error
-	for _, i := range rand.Perm(len(w.Addresses))[:min(probedPlaces, len(w.Addresses))] {
-		conn, err := (&net.Dialer{Timeout: probeWithin / probedPlaces}).DialContext(ctx, "tcp", w.Addresses[i])
+	few := rand.Perm(len(w.Addresses))[:min(probedPlaces, len(w.Addresses))]
+	var first error
+	for _, i := range few {
+		within, cancel := context.WithTimeout(ctx, probeWithin/time.Duration(len(few)))
+		err := tryEnd(within, w, w.Addresses[i])
+		cancel()
 		if err == nil {
-			return conn.Close()
+			return nil
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", w.Addresses[i], syscallError(err)))
+		first = cmp.Or(first, err)
 	}
-	return errs[0]
+	return first
 }
 
-// tryLegacy connects and, where requests go there, wants to hear the protocol spoken. Any
+// tryEnd connects and, where an old mesh takes requests, wants to hear the protocol spoken. Any
 // answer will do: whether it is a good one is not asked here.
-func tryLegacy(ctx context.Context, w relay.WayTo, address string) error {
+func tryEnd(ctx context.Context, w relay.WayTo, address string) error {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("%s: %w", address, syscallError(err))
 	}
 	defer conn.Close()
+	if w.Way != config.WayLegacy {
+		return nil
+	}
 	if until, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(until); err != nil {
 			return err

@@ -71,6 +71,8 @@ func TestOldWaysAreTriedAsRequestsGo(t *testing.T) {
 		{"no HTTP", relay.WayTo{Way: "legacy", Protocol: config.HTTP, Addresses: at(mute(t, "220 mail\r\n"))}, "gives no answer of HTTP/1.1"},
 		{"silence", relay.WayTo{Way: "legacy", Protocol: config.HTTP, Addresses: at(mute(t, ""))}, "gives no answer of HTTP/1.1"},
 		{"direct", relay.WayTo{Way: "direct", Protocol: config.HTTP, Addresses: []string{dead, mute(t, "")}}, ""},
+		{"a name", relay.WayTo{Way: "legacy", Protocol: config.TCP, Of: "old:80", Addresses: []string{dead, mute(t, "")}}, ""},
+		{"a name of nobody", relay.WayTo{Way: "legacy", Protocol: config.TCP, Of: "old:80", Addresses: []string{dead, dead}}, "connection refused"},
 		{"direct to nobody", relay.WayTo{Way: "direct", Protocol: config.TCP, Addresses: at(dead)}, "connection refused"},
 		{"nowhere", relay.WayTo{Way: "direct", Protocol: config.TCP}, "no instance is healthy"},
 	} {
@@ -129,6 +131,16 @@ func TestOldWaysAreToldWhenTheyChange(t *testing.T) {
 	to = []relay.WayTo{{Destination: "catalog", Way: "legacy", Addresses: []string{"192.0.2.2:80"}}}
 	if due := o.due(to, time.Now()); len(due) != 1 {
 		t.Error("a new address waits")
+	}
+	// A name is told by itself, and stays the same way whatever it stands for.
+	to = []relay.WayTo{{Destination: "catalog", Way: "legacy", Of: "old:80", Addresses: []string{"192.0.2.2:80", "192.0.2.3:80"}}}
+	again()
+	if now := told(); len(now) != 1 || now[0].Address != "old:80" {
+		t.Errorf("%+v", now)
+	}
+	to = []relay.WayTo{{Destination: "catalog", Way: "legacy", Of: "old:80", Addresses: []string{"192.0.2.4:80"}}}
+	if due := o.due(to, time.Now()); due != nil {
+		t.Error("another address of one name is another way")
 	}
 	to = nil
 	if again(); len(o.known) != 0 {

@@ -25,6 +25,7 @@ type WayTo struct {
 	Protocol    string   // http for HTTP/1.1, http2 or tcp
 	Host        string   // that requests are given; empty: as the app sends it
 	Addresses   []string // host:port, sorted; of several any will do
+	Of          string   // the legacy address of another name that Addresses stand for; empty: none
 }
 
 // Ways are the ways of the destinations that have a traffic-shift, as Envoy is told of them,
@@ -98,6 +99,7 @@ func (w *WayTo) add(load *endpointv3.ClusterLoadAssignment, of func(*endpointv3.
 		}
 		w.Addresses = append(w.Addresses, net.JoinHostPort(at.GetAddress(), strconv.Itoa(int(at.GetPortValue()))))
 		w.Host = cmp.Or(w.Host, ep.GetEndpoint().GetHostname())
+		w.Of = cmp.Or(w.Of, metadataOf(ep.GetMetadata(), "address"))
 	}
 	slices.Sort(w.Addresses)
 	w.Addresses = slices.Compact(w.Addresses)
@@ -122,7 +124,11 @@ func read(res *xds.Resource, into proto.Message) bool {
 
 // metadataWay is what an endpoint says of its way; one of mtls says nothing.
 func metadataWay(m *corev3.Metadata) shift.Way {
-	return shift.Way(m.GetFilterMetadata()["crossfade"].GetFields()["way"].GetStringValue())
+	return shift.Way(metadataOf(m, "way"))
+}
+
+func metadataOf(m *corev3.Metadata, key string) string {
+	return m.GetFilterMetadata()["crossfade"].GetFields()[key].GetStringValue()
 }
 
 func protocolOf(c *clusterv3.Cluster) string {
