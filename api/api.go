@@ -268,8 +268,8 @@ type ShiftRequest struct {
 	// no plaintext to become strict; empty: "24h".
 	Stage  string `json:"stage,omitempty"`
 	Window string `json:"window,omitempty"`
-	// Force sets shares though a shift is under way, takes a legacy address that does not
-	// answer, or makes a callee strict in spite of what speaks against it.
+	// Force sets shares though a shift is under way or the callee cannot bear them, takes a legacy
+	// address that does not answer, or makes a callee strict in spite of what speaks against it.
 	Force bool `json:"force,omitempty"`
 	// Legacy, if set, replaces the pair's.
 	Legacy *LegacyWay `json:"legacy,omitempty"`

@@ -59,8 +59,10 @@ plaintext came inside the --window-of-silence, while an instance is not watched,
 can be reached from another host; --force does it in spite of all that, and the history says so.
 
 A legacy address that is new to a pair is tried first, and refused when the server cannot
-connect to it; --force takes it all the same. Of the other ways nothing is tried: a warning
-says when a way that has a share has nobody to go to, as far as the registry knows.`,
+connect to it; --force takes it all the same. Of the other ways nothing is tried.
+
+Shares that the callee cannot bear are refused as well: with sidecars on some of its instances
+those would get more than one and a half times the mean. --force sets them.`,
 		Example: `  crossfade shift storefront catalog --via legacy=99,mtls=1 --legacy-address 10.0.0.5:4140 --legacy-host catalog.old
   crossfade shift storefront catalog --via mtls=10
   crossfade shift storefront catalog --via legacy=60 --via direct=30 --via mtls=10
@@ -84,7 +86,7 @@ says when a way that has a share has nobody to go to, as far as the registry kno
 	f.BoolVar(&abort, "abort", false, "end a shift that is under way, and take its shares back")
 	f.StringVar(&stage, "stage", "", "client, plain, permissive or, with --service, strict")
 	f.StringVar(&window, "window-of-silence", "", "with --stage strict: for how long no plaintext must have come, in watched time (default 24h)")
-	f.BoolVar(&force, "force", false, "set shares though a shift is under way; take a legacy address that does not answer; set a stage in spite of what speaks against it")
+	f.BoolVar(&force, "force", false, "set shares though a shift is under way or the callee cannot bear them; take a legacy address that does not answer; set a stage in spite of what speaks against it")
 	f.BoolVar(&dryRun, "dry-run", false, "write nothing: print the shares, and what config plan says of the entries")
 	complete(cmd, "via", waysGiven())
 	complete(cmd, "stage", cobra.FixedCompletions([]string{"client", "plain", "permissive", "strict"}, cobra.ShellCompDirectiveNoFileComp))

@@ -242,6 +242,55 @@ func TestCalleeTooSmallWaits(t *testing.T) {
 	}
 }
 
+// Shares that load the few instances with a sidecar too much are refused, by pair and for all
+// callers together, unless they are forced; a shift by steps says where it will wait.
+func TestSharesOfACalleeTooSmallAreRefused(t *testing.T) {
+	c := newConvoy(t, 3, "web", "app")
+	shift := func(body string) (int, string) {
+		w := httptest.NewRecorder()
+		c.s.shift(w, httptest.NewRequest(http.MethodPost, "/v1/crossfade/shift", strings.NewReader(body)))
+		return w.Code, w.Body.String()
+	}
+	const web, all = `"pairs":[{"source":"web","destination":"catalog"}],`, `"service":"catalog",`
+	const small = `service "catalog": 3 of 12 instances take way mtls: each would get `
+	for _, tc := range []struct {
+		what, body string
+		status     int
+		text       string
+	}{
+		{"too much", web + `"via":{"mtls":25}`, 409, "shift: " + small + "1.75 times the mean load, at most 1.5: move less"},
+		{"as a try", web + `"via":{"mtls":25},"dry_run":true`, 409, small},
+		{"of all callers", all + `"via":{"mtls":17}`, 409, small + "1.51"},
+		{"as much as they bear", all + `"via":{"mtls":16}`, 200, ""},
+		{"more", web + `"via":{"mtls":17}`, 409, small},
+		{"forced", web + `"via":{"mtls":60},"force":true`, 200, ""},
+		{"less, and still too much", web + `"via":{"mtls":50}`, 200, ""},
+		{"back", web + `"via":{"direct":100}`, 200, ""},
+		{"step by step", web + `"to":"mtls","plan":{"steps":[5,10,30]}`, 200, `the shift will wait before step 30%: service \"catalog\": 3 of 12`},
+	} {
+		if status, text := shift("{" + tc.body + "}"); status != tc.status || !strings.Contains(text, tc.text) {
+			t.Errorf("%s: %d %s, want %d %s", tc.what, status, text, tc.status, tc.text)
+		}
+		c.publish()
+	}
+
+	// With traffic, what pairs send counts, and not how many they are.
+	c = newConvoy(t, 3, "web", "app")
+	for range 15 {
+		c.second(nil)
+	}
+	books := c.s.books(t.Context())
+	move := func(n float64) error {
+		return c.s.cramped(books, []api.PairChanged{{PairName: api.PairName{Source: "web", Destination: "catalog"}, Before: api.Shares{Direct: 100}, After: api.Shares{Direct: 100 - n, MTLS: n}}}, c.now)
+	}
+	if err := move(30); err != nil {
+		t.Errorf("15%% of all requests: %v", err)
+	}
+	if err := move(40); err == nil {
+		t.Error("20% of all requests are let pass")
+	}
+}
+
 // What was decided is decided again from the log, also from its JSON, and from the middle.
 func TestShiftLogReplays(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 1))

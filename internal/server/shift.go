@@ -168,7 +168,10 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 			}
 			out.Pairs = append(out.Pairs, done)
 		}
-		return nil
+		if in.Force || in.To != "" {
+			return nil
+		}
+		return s.cramped(b, out.Pairs, by.Time)
 	}
 	if in.DryRun {
 		s.store.Read(r.Context(), 0, func(from *store.Reader) { err = change(from, nil) })
@@ -179,8 +182,11 @@ func (s *Server) shift(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, "shift", err)
 		return
 	}
-	if in.To != "" && !in.DryRun {
-		s.begin(out, in, by.Who)
+	if in.To != "" {
+		if !in.DryRun {
+			s.begin(out, in, by.Who)
+		}
+		s.tooLarge(b, out, in.To, by.Time)
 	}
 	b.conclude(out)
 	s.answer(w, out)

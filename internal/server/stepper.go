@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
-	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
@@ -290,7 +289,7 @@ func (p *stepper) observe(now time.Time, b *books, count bool, commands []shift.
 		out.Pairs = append(out.Pairs, o)
 		if !callees[name.Destination] {
 			callees[name.Destination] = true
-			out.Callees = append(out.Callees, p.reach(b, name.Destination, rates.callees[name.Destination]))
+			out.Callees = append(out.Callees, b.reach(name.Destination, rates.callees[name.Destination]))
 		}
 		if divided && p.wantsHold(pair, e, from, to) {
 			hold := shift.Plan{From: from, To: to, Hold: true, Dwell: duration(e.Dwell), OnBreach: o.Terms.OnBreach, Limits: o.Terms.Limits}
@@ -343,27 +342,6 @@ func termsOf(entries *config.Set, e *config.TrafficShift, destination string) *s
 		}
 	}
 	return out
-}
-
-// reach is how much of a callee each way reaches.
-func (p *stepper) reach(b *books, service string, rate map[shift.Way]float64) shift.Callee {
-	c := b.callee(service)
-	way := func(w shift.Way, ready int) shift.Reach {
-		return shift.Reach{Way: w, Ready: ready, Total: max(c.Healthy, ready), Rate: rate[w]}
-	}
-	plain, sided := 0, 0
-	for _, in := range b.snap.Connect(service) {
-		if in.Weight() == 0 {
-			continue
-		}
-		sided++
-		if in.Service.Kind == catalog.ConnectProxy && in.PlaintextPort() != 0 {
-			plain++
-		}
-	}
-	return shift.Callee{Service: service, Ways: []shift.Reach{
-		way(shift.Legacy, max(c.Healthy, 1)), way(shift.Direct, c.Healthy), way(shift.Plain, min(plain, c.Healthy)), way(shift.MTLS, min(sided, c.Healthy)),
-	}}
 }
 
 // act carries an action out.

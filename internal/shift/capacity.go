@@ -37,54 +37,95 @@ func (c Callee) reach(w Way) (Reach, bool) {
 	return Reach{}, false
 }
 
-// Room says whether the callee bears a step: the new way takes share to instead
-// of share now of a pair with the given requests a second. An error says why not.
+// Move is a change of a pair's shares. Rate is the pair's requests a second.
+type Move struct {
+	Rate          float64
+	Before, After Shares
+}
+
+// Room says whether the callee bears changes of shares. An error says why not: only a way that
+// gets more is a reason.
 //
-// Where it is known what an instance bears, that decides. Else an instance that
-// takes the new way must not get more than headroom times the mean: from each
+// Where it is known what an instance bears, that decides. Else an instance that takes all ways
+// must not get more than headroom times the mean, unless it gets that already: from each
 // way it gets that way's part of all requests times total/ready, so with a
 // quarter of all requests over 3 of 12 instances, 0.25·4 + 0.75 of the mean. Where no
-// request is known of, the pair's shares stand for all.
-func (c Callee) Room(p Plan, rate float64, now, to Share) error {
-	r, ok := c.reach(p.To)
-	if !ok {
-		return fmt.Errorf("service %q: it is not known how many instances take way %s", c.Service, p.To)
-	}
-	if r.Ready <= 0 {
-		return fmt.Errorf("service %q: none of %d instances takes way %s", c.Service, r.Total, p.To)
-	}
-	more := rate * float64(to-now) / float64(Whole)
-	if r.Limit > 0 {
-		if after, bears := r.Rate+more, float64(r.Ready)*r.Limit; after > bears {
-			return fmt.Errorf("service %q: way %s would carry %.4g requests a second: its %d instances bear %.4g", c.Service, p.To, after, r.Ready, bears)
-		}
-		return nil
-	}
-	if c.quiet() {
-		rate, more = 1, float64(to)/float64(Whole)
-	}
-	load, all := 0.0, 0.0
+// request is known of, the shares stand for requests.
+func (c Callee) Room(headroom Share, moves ...Move) error {
+	now, after := map[Way]float64{}, map[Way]float64{}
+	quiet := c.quiet()
 	for _, w := range c.Ways {
-		at := w.Rate
-		switch {
-		case w.Way == p.To:
-			at += more
-		case w.Way == p.From && c.quiet():
-			at = rate - more
-		case w.Way == p.From:
-			at = max(0, at-more)
-		}
-		all += at
-		load += at * float64(max(w.Total, 1)) / float64(min(max(w.Ready, 1), max(w.Total, 1)))
+		now[w.Way], after[w.Way] = w.Rate, w.Rate
 	}
-	if all <= 0 {
+	var rise []Way
+	for _, w := range Ways() {
+		more := false
+		for _, m := range moves {
+			before, then := float64(m.Before.Of(w))/float64(Whole), float64(m.After.Of(w))/float64(Whole)
+			if quiet {
+				now[w], after[w] = now[w]+before, after[w]+then
+			} else {
+				after[w] += m.Rate * (then - before)
+			}
+			more = more || then > before
+		}
+		after[w] = max(0, after[w])
+		if more {
+			rise = append(rise, w)
+		}
+	}
+	var least Reach // of those that get more, what reaches the smallest part
+	for _, w := range rise {
+		r, ok := c.reach(w)
+		switch {
+		case !ok:
+			return fmt.Errorf("service %q: it is not known how many instances take way %s", c.Service, w)
+		case r.Ready <= 0:
+			return fmt.Errorf("service %q: none of %d instances takes way %s", c.Service, r.Total, w)
+		case r.Limit > 0 && !quiet && after[w] > float64(r.Ready)*r.Limit:
+			return fmt.Errorf("service %q: way %s would carry %.4g requests a second: its %d instances bear %.4g", c.Service, w, after[w], r.Ready, float64(r.Ready)*r.Limit)
+		case r.Limit <= 0 && (least.Way == "" || r.scarce() > least.scarce()):
+			least = r
+		}
+	}
+	if least.Way == "" {
 		return nil
 	}
-	load /= all
-	if most := float64(p.Headroom) / float64(Whole); load > most {
-		return fmt.Errorf("service %q: %d of %d instances take way %s: each would get %.4g times the mean load, at most %.4g", c.Service, r.Ready, r.Total, p.To, load, most)
+	load, most := c.load(after), float64(headroom)/float64(Whole)
+	if load > most && load > c.load(now)*(1+1e-9) {
+		return fmt.Errorf("service %q: %d of %d instances take way %s: each would get %.4g times the mean load, at most %.4g", c.Service, least.Ready, least.Total, least.Way, load, most)
 	}
 	return nil
+}
+
+// Stops says at which step of a plan, and why, the callee would have no room, as it is now.
+func (c Callee) Stops(p Plan, rate float64, now Shares) error {
+	p = p.withDefaults()
+	for step, more := p.next(now.Of(p.To)); more; step, more = p.next(step) {
+		if err := c.Room(p.Headroom, Move{rate, now, p.shares(step)}); err != nil {
+			return fmt.Errorf("step %v: %w", step, err)
+		}
+	}
+	return nil
+}
+
+// scarce is how many times the mean an instance gets that takes a way, if all go by that.
+func (r Reach) scarce() float64 {
+	return float64(max(r.Total, 1)) / float64(min(max(r.Ready, 1), max(r.Total, 1)))
+}
+
+// load is how many times the mean an instance gets that takes all ways, of so many requests by
+// each.
+func (c Callee) load(by map[Way]float64) float64 {
+	load, all := 0.0, 0.0
+	for _, r := range c.Ways {
+		all += by[r.Way]
+		load += by[r.Way] * r.scarce()
+	}
+	if all <= 0 {
+		return 0
+	}
+	return load / all
 }
 
 // named gives a callee of which nothing was observed its name, for the reason.

@@ -18,7 +18,7 @@ type Plan struct {
 	Hold     bool          `json:"hold,omitempty"`      // takes no steps: shares are set by people, and guarded; ends when only one way has a share
 	Limits   Limits        `json:"limits,omitzero"`     // of the shift guard
 	Off      bool          `json:"off,omitempty"`       // the shift guard is: nothing is compared, and no step waits for it
-	Headroom Share         `json:"headroom,omitempty"`  // most load of an instance that takes the new way, of an instance's mean; default 150 %
+	Headroom Share         `json:"headroom,omitempty"`  // most load of an instance that takes the new way, of an instance's mean; default [Headroom]
 }
 
 // Terms are what the shift guard of a pair goes by. They may change while a shift is under way.
@@ -46,6 +46,9 @@ const (
 	minDwell = 30 * time.Second
 )
 
+// Headroom is how much load of an instance's mean one that takes the new way may get.
+const Headroom Share = 150_00
+
 // withDefaults replaces what is zero.
 func (p Plan) withDefaults() Plan {
 	if len(p.Steps) == 0 {
@@ -56,7 +59,7 @@ func (p Plan) withDefaults() Plan {
 	}
 	p.Dwell = max(p.Dwell, minDwell)
 	if p.Headroom <= 0 {
-		p.Headroom = Percent(150)
+		p.Headroom = Headroom
 	}
 	p.Limits = p.Limits.withDefaults()
 	return p

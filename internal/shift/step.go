@@ -430,7 +430,7 @@ func (r *run) tryStep(s *Shift) {
 		r.waits(s, WaitWindow, fmt.Sprintf("%s lies outside the windows %v", r.now.Format("Mon 15:04"), p.Windows))
 		return
 	}
-	if err := r.callees[s.Pair.Destination].named(s.Pair).Room(p, r.pairs[s.Pair].Rate, s.Shares.Of(p.To), next); err != nil {
+	if err := r.callees[s.Pair.Destination].named(s.Pair).Room(p.Headroom, Move{r.pairs[s.Pair].Rate, s.Shares, shares}); err != nil {
 		r.waits(s, WaitCapacity, err.Error())
 		return
 	}
