@@ -95,7 +95,7 @@ func TestTelemetryCountsAttempts(t *testing.T) {
 	if n := legacy.served.Load() + direct.served.Load() + mtls.served.Load(); n != 1000 {
 		t.Fatalf("the callees counted %d, not 1000", n)
 	}
-	meshtest.Eventually(t, "latencies", func() error { // Envoy adds them up once a second
+	meshtest.Eventually(t, "latencies", func() error { // Envoy adds them up twice a second
 		got := w.telemetry("web", "catalog")
 		if l := got["legacy"]; l.P50 < 20 || l.P50 > 60 || l.P99 < l.P50 {
 			return fmt.Errorf("legacy takes 20 ms: %+v", l)
@@ -342,6 +342,40 @@ func TestTelemetryJudgesGRPC(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// How long a request took is with the server within two seconds, too.
+func TestLatenciesAreYoung(t *testing.T) {
+	w := newWorld(t)
+	w.write("Kind = \"service-defaults\"\nName = \"catalog\"\nProtocol = \"http\"")
+	var takes atomic.Int64
+	mtls := w.secureHTTP("catalog", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		slow(time.Duration(takes.Load()), w.teller("mtls")).ServeHTTP(rw, r)
+	}))
+	w.native("catalog", "mtls-catalog", "v1", mtls.port, mtls.stop)
+	web := w.caller("web", "web-1", "catalog")
+	web.eventually("catalog answers", "catalog", "/", by("mtls"))
+	p99 := func() float64 { return w.telemetry("web", "catalog")["mtls"].P99 }
+	var took load.Histogram
+	for i := range 10 { // each the longest so far
+		ms := 20 * (i + 1)
+		takes.Store(int64(time.Duration(ms) * time.Millisecond))
+		if err := web.get("catalog", "/").ok(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		meshtest.Eventually(t, "the latency is known", func() error {
+			if got := p99(); got < float64(ms)*.95 {
+				return fmt.Errorf("p99 %v after one of %d ms", got, ms)
+			}
+			return nil
+		})
+		took.Add(time.Since(began))
+	}
+	t.Logf("after %v at the median, %v at most", took.Quantile(.5), took.Max())
+	if median := took.Quantile(.5); median > 2*time.Second {
+		t.Errorf("half of the latencies are known later than after %v", median)
+	}
 }
 
 // What a sidecar did is with the server within two seconds.

@@ -32,6 +32,9 @@ const (
 	xdsRetryMax  = 2 * time.Second
 )
 
+// statsFlush is how often Envoy adds latencies up, before which nobody can read them.
+const statsFlush = 500 * time.Millisecond
+
 // BootstrapOptions say who an Envoy is and whom it asks.
 type BootstrapOptions struct {
 	NodeID   string // the connect-proxy's service ID
@@ -103,7 +106,7 @@ func (o BootstrapOptions) common() (*bootstrapv3.Bootstrap, error) {
 	boot := &bootstrapv3.Bootstrap{
 		Node:               &corev3.Node{Id: o.NodeID, Cluster: o.Service, Metadata: o.metadata()},
 		StatsConfig:        statsConfig(o.Service, o.Datacenter),
-		StatsFlushInterval: seconds(1),
+		StatsFlushInterval: duration(statsFlush),
 		LayeredRuntime:     &bootstrapv3.LayeredRuntime{},
 	}
 	if o.AdminSocket != "" && o.AdminAddress != "" {
