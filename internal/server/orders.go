@@ -40,15 +40,20 @@ func (p *stepper) tick(now time.Time) {
 	}
 	p.s.mesh.book.Drain() // it is for who compares; what is old then is no evidence
 	p.s.saveUnsaved()
-	p.turn <- struct{}{}
-	p.refresh()
-	over := p.overruled()
-	<-p.turn
+	over := p.follow()
 	if len(over) > 0 {
 		if _, err := p.leave(over); err != nil {
 			p.log.Warn("the server that moves shares cannot be told of a revert, it sees it by the shares", "reason", err)
 		}
 	}
+}
+
+// follow goes on from what another server has done, and returns what that one is to be told.
+func (p *stepper) follow() []shift.Command {
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
+	p.refresh()
+	return p.overruled()
 }
 
 // kept is what the store has of the shifts.
