@@ -248,24 +248,29 @@ func (s *Server) strict(ctx context.Context, b *books, in api.ShiftRequest, by s
 }
 
 // judgeStrict refuses a write of entries, by whatever means, that makes a callee strict against
-// the evidence. A callee without an instance is nobody's yet. It waits for no report, so that
-// plaintext of the last two seconds may be missed.
+// the evidence, or takes its permission for plaintext away from under those who send it. A callee
+// without an instance is nobody's yet. It waits for no report, so that plaintext of the last two
+// seconds may be missed.
 func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
 	becomes := func(service string) bool {
 		return after.MutualTLSMode(service) == config.MutualTLSStrict && before.MutualTLSMode(service) != config.MutualTLSStrict
 	}
+	closes := func(service string) bool {
+		return after.MutualTLSMode(service) == "" && before.MutualTLSMode(service) == config.MutualTLSPermissive
+	}
 	var errs []error
 	if s.mesh == nil { // a server that starts, with entries of a folder: it knows of nobody yet
 		for _, k := range before.Keys() {
-			if k.Kind == config.KindServiceDefaults && becomes(k.Name) && before.MutualTLSMode(k.Name) == config.MutualTLSPermissive {
-				errs = append(errs, fmt.Errorf("service %q cannot be strict: it took plaintext, and a server that has just started does not know from whom", k.Name))
+			if k.Kind == config.KindServiceDefaults && before.MutualTLSMode(k.Name) == config.MutualTLSPermissive && (becomes(k.Name) || closes(k.Name)) {
+				errs = append(errs, fmt.Errorf("service %q cannot refuse plaintext: it took it, and a server that has just started does not know from whom", k.Name))
 			}
 		}
 		return errors.Join(errs...)
 	}
 	var b *books
 	for _, service := range s.mesh.snapshot().Services() {
-		if !becomes(service) {
+		strict, closed := becomes(service), closes(service)
+		if !strict && !closed {
 			continue
 		}
 		if _, judged := s.strictly.Load(service); judged {
@@ -275,6 +280,12 @@ func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
 			b = s.books(context.Background())
 		}
 		if b.callee(service).Instances == 0 {
+			continue
+		}
+		if against := s.sentLately(b, service, silence, now); closed && len(against) > 0 {
+			errs = append(errs, fmt.Errorf("service %q cannot do without MutualTLSMode = %q, its sidecars would refuse plaintext: %s: move who sends it, or crossfade shift --service %s --stage strict --force", service, config.MutualTLSPermissive, clipped(strings.Join(against, ", ")), service))
+		}
+		if !strict {
 			continue
 		}
 		if against := s.againstStrict(b, before, service, silence, now); len(against) > 0 {
@@ -327,18 +338,28 @@ func (s *Server) heard(b *books, service string, window time.Duration, now time.
 	if w.Last.IsZero() {
 		return []string{fmt.Sprintf("no plaintext was seen so far, in %v of time in which all its instances were watched: it takes %v", w.Quiet.Truncate(time.Second), window)}
 	}
-	named := 0
-	for _, from := range s.mesh.book.Plaintext(service) {
-		if now.Sub(from.Last) > window || named == maxNamed {
-			break
-		}
-		named++
-		out = append(out, fmt.Sprintf("plaintext came from %s%s at %s", from.Address, ofServices(b.snap, from.Address), from.Last.UTC().Format(time.RFC3339)))
-	}
-	if named == 0 {
-		out = append(out, fmt.Sprintf("plaintext came from %s%s at %s", w.From, ofServices(b.snap, w.From), w.Last.UTC().Format(time.RFC3339)))
+	if out = s.sentLately(b, service, window, now); len(out) == 0 {
+		out = []string{cameFrom(b, w.From, w.Last)}
 	}
 	return append(out, fmt.Sprintf("it was silent for %v of watched time since: it takes %v", w.Quiet.Truncate(time.Second), window))
+}
+
+// sentLately says who is known to have sent plaintext inside the window.
+func (s *Server) sentLately(b *books, service string, window time.Duration, now time.Time) (out []string) {
+	for _, from := range s.mesh.book.Plaintext(service) { // the latest first
+		if now.Sub(from.Last) > window || len(out) == maxNamed {
+			break
+		}
+		out = append(out, cameFrom(b, from.Address, from.Last))
+	}
+	if w := s.steps.watched(service); len(out) == 0 && !w.Last.IsZero() && now.Sub(w.Last) <= window { // before a restart
+		out = append(out, cameFrom(b, w.From, w.Last))
+	}
+	return out
+}
+
+func cameFrom(b *books, address string, at time.Time) string {
+	return fmt.Sprintf("plaintext came from %s%s at %s", address, ofServices(b.snap, address), at.UTC().Format(time.RFC3339))
 }
 
 // maxNamed bounds the senders that are named at once.

@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 	"github.com/crossfade-mesh/crossfade/internal/server/servertest"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 // staged is a server with one pair, web -> catalog, on direct.
@@ -207,6 +209,46 @@ func TestStrictByEntriesTakesEvidence(t *testing.T) {
 	}
 }
 
+// A callee that took plaintext is not made to refuse it by leaving its mode out, while somebody
+// is known to have sent some; for want of proof alone nobody is held up.
+func TestPermissionIsNotTakenFromUnderSenders(t *testing.T) {
+	s, _ := staged(t)
+	s.Write(&config.Mesh{Kind: config.KindMesh, AllowEnablingPermissiveMutualTLS: true})
+	permissive := func() {
+		t.Helper()
+		s.Write(&config.ServiceDefaults{Kind: config.KindServiceDefaults, Name: "catalog", Protocol: "http", MutualTLSMode: "permissive"})
+	}
+	request := func(method, path, body string) (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.HTTPAddr()+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answerOf(t, r)
+	}
+	const without = `{"Kind":"service-defaults","Name":"catalog","Protocol":"http"}`
+	permissive()
+	if code, text := request("PUT", "/v1/config", without); code != http.StatusOK {
+		t.Fatalf("nobody has sent any: %d %s", code, text)
+	}
+	permissive()
+	at := time.Now().Add(-time.Hour)
+	if err := reported(t, s.Conn(), "catalog-sidecar-proxy", telemetry.Report{Session: 1, Seq: 1, At: time.Now(), Plaintext: []telemetry.Plaintext{{Address: "192.0.2.7", Count: 1, Last: at}}}); err != nil {
+		t.Fatal(err)
+	}
+	want := `service "catalog" cannot do without MutualTLSMode = "permissive", its sidecars would refuse plaintext: plaintext came from 192.0.2.7 at ` + at.UTC().Format(time.RFC3339)
+	for _, try := range [][3]string{
+		{"PUT", "/v1/config", without}, {"DELETE", "/v1/config/service-defaults/catalog", ""}, {"PUT", "/v1/crossfade/config/rollback/service-defaults/catalog", ""},
+	} {
+		if code, text := request(try[0], try[1], try[2]); code != http.StatusBadRequest || !strings.Contains(text, want) {
+			t.Errorf("%v: %d %s", try, code, text)
+		}
+	}
+	if mode := modeOf(t, s); mode != "permissive" {
+		t.Errorf("the catalog is %q", mode)
+	}
+}
+
 // A server that starts knows of no evidence: what a folder makes strict then was not permissive.
 func TestStrictFromAFolderAtTheStart(t *testing.T) {
 	dir, data := t.TempDir(), t.TempDir()
@@ -219,7 +261,7 @@ func TestStrictFromAFolderAtTheStart(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "a-mesh.yaml"), []byte("Kind: mesh\nAllowEnablingPermissiveMutualTLS: true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, tc := range []struct{ file, want string }{{"strict", "strict"}, {"permissive", "permissive"}, {"strict", "permissive"}} {
+	for _, tc := range []struct{ file, want string }{{"strict", "strict"}, {"permissive", "permissive"}, {"strict", "permissive"}, {`""`, "permissive"}} {
 		file(tc.file)
 		t.Run(tc.file, func(t *testing.T) {
 			s := servertest.Start(t, server.Options{DataDir: data, ConfigDir: dir, DefaultAllow: true})
