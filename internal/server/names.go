@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -49,12 +48,19 @@ type names struct {
 	tell     func(proxy.Names)
 	log      *slog.Logger
 	path     string // of the file; empty for none
-	asking   sync.WaitGroup
+	slots    chan struct{}
+	fresh    chan question
+	saving   sync.Mutex // held by who writes the file; taken before mu
 
-	mu    sync.Mutex // guards the following
+	mu    sync.Mutex // guards the following, and waits for nothing
 	known map[string]*resolved
 	told  proxy.Names
-	slots chan struct{}
+}
+
+// question is names to be looked up at once.
+type question struct {
+	hosts []string
+	done  chan struct{} // closed then
 }
 
 // resolved is what is known of one name.
@@ -66,7 +72,7 @@ type resolved struct {
 }
 
 func newNames(r *net.Resolver, tell func(proxy.Names), log *slog.Logger) *names {
-	return &names{lookup: cmp.Or(r, net.DefaultResolver).LookupNetIP, resolver: r, tell: tell, log: log, known: map[string]*resolved{}, slots: make(chan struct{}, resolvesAtOnce)}
+	return &names{lookup: cmp.Or(r, net.DefaultResolver).LookupNetIP, resolver: r, tell: tell, log: log, known: map[string]*resolved{}, slots: make(chan struct{}, resolvesAtOnce), fresh: make(chan question)}
 }
 
 // namesIn are the names in legacy addresses of destinations that may speak tcp, sorted.
@@ -114,26 +120,46 @@ func (n *names) want(ctx context.Context, hosts []string) {
 	}
 	late := time.NewTimer(resolveFirst)
 	defer late.Stop()
-	done := make(chan struct{})
-	n.asking.Go(func() { n.ask(ctx, fresh); close(done) })
-	select {
-	case <-done:
-	case <-late.C:
-	case <-ctx.Done():
+	q := question{fresh, make(chan struct{})}
+	for ask := n.fresh; ; {
+		select {
+		case ask <- q:
+			ask = nil
+		case <-q.done:
+			return
+		case <-late.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
 // run resolves all names again and again until ctx ends.
 func (n *names) run(ctx context.Context) {
-	defer n.asking.Wait()
-	tick := time.NewTicker(resolveEvery)
-	defer tick.Stop()
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	asking.Go(func() {
+		tick := time.NewTicker(resolveEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case now := <-tick.C:
+				n.ask(ctx, n.due(now))
+			}
+		}
+	})
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			n.ask(ctx, n.due(time.Now()))
+		case q := <-n.fresh: // does not wait for those that are slow
+			asking.Go(func() {
+				defer close(q.done)
+				n.ask(ctx, q.hosts)
+			})
 		}
 	}
 }
@@ -218,6 +244,13 @@ func (n *names) note(host string, list []netip.Addr, err error, now time.Time) {
 
 // publish tells what names stand for if that has changed, and keeps it for the next start.
 func (n *names) publish() {
+	if n.renew() && n.path != "" {
+		n.keep()
+	}
+}
+
+// renew tells what names stand for, and reports whether that has changed.
+func (n *names) renew() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := proxy.Names{}
@@ -226,14 +259,21 @@ func (n *names) publish() {
 			now[host] = of.addresses
 		}
 	}
-	if reflect.DeepEqual(now, n.told) {
-		return
+	if len(now) == len(n.told) && len(namesChanged(n.told, now)) == 0 {
+		return false
 	}
 	n.told = now
 	n.tell(now)
-	if n.path == "" {
-		return
-	}
+	return true
+}
+
+// keep writes the file.
+func (n *names) keep() {
+	n.saving.Lock()
+	defer n.saving.Unlock()
+	n.mu.Lock()
+	now := n.told
+	n.mu.Unlock()
 	b, err := json.Marshal(now)
 	if err == nil {
 		err = atomicfile.Write(n.path, b)

@@ -31,32 +31,66 @@ type resolving struct {
 
 func newResolving() *resolving {
 	r := &resolving{four: map[string][]string{}, six: map[string][]string{}}
-	r.names = newNames(nil, func(n proxy.Names) { r.told = append(r.told, n) }, slog.New(slog.DiscardHandler))
+	r.names = newNames(nil, func(n proxy.Names) { r.change(func() { r.told = append(r.told, n) }) }, slog.New(slog.DiscardHandler))
 	r.lookup = func(ctx context.Context, network, host string) (out []netip.Addr, err error) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
+		var takes time.Duration
+		err = errors.New("no such host")
+		r.change(func() {
+			takes = r.takes
+			from := r.four
+			if network == "ip6" {
+				from = r.six
+			}
+			for _, a := range from[host] {
+				out = append(out, netip.MustParseAddr(a))
+			}
+			if !r.broken && len(out) > 0 {
+				err = nil
+			}
+		})
 		select {
-		case <-time.After(r.takes):
+		case <-time.After(takes):
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			err = ctx.Err()
 		}
-		from := r.four
-		if network == "ip6" {
-			from = r.six
-		}
-		for _, a := range from[host] {
-			out = append(out, netip.MustParseAddr(a))
-		}
-		if r.broken || len(out) == 0 {
-			return nil, errors.New("no such host")
+		if err != nil {
+			return nil, err
 		}
 		return out, nil
 	}
 	return r
 }
 
+// start runs it until it is stopped.
+func (r *resolving) start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// change changes answers.
+func (r *resolving) change(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+}
+
+// answer is the addresses of a name from now on.
+func (r *resolving) answer(host string, addresses ...string) {
+	r.change(func() { r.four[host] = addresses })
+}
+
 // last is what was told last.
 func (r *resolving) last() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if len(r.told) == 0 {
 		return ""
 	}
@@ -65,42 +99,42 @@ func (r *resolving) last() string {
 
 func TestNamesAreResolvedBeforeEntriesCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		r := newResolving()
-		done := make(chan struct{})
-		go func() { r.run(ctx); close(done) }()
-		defer func() { cancel(); <-done }()
-		r.four["a"] = []string{"10.0.0.2", "10.0.0.1", "10.0.0.2"}
-		r.six["a"] = []string{"::1"}
+		r, ctx := newResolving(), t.Context()
+		defer r.start(ctx)()
+		r.answer("a", "10.0.0.2", "10.0.0.1", "10.0.0.2")
+		r.change(func() { r.six["a"] = []string{"::1"} })
 		r.want(ctx, []string{"a"})
 		if got := r.last(); got != "map[a:[10.0.0.1 10.0.0.2]]" {
 			t.Errorf("%s", got)
 		}
-		r.six["b"] = []string{"fe80::1%eth0", "::ffff:10.0.0.9"}
+		r.change(func() { r.six["b"] = []string{"fe80::1%eth0", "::ffff:10.0.0.9"} })
 		r.want(ctx, []string{"a", "b"})
 		if got := r.last(); got != "map[a:[10.0.0.1 10.0.0.2] b:[10.0.0.9 fe80::1]]" {
 			t.Errorf("no address of IPv4: %s", got)
 		}
 
-		r.takes = time.Second // others do not wait for a slow one, which is known in the end
-		r.four["c"] = []string{"10.0.0.3"}
+		r.change(func() { r.takes = time.Second }) // others do not wait for a slow one, which is known in the end
+		r.answer("c", "10.0.0.3")
 		began := time.Now()
 		r.want(ctx, []string{"a", "b", "c"})
 		if took := time.Since(began); took != resolveFirst {
 			t.Errorf("waited %v", took)
 		}
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
+		synctest.Wait()
 		if got := r.last(); got != "map[a:[10.0.0.1 10.0.0.2] b:[10.0.0.9 fe80::1] c:[10.0.0.3]]" {
 			t.Errorf("%s", got)
 		}
-		r.takes = 0
+		r.change(func() { r.takes = 0 })
 
 		r.want(ctx, []string{"a"}) // endpoints outlive their entry
-		time.Sleep(nameKept - time.Second)
+		<-time.After(nameKept - time.Second)
+		synctest.Wait()
 		if got := r.last(); got != "map[a:[10.0.0.1 10.0.0.2] b:[10.0.0.9 fe80::1] c:[10.0.0.3]]" {
 			t.Errorf("too early: %s", got)
 		}
-		time.Sleep(2 * resolveEvery)
+		<-time.After(2 * resolveEvery)
+		synctest.Wait()
 		if got := r.last(); got != "map[a:[10.0.0.1 10.0.0.2]]" {
 			t.Errorf("not forgotten: %s", got)
 		}
@@ -109,19 +143,17 @@ func TestNamesAreResolvedBeforeEntriesCount(t *testing.T) {
 
 func TestLastAddressesStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		r := newResolving()
-		done := make(chan struct{})
-		go func() { r.run(ctx); close(done) }()
-		defer func() { cancel(); <-done }()
-		r.four["a"] = []string{"10.0.0.1"}
+		r, ctx := newResolving(), t.Context()
+		defer r.start(ctx)()
+		r.answer("a", "10.0.0.1")
 		r.want(ctx, []string{"a", "lost"})
 		if got := r.lost("lost:80"); got != "legacy address lost:80: the server cannot resolve its name since 2000-01-01T00:00:00Z: no such host: nothing goes there" {
 			t.Errorf("%q", got)
 		}
 		for _, fault := range []func(){func() { r.broken = true }, func() { r.broken, r.four["a"] = false, nil }} {
-			fault()
-			time.Sleep(2 * resolveEvery)
+			r.change(fault)
+			<-time.After(2 * resolveEvery)
+			synctest.Wait()
 			if got := r.last(); got != "map[a:[10.0.0.1]]" || len(r.told) != 1 {
 				t.Errorf("told %s, %d times", got, len(r.told))
 			}
@@ -129,11 +161,13 @@ func TestLastAddressesStay(t *testing.T) {
 				t.Errorf("%q", got)
 			}
 		}
-		r.four["a"] = nil
+		var many []string
 		for i := range 2 * maxResolved {
-			r.four["a"] = append(r.four["a"], fmt.Sprintf("10.0.1.%d", 2*maxResolved-i))
+			many = append(many, fmt.Sprintf("10.0.1.%d", 2*maxResolved-i))
 		}
-		time.Sleep(2 * resolveEvery)
+		r.answer("a", many...)
+		<-time.After(2 * resolveEvery)
+		synctest.Wait()
 		got := r.told[len(r.told)-1]["a"]
 		if len(got) != maxResolved || !slices.IsSortedFunc(got, netip.Addr.Compare) || got[0] != netip.MustParseAddr("10.0.1.1") || r.lost("a:80") != "" {
 			t.Errorf("%v, %q", got, r.lost("a:80"))
@@ -147,11 +181,15 @@ func TestNamesOutliveARestart(t *testing.T) {
 	first := newResolving()
 	first.recall(path)
 	first.four["a"], first.four["b"] = []string{"10.0.0.1"}, []string{"10.0.0.2"}
+	stop := first.start(t.Context())
 	first.want(t.Context(), []string{"a", "b"})
+	stop()
 	second := newResolving()
 	second.broken = true
 	second.recall(path)
+	stop = second.start(t.Context())
 	second.want(t.Context(), []string{"a"})
+	stop()
 	if got := second.last(); got != "map[a:[10.0.0.1] b:[10.0.0.2]]" {
 		t.Errorf("%q", got)
 	}
