@@ -133,10 +133,11 @@ func (s *walk) is(stage string) {
 	}
 }
 
-// via sets shares, and waits until fifty more have been answered, by those who should.
+// via sets shares, be they too large for a few instances, and waits until fifty more have been
+// answered, by those who should.
 func (s *walk) via(shares map[string]float64, instances int) {
 	s.w.t.Helper()
-	s.w.restaged(api.ShiftRequest{Pairs: webTo(s.service), Via: shares})
+	s.w.restaged(api.ShiftRequest{Pairs: webTo(s.service), Via: shares, Force: true})
 	s.answered(instances, fmt.Sprint(shares))
 }
 
@@ -225,6 +226,9 @@ func TestWalkThroughStages(t *testing.T) {
 		s.via(map[string]float64{"direct": 50}, 13)
 		s.stage("plain")
 		w.takesPlaintext(s.service, 3)
+		if got := w.refusal(api.ShiftRequest{Pairs: webTo(s.service), Via: map[string]float64{"legacy": 50, "plain": 50}}); !strings.Contains(got, "3 of 12 instances take way plain: each would get ") {
+			t.Errorf("%s", got)
+		}
 		s.via(map[string]float64{"legacy": 50, "plain": 50}, 4)
 		s.via(map[string]float64{"plain": 100}, 3)
 		s.stage("permissive")

@@ -3,7 +3,6 @@ package proxy
 import (
 	"cmp"
 	"fmt"
-	"net"
 	"reflect"
 	"slices"
 	"strings"
@@ -62,6 +61,14 @@ type Part struct {
 	Priority uint32
 }
 
+// legacy is the address of WayLegacy in its parts; of other ways there is none.
+func (p Part) legacy() (host string, port int) {
+	if p.Way != config.WayLegacy {
+		return "", 0
+	}
+	return (&config.LegacyWay{Address: p.Legacy}).HostPort()
+}
+
 // Group is a cluster of clusters for requests: attempt n goes to member n, and a
 // member without a healthy instance is passed over. Whatever is in it is in its name
 // too, so that a group never changes: routes go over to another one when that one's
@@ -105,8 +112,8 @@ func (r EndpointsRef) Services() []string {
 // Reads reports whether the resource is made of what any of the names stand for.
 func (r EndpointsRef) Reads(names []string) bool {
 	return slices.ContainsFunc(r.Parts, func(p Part) bool {
-		host, _, err := net.SplitHostPort(p.Legacy)
-		return err == nil && slices.Contains(names, host)
+		host, _ := p.legacy()
+		return host != "" && slices.Contains(names, host)
 	})
 }
 

@@ -3,10 +3,8 @@ package proxy
 import (
 	"cmp"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -111,8 +109,7 @@ func BuildEndpoints(snap *catalog.Snapshot, ref EndpointsRef, names Names, filte
 
 // places are the ends of a legacy address, and what they stand for where it is a name.
 func places(p Part, names Names) (out []Endpoint, of string, problems []Problem) {
-	host, text, _ := net.SplitHostPort(p.Legacy)
-	port, _ := strconv.Atoi(text) // the entry was checked
+	host, port := p.legacy()
 	if at, err := netip.ParseAddr(host); err == nil {
 		return []Endpoint{{Address: at.String(), Port: port, Weight: 1}}, "", nil
 	}

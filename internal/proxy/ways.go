@@ -2,9 +2,7 @@ package proxy
 
 import (
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
@@ -312,8 +310,7 @@ func (p *planner) part(l leg) (Part, string) {
 	case config.WayDirect, config.WayPlain:
 		return Part{Target: l.Target, Weight: l.Weight, Way: l.way}, ""
 	case config.WayLegacy:
-		at := p.place()
-		return Part{Target: l.Target, Weight: l.Weight, Way: l.way, Legacy: net.JoinHostPort(at.Address, strconv.Itoa(at.Port))}, ""
+		return Part{Target: l.Target, Weight: l.Weight, Way: l.way, Legacy: p.shift.Legacy.Address}, ""
 	}
 	if reason := p.unreachable(l.Target); reason != "" {
 		return Part{}, reason
