@@ -47,6 +47,8 @@ type GuardPolicy struct {
 	Most float64
 	// Window is how long a departure counts. Default ten minutes.
 	Window time.Duration
+	// Agents run the registry's checks, as Consul's do, and forget what these said when they restart: see [Check.Unrun].
+	Agents bool
 	// Rate is the part of a set that may leave in one second, explained or not, and at least
 	// one instance. 0: no limit.
 	Rate float64
@@ -200,7 +202,7 @@ func (g Guard) set(now time.Time, name string, raw *Set, evidence Evidence) (out
 		}
 	}
 	missed := s.missed()
-	present := g.heard(now, &s, s.awaited(now, instances(raw), instances(was)), instances(was))
+	present := g.heard(now, &s, g.awaited(now, &s, instances(raw), instances(was)), instances(was))
 	gone := without(instances(was), present)
 	unexplained := slices.Clone(gone)
 	if s.kept.Time.IsZero() {

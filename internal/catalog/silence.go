@@ -70,7 +70,10 @@ const runWithin = time.Minute
 // awaited returns the instances with those well that sidecars were told are well and whose
 // checks have not run since: such a check says nothing yet, and an agent that restarts, or is filled
 // anew, has many of them at once. After [runWithin] it is believed.
-func (s *guard) awaited(now time.Time, raw, was []Instance) []Instance {
+func (g Guard) awaited(now time.Time, s *guard, raw, was []Instance) []Instance {
+	if !g.Policy.Agents {
+		return raw
+	}
 	unrun, out := map[InstanceKey]time.Time{}, raw
 	for i, in := range raw {
 		if !in.unrun() {

@@ -128,7 +128,7 @@ func TestHealthFloor(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h, now := newHeard(), noon
-			var g Guard
+			g := Guard{Policy: GuardPolicy{Agents: true}}
 			for line := range strings.Lines(strings.TrimSpace(tt.lines)) {
 				now = now.Add(time.Minute)
 				if line = strings.TrimSpace(line); strings.HasPrefix(line, "+") {
@@ -173,6 +173,15 @@ func TestUnrun(t *testing.T) {
 		if got := tt.c.Unrun(); got != tt.want {
 			t.Errorf("%+v: %v, want %v", tt.c, got, tt.want)
 		}
+	}
+}
+
+// Where no agents run checks a critical one has been set so.
+func TestUnrunWithoutAgents(t *testing.T) {
+	h := newHeard()
+	g, _ := Guard{}.Step(noon, h.says("a b"), nothing{})
+	if _, snap := g.Step(noon, h.says("a~ b"), nothing{}); told(snap) != "a! b" {
+		t.Errorf("told %q", told(snap))
 	}
 }
 

@@ -63,7 +63,7 @@ func newEndpointGuard(source catalog.Source, policy catalog.GuardPolicy, dir str
 		source: source, guard: catalog.Guard{Policy: policy}, log: log, nudge: make(chan struct{}, 1),
 		explained: map[catalog.InstanceKey]string{}, told: map[string]catalog.Held{}, first: map[string]time.Time{}, looked: map[string]bool{},
 	}
-	g.remote, _ = source.(remote)
+	g.remote, g.guard.Policy.Agents = source.(remote)
 	g.known, _ = source.(catalog.Evidence)
 	if dir != "" && !policy.Off {
 		g.file = newGuardFile(dir, log)
