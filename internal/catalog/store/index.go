@@ -114,19 +114,16 @@ func (w *Writer) gone(subject string) bool {
 
 // first is the first row that matches, or nil.
 func (r *Reader) first(table, index string, args ...any) any {
-	row, err := r.txn.First(table, index, args...)
-	must(err)
-	return row
+	return r.txn.first(table, index, args...)
 }
 
 // list is all rows that match, in the order of the index.
 func (r *Reader) list(table, index string, args ...any) []any {
-	it, err := r.txn.Get(table, index, args...)
-	must(err)
 	var out []any
-	for row := it.Next(); row != nil; row = it.Next() {
+	r.txn.each(table, index, args, func(row any) bool {
 		out = append(out, row)
-	}
+		return true
+	})
 	return out
 }
 

@@ -97,30 +97,45 @@ type table struct {
 	// graves is how much a row counts towards [maxGraves] when it is loaded.
 	graves  int
 	indexes []*memdb.IndexSchema // besides the id
+	// orders, where set, says that rows are kept in trees, and in which: the first is that of the id.
+	// Nobody can wait for such a row. Tables with many rows are kept so: a tree takes a
+	// twentieth of what an index of memdb's takes, which has two channels for each row.
+	orders []order
 }
 
 func tables() []*table {
 	return []*table{
 		{name: tableNodes, decode: decodeAs[catalog.Node],
 			id: func(row any) []byte { return key(row.(*catalog.Node).Name) },
-			indexes: []*memdb.IndexSchema{
-				secondary("folded", func(row any) []byte { return key(strings.ToLower(row.(*catalog.Node).Name)) }),
+			orders: []order{
+				{"id", func(row any) (path, bool) { return path{row.(*catalog.Node).Name}, true }},
+				{"folded", func(row any) (path, bool) {
+					name := row.(*catalog.Node).Name
+					return path{strings.ToLower(name), name}, true
+				}},
 			}},
 		{name: tableServices, decode: decodeService,
 			id: func(row any) []byte { r := row.(*serviceRow); return key(r.Node, r.Service.ID) },
-			indexes: []*memdb.IndexSchema{
-				secondary("name", func(row any) []byte { return named(row.(*serviceRow).Service.Name) }),
-				secondary("connect", func(row any) []byte {
-					if name := meshName(&row.(*serviceRow).Service); name != "" {
-						return named(name)
-					}
-					return nil
-				}),
+			orders: []order{
+				{"id", func(row any) (path, bool) { r := row.(*serviceRow); return path{r.Node, r.Service.ID}, true }},
+				{"name", func(row any) (path, bool) {
+					r := row.(*serviceRow)
+					return path{strings.ToLower(r.Service.Name), r.Service.Name, r.Node, r.Service.ID}, true
+				}},
+				{"connect", func(row any) (path, bool) {
+					r := row.(*serviceRow)
+					name := meshName(&r.Service)
+					return path{strings.ToLower(name), name, r.Node, r.Service.ID}, name != ""
+				}},
 			}},
 		{name: tableChecks, decode: decodeCheck,
 			id: func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.CheckID) },
-			indexes: []*memdb.IndexSchema{
-				secondary("service", func(row any) []byte { r := row.(*checkRow); return key(r.Check.Node, r.Check.ServiceID) }),
+			orders: []order{
+				{"id", func(row any) (path, bool) { c := &row.(*checkRow).Check; return path{c.Node, c.CheckID}, true }},
+				{"service", func(row any) (path, bool) {
+					c := &row.(*checkRow).Check
+					return path{c.Node, c.ServiceID, c.CheckID}, true
+				}},
 			}},
 		{name: tableLeft, decode: decodeAs[departure],
 			id: func(row any) []byte { d := row.(*departure); return key(d.Node, d.ID) },
@@ -178,12 +193,14 @@ func meshName(s *catalog.Service) string {
 }
 
 // named is where an index has a name: below that without regard to case, which is a prefix of it.
-// An index costs as much memory as a row.
 func named(name string) []byte { return key(strings.ToLower(name), name) }
 
 func schema() *memdb.DBSchema {
 	out := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
 	for _, t := range tables() {
+		if t.orders != nil {
+			continue
+		}
 		indexes := map[string]*memdb.IndexSchema{
 			"id": {Name: "id", Unique: true, Indexer: indexer{t.id}},
 		}
@@ -192,6 +209,9 @@ func schema() *memdb.DBSchema {
 		}
 		out.Tables[t.name] = &memdb.TableSchema{Name: t.name, Indexes: indexes}
 	}
+	out.Tables[tableForest] = &memdb.TableSchema{Name: tableForest, Indexes: map[string]*memdb.IndexSchema{
+		"id": {Name: "id", Unique: true, Indexer: indexer{func(any) []byte { return key("") }}},
+	}}
 	out.Tables[tableDelays] = &memdb.TableSchema{Name: tableDelays, Indexes: map[string]*memdb.IndexSchema{
 		"id": {Name: "id", Unique: true, Indexer: indexer{func(row any) []byte { return key(row.(*lockDelay).Key) }}},
 	}}
@@ -288,14 +308,13 @@ func once(texts ...*string) {
 
 // likeOthers makes a service that was just decoded hold what another of its name has, too: most
 // instances declare the same. Rows are never changed.
-func likeOthers(txn *memdb.Txn, row any) {
+func likeOthers(txn *txn, row any) {
 	r, ok := row.(*serviceRow)
 	if !ok {
 		return
 	}
-	found, err := txn.First(tableServices, "name", named(r.Service.Name))
-	other, ok := found.(*serviceRow)
-	if err != nil || !ok || other == r {
+	other, ok := txn.first(tableServices, "name", named(r.Service.Name)).(*serviceRow)
+	if !ok || other == r {
 		return
 	}
 	if p, o := r.Service.Proxy, other.Service.Proxy; p != nil && o != nil {

@@ -255,7 +255,7 @@ func (s *Store) catchUp(ctx context.Context) error {
 
 // replay makes in memory, and in the cache, the changes of one commit. The caller holds commit.
 func (s *Store) replay(changes []Change, mark Mark) error {
-	txn := s.mem.Txn(true)
+	txn := s.txn(true)
 	defer txn.Abort()
 	var touched []config.Key
 	for _, c := range changes {
@@ -263,11 +263,9 @@ func (s *Store) replay(changes []Change, mark Mark) error {
 		if t == nil {
 			continue // of a newer version
 		}
-		old, err := txn.First(t.name, "id", c.Key)
-		if err != nil {
-			return err
-		}
+		old := txn.first(t.name, "id", c.Key)
 		var row any
+		var err error
 		if c.Value != nil {
 			if row, err = t.decode(c.Value); err != nil {
 				s.options.Log.Error("row ignored: it cannot be read", "table", t.name, "row", printable(c.Key), "reason", err)
@@ -283,15 +281,17 @@ func (s *Store) replay(changes []Change, mark Mark) error {
 		}
 		s.count(t.name, old, row)
 		if row != nil {
-			err = txn.Insert(t.name, row)
+			err = txn.put(t, row)
 		} else if old != nil {
-			err = txn.Delete(t.name, old)
+			err = txn.remove(t, old)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	txn.Commit()
+	if err := txn.commit(); err != nil {
+		return err
+	}
 	s.mark = mark
 	s.rejudge(touched)
 	s.cache(changes)

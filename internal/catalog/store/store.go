@@ -164,7 +164,7 @@ func (s *Store) NodeAddress() string { return s.options.NodeAddress }
 
 // load fills the empty memory from disk.
 func (s *Store) load() error {
-	txn := s.mem.Txn(true)
+	txn := s.txn(true)
 	defer txn.Abort()
 	err := s.disk.decoded(func(l loaded) error {
 		t, key, row, err := l.t, l.key, l.row, l.err
@@ -192,12 +192,14 @@ func (s *Store) load() error {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
 		}
 		likeOthers(txn, row)
-		return txn.Insert(t.name, row)
+		return txn.put(t, row)
 	})
+	if err == nil {
+		err = txn.commit()
+	}
 	if err != nil {
 		return err
 	}
-	txn.Commit()
 	if s.options.Judge != nil {
 		var all []config.Entry
 		for _, e := range s.reader().Entries("") {
@@ -284,14 +286,16 @@ func (s *Store) isClosed() bool {
 	}
 }
 
+func (s *Store) txn(write bool) *txn { return &txn{Txn: s.mem.Txn(write), tables: s.tables} }
+
 func (s *Store) reader() *Reader {
-	return &Reader{txn: s.mem.Txn(false), watch: memdb.NewWatchSet(), index: firstIndex, datacenter: s.options.Datacenter}
+	return &Reader{txn: s.txn(false), watch: memdb.NewWatchSet(), index: firstIndex, datacenter: s.options.Datacenter}
 }
 
 // Reader reads the registry at one moment. What it returns is shared: never change
 // it. It is valid only inside the function it was given to.
 type Reader struct {
-	txn        *memdb.Txn
+	txn        *txn
 	watch      memdb.WatchSet // nil in a Writer
 	index      uint64         // of everything looked at so far
 	datacenter string

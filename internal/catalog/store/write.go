@@ -139,7 +139,7 @@ func fail(batch []*update, err error) {
 // try commits all of batch, or nothing. The update that refused is returned with its
 // error; without one, the error (or nil) is that of the disk and concerns all.
 func (s *Store) try(ctx context.Context, batch []*update) (*update, error) {
-	txn := s.mem.Txn(true)
+	txn := s.txn(true)
 	defer txn.Abort()
 	var changes []Change
 	var writers []*Writer
@@ -171,7 +171,7 @@ func (s *Store) try(ctx context.Context, batch []*update) (*update, error) {
 		after = append(after, w.after...)
 	}
 	commit := func() {
-		txn.Commit()
+		must(txn.commit())
 		s.judged = entries
 		for _, f := range after {
 			f()
@@ -261,7 +261,7 @@ func (w *Writer) put(name string, row any) error {
 		return fmt.Errorf("%s %q: the name is not valid UTF-8", t.name, printable(id))
 	}
 	likeOthers(w.txn, kept)
-	if err := w.txn.Insert(t.name, kept); err != nil {
+	if err := w.txn.put(t, kept); err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
 	}
 	w.change(Change{t.name, id, value})
@@ -270,7 +270,7 @@ func (w *Writer) put(name string, row any) error {
 
 func (w *Writer) remove(name string, row any) error {
 	t := w.store.tables[name]
-	if err := w.txn.Delete(t.name, row); err != nil {
+	if err := w.txn.remove(t, row); err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(t.id(row)), err)
 	}
 	w.change(Change{t.name, t.id(row), nil})
