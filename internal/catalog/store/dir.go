@@ -99,7 +99,7 @@ func (c Change) Entry() (config.Entry, error) {
 	if c.Table != tableEntries {
 		return nil, nil
 	}
-	row, err := decodeEntry(c.Value)
+	row, err := decodeEntry(c.Value, nil)
 	if err != nil {
 		return nil, fmt.Errorf("entry %s: %w", printable(c.Key), err)
 	}
@@ -108,7 +108,7 @@ func (c Change) Entry() (config.Entry, error) {
 
 // KV is the pair of a row, or nil.
 func (c Change) KV() *KV {
-	if row, err := decodeAs[KV](c.Value); err == nil && c.Table == tableKV {
+	if row, err := decodeAs[KV](c.Value, nil); err == nil && c.Table == tableKV {
 		return row.(*KV)
 	}
 	return nil
@@ -116,7 +116,7 @@ func (c Change) KV() *KV {
 
 // State is the name and value of a row of [Writer.PutState].
 func (c Change) State() (name string, value []byte, ok bool) {
-	row, err := decodeAs[stateRow](c.Value)
+	row, err := decodeAs[stateRow](c.Value, nil)
 	if err != nil || c.Table != tableStates {
 		return "", nil, false
 	}

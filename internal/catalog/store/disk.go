@@ -128,15 +128,18 @@ func (d *disk) close() error {
 
 // each visits all rows. key and value are valid only during the call.
 func (d *disk) each(visit func(t *table, key, value []byte) error) error {
-	return d.db.View(func(tx *bbolt.Tx) error {
-		for _, t := range tables() {
-			err := tx.Bucket([]byte(t.name)).ForEach(func(k, v []byte) error { return visit(t, k, v) })
-			if err != nil {
-				return err
-			}
+	return d.db.View(func(tx *bbolt.Tx) error { return rows(tx, visit) })
+}
+
+// rows visits all rows. key and value are valid as long as the transaction.
+func rows(tx *bbolt.Tx, visit func(t *table, key, value []byte) error) error {
+	for _, t := range tables() {
+		err := tx.Bucket([]byte(t.name)).ForEach(func(k, v []byte) error { return visit(t, k, v) })
+		if err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // apply writes all changes or, with an error, none.

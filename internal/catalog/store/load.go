@@ -1,12 +1,15 @@
 package store
 
 import (
-	"bytes"
 	"errors"
 	"runtime"
+	"sync"
+
+	"go.etcd.io/bbolt"
 )
 
-// loaded is a row on its way from disk to memory.
+// loaded is a row on its way from disk to memory. key and value are in the file, and valid only
+// while it is visited.
 type loaded struct {
 	t          *table
 	key, value []byte
@@ -23,6 +26,10 @@ const batchRows = 512
 // decoded visits all rows in order, decoded: several batches at a time, which is most of what
 // starting from a large registry takes.
 func (d *disk) decoded(visit func(loaded) error) error {
+	return d.db.View(func(tx *bbolt.Tx) error { return decoded(tx, visit) })
+}
+
+func decoded(tx *bbolt.Tx, visit func(loaded) error) error {
 	type batch struct {
 		rows []loaded
 		done chan struct{} // closed when they are decoded
@@ -31,29 +38,32 @@ func (d *disk) decoded(visit func(loaded) error) error {
 		batches = make(chan *batch, runtime.GOMAXPROCS(0))
 		stop    = make(chan struct{}) // closed when nobody visits any more
 		failed  error
+		once    = newAlike()
+		reading sync.WaitGroup // whoever looks into the file
 	)
-	go func() {
+	defer reading.Wait()
+	reading.Go(func() {
 		defer close(batches)
 		var next []loaded
 		send := func() error {
 			b := &batch{next, make(chan struct{})}
-			next = nil
+			next = make([]loaded, 0, batchRows)
 			select {
 			case batches <- b:
 			case <-stop:
 				return errStopped
 			}
-			go func() {
+			reading.Go(func() {
 				defer close(b.done)
 				for i := range b.rows {
 					r := &b.rows[i]
-					r.row, r.err = r.t.decode(r.value)
+					r.row, r.err = r.t.decode(r.value, once)
 				}
-			}()
+			})
 			return nil
 		}
-		failed = d.each(func(t *table, key, value []byte) error {
-			next = append(next, loaded{t: t, key: bytes.Clone(key), value: bytes.Clone(value)})
+		failed = rows(tx, func(t *table, key, value []byte) error {
+			next = append(next, loaded{t: t, key: key, value: value})
 			if len(next) < batchRows {
 				return nil
 			}
@@ -62,7 +72,7 @@ func (d *disk) decoded(visit func(loaded) error) error {
 		if failed == nil {
 			failed = send()
 		}
-	}()
+	})
 	var err error
 	for b := range batches {
 		<-b.done

@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"unique"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -93,7 +92,7 @@ type indexRow struct {
 type table struct {
 	name   string
 	id     func(row any) []byte
-	decode func(value []byte) (any, error)
+	decode func(value []byte, alike *alike) (any, error)
 	// graves is how much a row counts towards [maxGraves] when it is loaded.
 	graves  int
 	indexes []*memdb.IndexSchema // besides the id
@@ -267,7 +266,7 @@ func (i indexer) FromArgs(args ...any) ([]byte, error) {
 // PrefixFromArgs implements [memdb.PrefixIndexer].
 func (i indexer) PrefixFromArgs(args ...any) ([]byte, error) { return i.FromArgs(args...) }
 
-func decodeAs[T any](value []byte) (any, error) {
+func decodeAs[T any](value []byte, _ *alike) (any, error) {
 	row := new(T)
 	if err := json.Unmarshal(value, row); err != nil {
 		return nil, err
@@ -275,35 +274,18 @@ func decodeAs[T any](value []byte) (any, error) {
 	return row, nil
 }
 
-// decodeService and decodeCheck hold once, however many rows have them, the texts that many have.
-
-func decodeService(value []byte) (any, error) {
-	row, err := decodeAs[serviceRow](value)
-	if err != nil {
-		return nil, err
+func decodeService(value []byte, alike *alike) (any, error) {
+	if row, ok := alike.serviceRow(value); ok {
+		return row, nil
 	}
-	r := row.(*serviceRow)
-	once(&r.Node, &r.Service.Name, &r.Service.Address)
-	if p := r.Service.Proxy; p != nil {
-		once(&p.DestinationServiceName, &p.LocalServiceAddress, &p.Mode)
-	}
-	return r, nil
+	return decodeAs[serviceRow](value, nil)
 }
 
-func decodeCheck(value []byte) (any, error) {
-	row, err := decodeAs[checkRow](value)
-	if err != nil {
-		return nil, err
+func decodeCheck(value []byte, alike *alike) (any, error) {
+	if row, ok := alike.checkRow(value); ok {
+		return row, nil
 	}
-	c := &row.(*checkRow).Check
-	once(&c.Node, &c.Name, &c.ServiceName, &c.Type, &c.Interval, &c.Timeout)
-	return row, nil
-}
-
-func once(texts ...*string) {
-	for _, t := range texts {
-		*t = unique.Make(*t).Value()
-	}
+	return decodeAs[checkRow](value, nil)
 }
 
 // likeOthers makes a service that was just decoded hold what another of its name has, too: most
@@ -335,7 +317,7 @@ func likeOthers(txn *txn, row any) {
 	}
 }
 
-func decodeEntry(value []byte) (any, error) {
+func decodeEntry(value []byte, _ *alike) (any, error) {
 	var stored storedEntry
 	if err := json.Unmarshal(value, &stored); err != nil {
 		return nil, err

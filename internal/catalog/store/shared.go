@@ -267,7 +267,7 @@ func (s *Store) replay(changes []Change, mark Mark) error {
 		var row any
 		var err error
 		if c.Value != nil {
-			if row, err = t.decode(c.Value); err != nil {
+			if row, err = t.decode(c.Value, nil); err != nil {
 				s.options.Log.Error("row ignored: it cannot be read", "table", t.name, "row", printable(c.Key), "reason", err)
 				s.unread[string(c.Key)] = s.unread[string(c.Key)] || t.name == tableEntries
 				continue

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
+	"slices"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
@@ -63,15 +65,12 @@ func (r *Reader) snapshot(old *catalog.Snapshot) *catalog.Snapshot {
 	sets := map[string]*catalog.Set{}
 	if old == nil || r.floor() > old.Index {
 		// What is gone may be forgotten already, so look at everything.
-		for _, in := range r.Services() {
-			sets[in.Service.Name] = nil
-		}
-		for name := range sets {
+		for name, instances := range r.everything() {
 			row, _ := r.first(tableIndex, "id", subjectService(name)).(*indexRow)
 			if old != nil && row != nil && row.Index <= old.Index {
 				sets[name] = old.Set(name)
 			} else {
-				sets[name] = catalog.NewSet(name, r.instances("name", named(name)))
+				sets[name] = catalog.NewSet(name, instances)
 			}
 		}
 		return catalog.NewSnapshot(r.datacenter, r.Index(), sets)
@@ -85,6 +84,30 @@ func (r *Reader) snapshot(old *catalog.Snapshot) *catalog.Snapshot {
 	}
 	return old.With(r.Index(), sets)
 }
+
+// everything is all instances by service, found node by node: to look for each one's checks takes longer.
+func (r *Reader) everything() map[string][]catalog.Instance {
+	r.look(subjectServices)
+	out := map[string][]catalog.Instance{}
+	for _, row := range r.list(tableNodes, "id") {
+		node := row.(*catalog.Node)
+		checks := r.checks("service", node.Name) // by service ID: first the node's own
+		nodes, _ := slices.BinarySearchFunc(checks, "\x00", byServiceID)
+		for _, row := range r.list(tableServices, "id", node.Name) {
+			s := &row.(*serviceRow).Service
+			from, _ := slices.BinarySearchFunc(checks, s.ID, byServiceID)
+			to, _ := slices.BinarySearchFunc(checks, s.ID+"\x00", byServiceID)
+			own := slices.Clip(checks[from:to])
+			if nodes > 0 {
+				own = slices.Concat(checks[:nodes], own)
+			}
+			out[s.Name] = append(out[s.Name], catalog.Instance{Node: node, Service: s, Checks: own})
+		}
+	}
+	return out
+}
+
+func byServiceID(c *catalog.Check, id string) int { return cmp.Compare(c.ServiceID, id) }
 
 // changedSince lists the services with a change after index.
 func (r *Reader) changedSince(index uint64) []string {

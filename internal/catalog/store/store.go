@@ -191,7 +191,6 @@ func (s *Store) load() error {
 		if session, ok := row.(*Session); ok && session.ttl() > 0 {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
 		}
-		likeOthers(txn, row)
 		return txn.put(t, row)
 	})
 	if err == nil {

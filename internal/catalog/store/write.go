@@ -253,7 +253,7 @@ func (w *Writer) put(name string, row any) error {
 	if err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
 	}
-	kept, err := t.decode(value)
+	kept, err := t.decode(value, nil)
 	if err != nil {
 		return fmt.Errorf("%s %q: %w", t.name, printable(id), err)
 	}
