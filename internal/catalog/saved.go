@@ -2,17 +2,23 @@ package catalog
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // What was let through last, as it is kept over a restart: a line of JSON that says what
 // follows, one for each service, and a last one by which a file that breaks off is told.
-// What checks have put out is left behind, but for what [Check.Silent] goes by.
+// What checks have put out is left behind, but for what [Check.Silent] goes by. A line of a service
+// begins with a sum, by which it need not be read where the registry has the same.
 
 type savedHead struct {
 	Crossfade  string      `json:"crossfade"` // savedFormat
@@ -29,6 +35,7 @@ type savedHeld struct {
 
 type savedLine struct {
 	Name      string          `json:"name,omitempty"`
+	Sum       string          `json:"sum,omitempty"` // of the set; "" in files of earlier versions
 	Nodes     []*Node         `json:"nodes,omitempty"`
 	Instances []savedInstance `json:"instances,omitempty"`
 	End       *int            `json:"end,omitempty"` // how many services there were
@@ -41,6 +48,9 @@ type savedInstance struct {
 }
 
 const savedFormat = "catalog 1"
+
+// maxSavedLine bounds a line, in bytes.
+const maxSavedLine = 1 << 28
 
 // WriteSaved writes a snapshot, and of which services instances are held in it.
 func WriteSaved(to io.Writer, s *Snapshot, held []Held) error {
@@ -62,7 +72,7 @@ func WriteSaved(to io.Writer, s *Snapshot, held []Held) error {
 	}
 	names := s.Services()
 	for _, name := range names {
-		line := savedLine{Name: name}
+		line := savedLine{Name: name, Sum: s.Set(name).sum()}
 		at := map[*Node]int{}
 		for _, in := range s.Set(name).Instances {
 			if _, ok := at[in.Node]; !ok {
@@ -95,11 +105,44 @@ func savedChecks(checks []*Check) []*Check {
 	return out
 }
 
-// ReadSaved reads what [WriteSaved] wrote: all of it, or nothing and an error.
-func ReadSaved(from io.Reader) (*Snapshot, []Held, error) {
-	lines := json.NewDecoder(bufio.NewReaderSize(from, 1<<16))
+// sum is the same for sets whose instances are the same, at the same addresses and in the same health.
+func (s *Set) sum() string {
+	if s == nil {
+		return ""
+	}
+	h := sha256.New()
+	var b []byte
+	for _, in := range s.Instances {
+		b = b[:0]
+		for _, text := range []string{in.Node.Name, in.Node.Address, in.Service.ID, in.Service.Address} {
+			b = append(append(b, text...), 0)
+		}
+		b = strconv.AppendInt(b, int64(in.Service.Port), 10)
+		for _, c := range in.Checks {
+			b = append(append(append(append(append(b, 0), c.CheckID...), 0), c.Status...), 0)
+			b = strconv.AppendBool(b, c.Silent())
+		}
+		h.Write(append(b, '\n'))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// ReadSaved reads what [WriteSaved] wrote: all of it, or nothing and an error. Sets that are in have
+// with the same instances in the same health are taken from there; it may be nil.
+func ReadSaved(from io.Reader, have *Snapshot) (*Snapshot, []Held, error) {
+	lines := bufio.NewScanner(from)
+	lines.Buffer(nil, maxSavedLine)
+	next := func() error {
+		if !lines.Scan() {
+			return cmp.Or(lines.Err(), io.ErrUnexpectedEOF)
+		}
+		return nil
+	}
 	var head savedHead
-	if err := lines.Decode(&head); err != nil {
+	if err := next(); err != nil {
+		return nil, nil, fmt.Errorf("no saved catalog: %w", err)
+	}
+	if err := json.Unmarshal(lines.Bytes(), &head); err != nil {
 		return nil, nil, fmt.Errorf("no saved catalog: %w", err)
 	}
 	if head.Crossfade != savedFormat {
@@ -107,8 +150,15 @@ func ReadSaved(from io.Reader) (*Snapshot, []Held, error) {
 	}
 	sets := map[string]*Set{}
 	for {
+		if err := next(); err != nil {
+			return nil, nil, fmt.Errorf("saved catalog: breaks off after %d services: %w", len(sets), err)
+		}
+		if set := known(lines.Bytes(), have); set != nil {
+			sets[set.Name] = set
+			continue
+		}
 		var line savedLine
-		if err := lines.Decode(&line); err != nil {
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
 			return nil, nil, fmt.Errorf("saved catalog: breaks off after %d services: %w", len(sets), err)
 		}
 		if line.End != nil {
@@ -132,6 +182,30 @@ func ReadSaved(from io.Reader) (*Snapshot, []Held, error) {
 		held = append(held, back)
 	}
 	return NewSnapshot(head.Datacenter, head.Index, sets), held, nil
+}
+
+// known is the set of have that a line is of, if it has the line's sum.
+func known(line []byte, have *Snapshot) *Set {
+	if have == nil || len(line) == 0 || line[len(line)-1] != '}' {
+		return nil
+	}
+	tokens := json.NewDecoder(bytes.NewReader(line))
+	var begin [5]json.Token // {"name": NAME, "sum": SUM
+	for i := range begin {
+		t, err := tokens.Token()
+		if err != nil {
+			return nil
+		}
+		begin[i] = t
+	}
+	name, ok := begin[2].(string)
+	if !ok || begin[1] != "name" || begin[3] != "sum" {
+		return nil
+	}
+	if set := have.Set(name); set != nil && begin[4] == set.sum() {
+		return set
+	}
+	return nil
 }
 
 func (l savedLine) set() (*Set, error) {

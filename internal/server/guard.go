@@ -84,13 +84,10 @@ func (g *endpointGuard) Explains(in catalog.Instance) string {
 func (g *endpointGuard) Run(ctx context.Context, publish func(*catalog.Snapshot)) error {
 	g.mu.Lock()
 	g.publish = publish
-	if last, held := g.file.load(); last != nil {
-		g.guard = g.guard.Resume(last, held)
-		if g.remote != nil {
-			g.remote.Doubt()
-			g.published = last.With(0, nil)
-			publish(g.published)
-		}
+	if g.remote != nil && g.resume(nil) {
+		g.remote.Doubt()
+		g.published = g.guard.Passed().With(0, nil)
+		publish(g.published)
 	}
 	g.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
@@ -104,9 +101,21 @@ func (g *endpointGuard) Run(ctx context.Context, publish func(*catalog.Snapshot)
 	return g.source.Run(ctx, g.take)
 }
 
+// resume goes on from what was let through last before a restart, if that is known. The caller holds mu.
+func (g *endpointGuard) resume(have *catalog.Snapshot) bool {
+	last, held := g.file.load(have)
+	if last != nil {
+		g.guard = g.guard.Resume(last, held)
+	}
+	return last != nil
+}
+
 func (g *endpointGuard) take(raw *catalog.Snapshot) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.raw == nil && g.remote == nil {
+		g.resume(raw)
+	}
 	g.raw = raw
 	g.step(time.Now())
 }

@@ -320,7 +320,7 @@ func TestEndpointGuardFileThatCannotBeRead(t *testing.T) {
 			if cut%7 != 0 {
 				continue
 			}
-			if s, _, err := catalog.ReadSaved(bytes.NewReader(whole[:cut])); err == nil {
+			if s, _, err := catalog.ReadSaved(bytes.NewReader(whole[:cut]), nil); err == nil {
 				t.Fatalf("the first %d of %d bytes are read as %v", cut, len(whole), s.Services())
 			}
 		}

@@ -43,8 +43,9 @@ func newGuardFile(dir string, log *slog.Logger) *guardFile {
 	return &guardFile{path: filepath.Join(dir, guardFileName), log: log, dirty: make(chan struct{}, 1)}
 }
 
-// load reads the file; nil when there is none, or none that can be used, which is said.
-func (f *guardFile) load() (*catalog.Snapshot, []catalog.Held) {
+// load reads the file; nil when there is none, or none that can be used, which is said. What is in
+// the registry as in the file is taken from there; have is nil where that is not known.
+func (f *guardFile) load(have *catalog.Snapshot) (*catalog.Snapshot, []catalog.Held) {
 	if f == nil {
 		return nil, nil
 	}
@@ -56,7 +57,7 @@ func (f *guardFile) load() (*catalog.Snapshot, []catalog.Held) {
 		defer file.Close()
 		var snap *catalog.Snapshot
 		var held []catalog.Held
-		if snap, held, err = catalog.ReadSaved(io.LimitReader(file, maxGuardFile)); err == nil {
+		if snap, held, err = catalog.ReadSaved(io.LimitReader(file, maxGuardFile), have); err == nil {
 			return snap, held
 		}
 	}
