@@ -3,7 +3,8 @@
 //
 //	GET /cpu/start?file=F   begins a CPU profile
 //	GET /cpu/stop           ends it
-//	GET /heap?file=F        writes what is on the heap, and goroutines to F.goroutines
+//	GET /heap?file=F        writes what is on the heap, goroutines to F.goroutines, and all else that
+//	                        memory is taken for to F.memstats
 package main
 
 import (
@@ -45,12 +46,15 @@ func handler() http.Handler {
 	answer("/cpu/stop", func(string) error { pprof.StopCPUProfile(); return nil })
 	answer("/heap", func(file string) error {
 		runtime.GC()
-		for name, path := range map[string]string{"heap": file, "goroutine": file + ".goroutines"} {
-			f, err := os.Create(path)
+		for _, p := range []struct {
+			name, path string
+			debug      int
+		}{{"heap", file, 0}, {"goroutine", file + ".goroutines", 0}, {"heap", file + ".memstats", 1}} {
+			f, err := os.Create(p.path)
 			if err != nil {
 				return err
 			}
-			if err := pprof.Lookup(name).WriteTo(f, 0); err != nil {
+			if err := pprof.Lookup(p.name).WriteTo(f, p.debug); err != nil {
 				return err
 			}
 			if err := f.Close(); err != nil {
