@@ -196,7 +196,7 @@ func (st *stream) learnHeld() {
 		return
 	}
 	for t, sub := range st.session.subs {
-		for name, version := range sub.acked {
+		for name, version := range sub.acked.all() {
 			if res := st.view.Own[t][name]; res != nil && res.Version == version && st.server.alike(Key{t, name}) {
 				st.server.memory.held(st.view.Group, res)
 			}

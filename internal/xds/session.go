@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unique"
 )
 
 // source is what a session reads resources from: one node's view.
@@ -31,22 +32,22 @@ type session struct {
 	// linger is how long a cluster stays that nothing refers to any more: requests on
 	// their way may still be sent there again.
 	linger  time.Duration
-	leaving map[string]time.Time // clusters, and when they go
+	leaving map[string]time.Time // clusters, and when they go; nil: none does
 }
 
 // subscription is the state of one type on one stream.
 type subscription struct {
 	wildcard bool
-	names    map[string]struct{} // asked for by name
-	told     map[string]string   // version the client was last sent, or said that it holds
-	acked    map[string]string   // version the client acknowledged
-	refused  map[string]Refusal  // by name: a version that was refused when sent alone
+	names    byName[struct{}] // asked for by name
+	told     byName[string]   // version the client was last sent, or said that it holds
+	acked    byName[string]   // version the client acknowledged
+	refused  byName[Refusal]  // by name: a version that was refused when sent alone
 
-	dirty  map[string]struct{} // to be compared with what was told
-	force  map[string]struct{} // to be sent although nothing changed
-	solo   []string            // to be sent alone, after a NACK of several
-	flight *flight             // the response not answered yet; at most one per type
-	empty  bool                // an empty response is owed: the first answer to a wildcard
+	dirty  byName[struct{}] // to be compared with what was told
+	force  byName[struct{}] // to be sent although nothing changed
+	solo   []string         // to be sent alone, after a NACK of several
+	flight *flight          // the response not answered yet; at most one per type
+	empty  bool             // an empty response is owed: the first answer to a wildcard
 }
 
 // flight is a response on its way.
@@ -96,7 +97,7 @@ type response struct {
 }
 
 func newSession(linger time.Duration) *session {
-	return &session{subs: map[Type]*subscription{}, linger: linger, leaving: map[string]time.Time{}}
+	return &session{subs: map[Type]*subscription{}, linger: linger}
 }
 
 // handle takes a request in. It returns the names newly asked for, those given
@@ -104,14 +105,14 @@ func newSession(linger time.Duration) *session {
 func (s *session) handle(r request, src source) (added, dropped []string, out *outcome) {
 	sub, known := s.subs[r.typ]
 	if !known {
-		sub = &subscription{
-			names: map[string]struct{}{}, told: map[string]string{}, acked: map[string]string{}, refused: map[string]Refusal{},
-			dirty: map[string]struct{}{}, force: map[string]struct{}{},
-		}
+		sub = &subscription{}
 		s.subs[r.typ] = sub
 		s.order[slices.Index(Types[:], r.typ)] = sub
-		maps.Copy(sub.told, r.initial)
-		maps.Copy(sub.acked, r.initial)
+		for name, v := range r.initial {
+			name, v = once(name), once(v)
+			sub.told.set(name, v)
+			sub.acked.set(name, v)
+		}
 		if r.typ.wildcard() && len(r.subscribe) == 0 {
 			sub.subscribeAll(r.typ, src)
 		}
@@ -121,20 +122,21 @@ func (s *session) handle(r request, src source) (added, dropped []string, out *o
 			sub.subscribeAll(r.typ, src)
 			continue
 		}
-		if _, again := sub.names[name]; again {
-			sub.force[name] = struct{}{}
+		name = once(name)
+		if sub.names.has(name) {
+			sub.force.set(name, struct{}{})
 		} else {
-			sub.names[name] = struct{}{}
+			sub.names.set(name, struct{}{})
 			added = append(added, name)
 		}
-		sub.dirty[name] = struct{}{}
+		sub.dirty.set(name, struct{}{})
 	}
 	for _, name := range r.unsubscribe {
 		if name == "*" {
 			sub.wildcard = false
 			continue
 		}
-		if _, had := sub.names[name]; had {
+		if sub.names.has(name) {
 			dropped = append(dropped, name)
 		}
 		sub.forget(name)
@@ -145,38 +147,41 @@ func (s *session) handle(r request, src source) (added, dropped []string, out *o
 	return added, dropped, out
 }
 
+// once is a text that many streams have.
+func once(s string) string { return unique.Make(s).Value() }
+
 func (sub *subscription) subscribeAll(t Type, src source) {
 	sub.wildcard = true
-	sub.empty = len(sub.told) == 0
+	sub.empty = sub.told.size() == 0
 	sub.markAll(t, src)
 }
 
 // markAll makes everything due for comparison.
 func (sub *subscription) markAll(t Type, src source) {
-	for name := range sub.names {
-		sub.dirty[name] = struct{}{}
+	for name := range sub.names.all() {
+		sub.dirty.set(name, struct{}{})
 	}
 	if !sub.wildcard {
 		return
 	}
 	for name := range src.all(t) {
-		sub.dirty[name] = struct{}{}
+		sub.dirty.set(name, struct{}{})
 	}
-	for name := range sub.told {
-		sub.dirty[name] = struct{}{}
+	for name := range sub.told.all() {
+		sub.dirty.set(name, struct{}{})
 	}
 }
 
 func (sub *subscription) forget(name string) {
-	delete(sub.names, name)
+	sub.names.drop(name)
 	if sub.wildcard {
 		return
 	}
-	delete(sub.told, name)
-	delete(sub.acked, name)
-	delete(sub.refused, name)
-	delete(sub.dirty, name)
-	delete(sub.force, name)
+	sub.told.drop(name)
+	sub.acked.drop(name)
+	sub.refused.drop(name)
+	sub.dirty.drop(name)
+	sub.force.drop(name)
 }
 
 // land closes the response in flight by the client's answer to it.
@@ -185,12 +190,12 @@ func (sub *subscription) land(r request) *outcome {
 	sub.flight = nil
 	if !r.nack {
 		for name, v := range f.versions {
-			sub.acked[name] = v
+			sub.acked.set(name, v)
 			sub.taken(name, f)
 		}
 		for _, name := range f.removed {
-			delete(sub.acked, name)
-			delete(sub.refused, name)
+			sub.acked.drop(name)
+			sub.refused.drop(name)
 		}
 		return &outcome{acked: f.versions, taken: f.members, removed: f.removed}
 	}
@@ -198,20 +203,20 @@ func (sub *subscription) land(r request) *outcome {
 		// Envoy doesn't name the culprit, and may have dropped good members with it.
 		for _, name := range slices.Sorted(maps.Keys(f.versions)) {
 			sub.solo = append(sub.solo, name)
-			sub.force[name] = struct{}{}
-			sub.dirty[name] = struct{}{}
+			sub.force.set(name, struct{}{})
+			sub.dirty.set(name, struct{}{})
 		}
 		for _, name := range f.removed {
-			sub.dirty[name] = struct{}{}
+			sub.dirty.set(name, struct{}{})
 			sub.solo = append(sub.solo, name)
-			sub.told[name] = "" // not gone yet
+			sub.told.set(name, "") // not gone yet
 		}
 		return &outcome{retry: true, message: r.message}
 	}
 	out := &outcome{refused: map[string]Refusal{}, message: r.message}
 	for name, v := range f.versions {
-		sub.refused[name] = Refusal{Version: v, Message: r.message}
-		out.refused[name] = sub.refused[name]
+		sub.refused.set(name, Refusal{Version: v, Message: r.message})
+		out.refused[name] = sub.refused.get(name)
 	}
 	return out
 }
@@ -222,15 +227,15 @@ func (sub *subscription) taken(name string, f *flight) {
 	r, instead := f.instead[name]
 	switch {
 	case !instead:
-		delete(sub.refused, name)
-	case sub.refused[name].Version == r.Version:
-		sub.told[name] = r.Version
+		sub.refused.drop(name)
+	case sub.refused.get(name).Version == r.Version:
+		sub.told.set(name, r.Version)
 	case r.fatal():
-		sub.refused[name] = r
-		sub.told[name] = r.Version
+		sub.refused.set(name, r)
+		sub.told.set(name, r.Version)
 	default:
-		delete(sub.refused, name)
-		sub.dirty[name] = struct{}{}
+		sub.refused.drop(name)
+		sub.dirty.set(name, struct{}{})
 		sub.solo = append(sub.solo, name)
 	}
 }
@@ -239,9 +244,9 @@ func (sub *subscription) taken(name string, f *flight) {
 // what stands instead.
 func (s *session) retreat(t Type, name string) {
 	sub := s.subs[t]
-	if _, holds := sub.acked[name]; !holds {
-		delete(sub.told, name)
-		sub.dirty[name] = struct{}{}
+	if !sub.acked.has(name) {
+		sub.told.drop(name)
+		sub.dirty.set(name, struct{}{})
 	}
 }
 
@@ -259,11 +264,11 @@ func (s *session) resend(t Type, names []string, src source) {
 	}
 	for _, name := range names {
 		if sub.present(t, name, src) == nil {
-			sub.told[name] = "" // it may be there
+			sub.told.set(name, "") // it may be there
 		} else {
-			sub.force[name] = struct{}{}
+			sub.force.set(name, struct{}{})
 		}
-		sub.dirty[name] = struct{}{}
+		sub.dirty.set(name, struct{}{})
 	}
 }
 
@@ -273,10 +278,10 @@ func (s *session) mark(t Type, name string) bool {
 	if sub == nil {
 		return false
 	}
-	if _, named := sub.names[name]; !named && !sub.wildcard {
+	if !sub.names.has(name) && !sub.wildcard {
 		return false
 	}
-	sub.dirty[name] = struct{}{}
+	sub.dirty.set(name, struct{}{})
 	return true
 }
 
@@ -305,7 +310,7 @@ func (s *session) next(src source, now time.Time) *response {
 }
 
 // due reports whether anything may have to be sent.
-func (sub *subscription) due() bool { return len(sub.dirty)+len(sub.solo) > 0 || sub.empty }
+func (sub *subscription) due() bool { return sub.dirty.size()+len(sub.solo) > 0 || sub.empty }
 
 func (s *session) assemble(t Type, sub *subscription, src source, now time.Time) *response {
 	if (t == RouteType || t == ListenerType || t == ExtensionType) && (s.busy(ClusterType, src, false) || s.bare(src)) {
@@ -318,7 +323,7 @@ func (s *session) assemble(t Type, sub *subscription, src source, now time.Time)
 			return r
 		}
 	}
-	return s.collect(t, sub, src, slices.Sorted(maps.Keys(sub.dirty)), now)
+	return s.collect(t, sub, src, sub.dirty.names(), now)
 }
 
 // collect puts what the client lacks of the names into a response, or returns nil.
@@ -336,8 +341,8 @@ func (s *session) collect(t Type, sub *subscription, src source, names []string,
 		case gone:
 			removals = append(removals, name)
 		default:
-			delete(sub.dirty, name)
-			delete(sub.force, name)
+			sub.dirty.drop(name)
+			sub.force.drop(name)
 		}
 	}
 	switch {
@@ -358,6 +363,9 @@ func (s *session) collect(t Type, sub *subscription, src source, names []string,
 func (s *session) due(clusters []string, now time.Time) (out []string) {
 	for _, name := range clusters {
 		if _, known := s.leaving[name]; !known {
+			if s.leaving == nil {
+				s.leaving = map[string]time.Time{}
+			}
 			s.leaving[name] = now.Add(s.linger)
 		}
 		if !s.leaving[name].After(now) {
@@ -381,13 +389,13 @@ func (s *session) wakeup(now time.Time) (at time.Time) {
 // must be told of its absence.
 func (sub *subscription) want(t Type, name string, src source) (res *Resource, gone bool) {
 	res = sub.present(t, name, src)
-	_, named := sub.names[name]
-	told, was := sub.told[name]
-	_, forced := sub.force[name]
+	named := sub.names.has(name)
+	told, was := sub.told.look(name)
+	forced := sub.force.has(name)
 	if res == nil {
 		return nil, (was || named) && told != absentVersion && src.absent(t, name)
 	}
-	if _, holds := sub.acked[name]; !holds {
+	if !sub.acked.has(name) {
 		if good, _ := src.instead(res); good != nil {
 			res = good
 		}
@@ -403,7 +411,7 @@ func (sub *subscription) present(t Type, name string, src source) (res *Resource
 	if sub.wildcard {
 		res = src.all(t)[name]
 	}
-	if _, named := sub.names[name]; res == nil && named {
+	if res == nil && sub.names.has(name) {
 		res = src.get(t, name)
 	}
 	return res
@@ -430,21 +438,21 @@ func (s *session) take(sub *subscription, r *response, src source, now time.Time
 			}
 			f.instead[res.Name] = refusal
 		}
-		sub.told[res.Name] = res.Version
-		delete(sub.dirty, res.Name)
-		delete(sub.force, res.Name)
+		sub.told.set(res.Name, res.Version)
+		sub.dirty.drop(res.Name)
+		sub.force.drop(res.Name)
 	}
 	for _, name := range r.removed {
 		if r.typ == ClusterType {
 			delete(s.leaving, name)
 		}
-		if _, named := sub.names[name]; named {
-			sub.told[name] = absentVersion
+		if sub.names.has(name) {
+			sub.told.set(name, absentVersion)
 		} else {
-			delete(sub.told, name)
+			sub.told.drop(name)
 		}
-		delete(sub.dirty, name)
-		delete(sub.force, name)
+		sub.dirty.drop(name)
+		sub.force.drop(name)
 	}
 	sub.flight = f
 }
@@ -457,9 +465,9 @@ func (s *session) resendEndpoints(name string) {
 	if sub == nil {
 		return
 	}
-	if _, named := sub.names[name]; named {
-		sub.dirty[name] = struct{}{}
-		sub.force[name] = struct{}{}
+	if sub.names.has(name) {
+		sub.dirty.set(name, struct{}{})
+		sub.force.set(name, struct{}{})
 	}
 }
 
@@ -472,13 +480,13 @@ func (s *session) bare(src source) bool {
 	}
 	if sub.flight != nil {
 		for name := range sub.flight.versions {
-			if _, has := sub.acked[name]; !has {
+			if !sub.acked.has(name) {
 				return true
 			}
 		}
 	}
-	for name := range sub.dirty {
-		if _, has := sub.acked[name]; has {
+	for name := range sub.dirty.all() {
+		if sub.acked.has(name) {
 			continue
 		}
 		if res, _ := sub.want(EndpointType, name, src); res != nil {
@@ -498,7 +506,7 @@ func (s *session) busy(t Type, src source, removals bool) bool {
 	if f := sub.flight; f != nil && (removals || len(f.versions) > 0) {
 		return true
 	}
-	for name := range sub.dirty {
+	for name := range sub.dirty.all() {
 		res, gone := sub.want(t, name, src)
 		if res != nil || gone && removals {
 			return true

@@ -47,19 +47,19 @@ func (st *stream) status() StreamStatus {
 		if sub.flight != nil {
 			ts.PendingSince = sub.flight.sent
 		}
-		for name, v := range sub.told {
+		for name, v := range sub.told.all() {
 			if v == absentVersion {
 				continue
 			}
 			ts.Sent++
-			if sub.acked[name] == v {
+			if sub.acked.get(name) == v {
 				ts.Acked++
 			}
 		}
-		if len(sub.refused) > 0 {
-			ts.Refused = maps.Clone(sub.refused)
+		if sub.refused.size() > 0 {
+			ts.Refused = maps.Collect(sub.refused.all())
 			for name, r := range ts.Refused {
-				r.Runs = sub.acked[name]
+				r.Runs = sub.acked.get(name)
 				ts.Refused[name] = r
 			}
 		}

@@ -83,10 +83,10 @@ func (st *stream) settled(key Key, version string) bool {
 		return true
 	}
 	if version == absentVersion {
-		_, holds := sub.acked[key.Name]
+		holds := sub.acked.has(key.Name)
 		return !holds
 	}
-	return sub.acked[key.Name] == version || sub.refused[key.Name].Version == version
+	return sub.acked.get(key.Name) == version || sub.refused.get(key.Name).Version == version
 }
 
 var errEnded = errors.New("stream ended")
@@ -135,7 +135,7 @@ func (s *Server) leave(st *stream) {
 	st.ended = true
 	var asked []Key
 	for t, sub := range st.session.subs {
-		for name := range sub.names {
+		for name := range sub.names.all() {
 			asked = append(asked, Key{t, name})
 		}
 	}
@@ -186,6 +186,9 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 		initial: req.GetInitialResourceVersions(), nonce: req.GetResponseNonce(),
 		message: req.GetErrorDetail().GetMessage(), nack: req.GetErrorDetail() != nil,
 	}
+	if n := max(len(r.subscribe), len(r.initial)); n > maxNames {
+		return tooMany(t, n)
+	}
 	for _, name := range r.subscribe {
 		if len(name) > maxNameLength {
 			return status.Errorf(codes.InvalidArgument, "%s: a resource name has %d bytes, at most %d are allowed", t.Short(), len(name), maxNameLength)
@@ -205,7 +208,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	case len(r.initial) > 0:
 		st.learnHeld()
 	}
-	names := len(st.session.subs[t].names)
+	names := st.session.subs[t].names.size()
 	if len(added)+len(r.subscribe) > 0 {
 		st.urgent = true
 	}
@@ -223,7 +226,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	s.mu.Unlock()
 	st.mu.Unlock()
 	if names > maxNames {
-		return status.Errorf(codes.ResourceExhausted, "%s: %d names asked for on one stream, at most %d are allowed", t.Short(), names, maxNames)
+		return tooMany(t, names)
 	}
 	if refusing != "" && s.opts.Refusing != nil {
 		s.opts.Refusing(refusing)
@@ -241,6 +244,10 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	}
 	st.poke()
 	return nil
+}
+
+func tooMany(t Type, names int) error {
+	return status.Errorf(codes.ResourceExhausted, "%s: %d names asked for on one stream, at most %d are allowed", t.Short(), names, maxNames)
 }
 
 func (st *stream) report(t Type, out *outcome) {

@@ -100,21 +100,21 @@ func (st *stream) judge(keys []Key, v *Verdict) {
 		if sub == nil {
 			continue
 		}
-		if _, named := sub.names[k.Name]; !named && !sub.wildcard {
+		if !sub.names.has(k.Name) && !sub.wildcard {
 			continue
 		}
 		res := st.get(k.Type, k.Name)
 		switch {
 		case res == nil:
 			// A cluster lingers when nothing refers to it any more, which others of the keys say.
-			if _, holds := sub.acked[k.Name]; holds && k.Type != ClusterType {
+			if sub.acked.has(k.Name) && k.Type != ClusterType {
 				v.Waiting = append(v.Waiting, k)
 			}
-		case sub.refused[k.Name].Version == res.Version:
-			r := sub.refused[k.Name]
+		case sub.refused.get(k.Name).Version == res.Version:
+			r := sub.refused.get(k.Name)
 			r.Message = strings.TrimPrefix(r.Message, k.String()+": ") // a relay's
 			v.Refused = append(v.Refused, Refused{k, r})
-		case sub.told[k.Name] != res.Version || sub.acked[k.Name] != res.Version:
+		case sub.told.get(k.Name) != res.Version || sub.acked.get(k.Name) != res.Version:
 			v.Waiting = append(v.Waiting, k)
 		}
 	}

@@ -1,0 +1,81 @@
+package xds
+
+import (
+	"cmp"
+	"iter"
+	"slices"
+)
+
+// byName is a map for what a stream knows of one type: mostly a few names, and there are many
+// streams. It is sorted, and takes a third of what a map does. The zero value is empty.
+type byName[V any] struct{ list []named[V] }
+
+type named[V any] struct {
+	v    V
+	name string
+}
+
+func (m *byName[V]) at(name string) (int, bool) {
+	return slices.BinarySearchFunc(m.list, name, func(n named[V], name string) int { return cmp.Compare(n.name, name) })
+}
+
+func (m *byName[V]) look(name string) (v V, ok bool) {
+	i, ok := m.at(name)
+	if ok {
+		v = m.list[i].v
+	}
+	return v, ok
+}
+
+// get is the zero value where there is none.
+func (m *byName[V]) get(name string) V {
+	v, _ := m.look(name)
+	return v
+}
+
+func (m *byName[V]) has(name string) bool {
+	_, ok := m.at(name)
+	return ok
+}
+
+func (m *byName[V]) set(name string, v V) {
+	i, ok := m.at(name)
+	if ok {
+		m.list[i].v = v
+		return
+	}
+	m.list = slices.Insert(m.list, i, named[V]{v, name})
+}
+
+func (m *byName[V]) drop(name string) {
+	i, ok := m.at(name)
+	switch {
+	case !ok:
+	case len(m.list) == 1:
+		m.list = nil
+	default:
+		m.list = slices.Delete(m.list, i, i+1)
+	}
+}
+
+func (m *byName[V]) size() int { return len(m.list) }
+
+// all is what there is, by name; m is not to be changed meanwhile.
+func (m *byName[V]) all() iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for _, n := range m.list {
+			if !yield(n.name, n.v) {
+				return
+			}
+		}
+	}
+}
+
+// names is a copy of all names, sorted.
+func (m *byName[V]) names() []string {
+	out := make([]string, len(m.list))
+	for i, n := range m.list {
+		out[i] = n.name
+	}
+	return out
+}
