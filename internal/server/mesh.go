@@ -97,14 +97,14 @@ type node struct {
 
 // sidecar is what was made for one connected node.
 type sidecar struct {
-	service *catalog.Service // the registration it was made from
-	reads   map[config.Key]struct{}
+	service *catalog.Service     // the registration it was made from
+	reads   []config.Key         // sorted
 	calls   []proxy.EndpointsRef // endpoints that it needs
 	own     map[xds.Type]map[string]*xds.Resource
 	secrets map[string]*xds.Resource // nil for a relayed one
 	shared  map[string]struct{}
-	unknown map[string]struct{} // services it calls that nobody knew when it was made
-	sources []string            // services whose addresses it lets in
+	unknown []string // services it calls that nobody knew when it was made
+	sources []string // services whose addresses it lets in
 	leaving []leaving
 	cuts    []proxy.Cut
 	refuses bool // sidecars of its service refuse some of what is in own
@@ -319,8 +319,7 @@ func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, cuts []*cut, ch
 		_, found := slices.BinarySearch(s.sources, name)
 		return found
 	}) || slices.ContainsFunc(appeared, func(name string) bool {
-		_, unknown := s.unknown[name]
-		return unknown
+		return slices.Contains(s.unknown, name)
 	})
 }
 
@@ -336,7 +335,7 @@ func movedServices(before, now *catalog.Snapshot, names []string) (out []string)
 
 func (s *sidecar) readsAny(keys []config.Key) bool {
 	return slices.ContainsFunc(keys, func(k config.Key) bool {
-		_, reads := s.reads[k]
+		_, reads := slices.BinarySearchFunc(s.reads, k, config.Key.Compare)
 		return reads
 	})
 }
@@ -364,16 +363,16 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		return
 	}
 	spares := m.spare(n, input, &made)
-	next := &sidecar{service: in.Service, cuts: input.Cuts, sources: p.Sources, reads: map[config.Key]struct{}{}, own: made.own, shared: map[string]struct{}{}, unknown: map[string]struct{}{}}
+	next := &sidecar{service: in.Service, cuts: input.Cuts, sources: p.Sources, reads: slices.Clone(p.Reads), own: made.own, shared: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
-			next.unknown[u.Target.Service] = struct{}{}
+			next.unknown = append(next.unknown, u.Target.Service)
 		}
 	}
-	for _, k := range p.Reads {
-		next.reads[k] = struct{}{}
-	}
 	for _, ref := range slices.Concat(p.Endpoints(), spares) {
+		if e := m.endpoints.byName[ref.ClusterName]; e != nil && e.ref.Equal(ref) {
+			ref = e.ref // what others hold, too
+		}
 		next.calls = append(next.calls, ref)
 		next.shared[ref.ClusterName] = struct{}{}
 	}
@@ -385,7 +384,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 	old := m.sidecars[key]
 	m.standBy(next)
 	m.use(next.calls, toldMore(m.sidecars[key], next), snap, update)
-	shared := maps.Clone(next.shared)
+	shared := next.shared
 	if old != nil {
 		next.leaving = m.left(old.leaving, now, update)
 		for _, ref := range old.calls {
@@ -394,6 +393,9 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 			} else {
 				next.leaving = append(next.leaving, leaving{now.Add(linger), ref})
 			}
+		}
+		if len(next.leaving) > 0 {
+			shared = maps.Clone(shared)
 		}
 		for _, l := range next.leaving {
 			shared[l.ref.ClusterName] = struct{}{}
