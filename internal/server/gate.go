@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -16,12 +17,29 @@ const (
 	handshakesEach = 2
 	// handshakeTimeout bounds a handshake with its wait.
 	handshakeTimeout = 30 * time.Second
+	// catalogWait is how long after a start nobody is let in while there is no catalog. It would come the
+	// later for their handshakes, and they would be sent away without it, to come again.
+	catalogWait = 10 * time.Second
 )
 
 // gate lets TLS handshakes in, a few at a time, in the order in which clients have spoken.
-type gate struct{ places chan struct{} }
+type gate struct {
+	opens  context.Context // ended once somebody may come in
+	places chan struct{}
+}
 
-func newGate() *gate { return &gate{make(chan struct{}, handshakesEach*runtime.GOMAXPROCS(0))} }
+// newGate makes one that opens when there is a catalog, or has been none for long.
+func newGate(catalog <-chan struct{}) *gate {
+	opens, open := context.WithTimeout(context.Background(), catalogWait)
+	go func() {
+		defer open()
+		select {
+		case <-catalog:
+		case <-opens.Done():
+		}
+	}()
+	return &gate{opens, make(chan struct{}, handshakesEach*runtime.GOMAXPROCS(0))}
+}
 
 // entering is a connection whose handshake is under way. Its place is free again when the server has
 // said its part, which is where most of the work is: a client that says no more holds nobody up.
@@ -38,6 +56,11 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	late := time.NewTimer(handshakeTimeout)
 	defer late.Stop()
+	select {
+	case <-g.opens.Done():
+	case <-late.C:
+		return nil, errors.New("there is no catalog yet")
+	}
 	select {
 	case g.places <- struct{}{}:
 	case <-late.C:

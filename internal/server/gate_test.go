@@ -9,10 +9,25 @@ import (
 	"time"
 )
 
-// Clients beyond the places wait; who is answered, and who goes, makes room for the next.
+// Clients beyond the places wait, and all of them for a catalog; who is answered, and who goes, makes room for the next.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		catalog := make(chan struct{})
+		g := newGate(catalog)
+		first, opened := &entering{}, make(chan error, 1)
+		go func() {
+			_, err := g.enter(&tls.ClientHelloInfo{Conn: first})
+			opened <- err
+		}()
+		synctest.Wait()
+		if len(opened) != 0 {
+			t.Fatal("one is inside before there is a catalog")
+		}
+		close(catalog)
+		if err := <-opened; err != nil {
+			t.Fatal(err)
+		}
+		first.leave()
 		places := handshakesEach * runtime.GOMAXPROCS(0)
 		conns := make([]*entering, places+2)
 		entered := make(chan error, len(conns))
@@ -66,5 +81,12 @@ func TestGate(t *testing.T) {
 		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err == nil || time.Since(began) != handshakeTimeout {
 			t.Errorf("error %v after %v, want one after %v", err, time.Since(began), handshakeTimeout)
 		}
+
+		// Where no catalog comes, who asks for something else is let in.
+		g, began = newGate(nil), time.Now()
+		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err != nil || time.Since(began) != catalogWait {
+			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), catalogWait)
+		}
+		conns[0].leave()
 	})
 }

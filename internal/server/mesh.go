@@ -46,6 +46,7 @@ type mesh struct {
 	mu        sync.Mutex // guards the following
 	catalog   *catalog.Snapshot
 	newer     chan struct{} // closed when catalog is replaced
+	there     chan struct{} // closed when there is a catalog
 	entries   *config.Set   // in force: base, and over it unsaved
 	base      *config.Set   // of the store
 	unsaved   map[config.Key]unsaved
@@ -120,7 +121,7 @@ type leaving struct {
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
-		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}),
+		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}), there: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		lastGood: lastGood{refs: map[string]map[string]proxy.EndpointsRef{}, seen: map[string]time.Time{}},
 		named:    map[string][]string{}, crowd: newCrowd(), memo: newMemo(), moved: map[string]struct{}{},
@@ -145,6 +146,9 @@ func (m *mesh) poke() {
 
 func (m *mesh) setCatalog(s *catalog.Snapshot) {
 	m.mu.Lock()
+	if m.catalog == nil {
+		close(m.there)
+	}
 	m.catalog = s
 	close(m.newer)
 	m.newer = make(chan struct{})
