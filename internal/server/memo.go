@@ -19,6 +19,7 @@ import (
 type memo struct {
 	mu   sync.Mutex
 	made map[fingerprint]weak.Pointer[xds.Resource]
+	bufs sync.Pool // of *[]byte, for what fingerprints are of
 }
 
 // fingerprint is of a value with all that it refers to: equal for equal values, and for no others.
@@ -120,8 +121,8 @@ func appendValue(b []byte, v reflect.Value) []byte {
 	case reflect.String:
 		return append(binary.AppendUvarint(b, uint64(v.Len())), v.String()...)
 	case reflect.Struct:
-		for _, field := range v.Fields() {
-			b = appendValue(b, field)
+		for i := range v.NumField() { // Fields looks up names and types, too
+			b = appendValue(b, v.Field(i))
 		}
 		return b
 	case reflect.Array:

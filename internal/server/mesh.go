@@ -456,7 +456,15 @@ func (m *mesh) forget(key string, update xds.Update) {
 // encode makes wire resources of a sidecar's Envoy resources. Beside them stands
 // what could not be read of what somebody wrote in Envoy's own words.
 func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
-	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}}
+	buf, _ := m.bufs.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}, buf: *buf}
+	defer func() {
+		*buf = r.buf
+		m.bufs.Put(buf)
+	}()
 	made, err := envoy.BuildRest(p, r.has)
 	if err != nil {
 		return nil, nil, err
