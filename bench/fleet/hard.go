@@ -237,6 +237,9 @@ func restart(ctx context.Context, w *world, m *meter, l *line) error {
 	}
 	m.anew()
 	answered := time.Since(began)
+	if err := w.profile(ctx, "/cpu/start", "restart.cpu"); err != nil {
+		return err
+	}
 	watch := w.fleet.Watch(xds.EndpointType, w.cluster(0), w.Streams)
 	// Whoever has refused a version holds the one before: what is written now nobody has ever held.
 	more := instance{service: 0, number: w.each() + 1}

@@ -121,7 +121,7 @@ func appendValue(b []byte, v reflect.Value) []byte {
 	case reflect.String:
 		return append(binary.AppendUvarint(b, uint64(v.Len())), v.String()...)
 	case reflect.Struct:
-		for i := range v.NumField() { // Fields looks up names and types, too
+		for i := range v.NumField() { //nolint:modernize // Fields looks up names and types, too
 			b = appendValue(b, v.Field(i))
 		}
 		return b
