@@ -58,6 +58,9 @@ func (f *guardFile) load(have *catalog.Snapshot) (*catalog.Snapshot, []catalog.H
 		var snap *catalog.Snapshot
 		var held []catalog.Held
 		if snap, held, err = catalog.ReadSaved(io.LimitReader(file, maxGuardFile), have); err == nil {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.snap, f.held = snap, held
 			return snap, held
 		}
 	}
@@ -72,10 +75,11 @@ func (f *guardFile) keep(snap *catalog.Snapshot, held []catalog.Held) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.snap == snap && sameHeld(f.held, held) {
+	same := f.snap != nil && len(catalog.Changed(f.snap, snap)) == 0 && sameHeld(f.held, held)
+	f.snap, f.held = snap, held
+	if same {
 		return
 	}
-	f.snap, f.held = snap, held
 	select {
 	case f.dirty <- struct{}{}:
 	default:

@@ -109,7 +109,7 @@ func (s *session) handle(r request, src source) (added, dropped []string, out *o
 		s.subs[r.typ] = sub
 		s.order[slices.Index(Types[:], r.typ)] = sub
 		for name, v := range r.initial {
-			name, v = once(name), once(v)
+			name = once(name)
 			sub.told.set(name, v)
 			sub.acked.set(name, v)
 		}
