@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -147,7 +148,7 @@ func TestNothingForeign(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			out := st.pending()
+			out, _ := st.pending(time.Now())
 			if out == nil {
 				break
 			}

@@ -269,14 +269,13 @@ func (st *stream) report(t Type, out *outcome) {
 // send is the only goroutine that writes to the stream.
 func (st *stream) send(ctx context.Context, gs grpc.ServerStream) error {
 	var last time.Time
-	later := time.NewTimer(time.Hour)
-	defer later.Stop()
+	var later <-chan time.Time // nil: nothing is due later
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-st.wake:
-		case <-later.C:
+		case <-later:
 		}
 		st.mu.Lock()
 		urgent := st.urgent
@@ -292,8 +291,11 @@ func (st *stream) send(ctx context.Context, gs grpc.ServerStream) error {
 			}
 		}
 		for {
-			r := st.pending()
+			r, at := st.pending(time.Now())
 			if r == nil {
+				if later = nil; !at.IsZero() {
+					later = time.After(time.Until(at))
+				}
 				break
 			}
 			if err := gs.SendMsg(r); err != nil {
@@ -301,23 +303,19 @@ func (st *stream) send(ctx context.Context, gs grpc.ServerStream) error {
 			}
 			last = time.Now()
 		}
-		if at := st.wakeup(); !at.IsZero() {
-			later.Reset(time.Until(at))
-		}
 	}
 }
 
-func (st *stream) wakeup() time.Time {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	return st.session.wakeup(time.Now())
-}
-
-func (st *stream) pending() *response {
+// pending is what to send now or, while that is nothing, when to look again: of the same moment, since
+// what comes due between two would be seen by neither.
+func (st *stream) pending(now time.Time) (*response, time.Time) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.view == nil {
-		return nil
+		return nil, time.Time{}
 	}
-	return st.session.next(st, time.Now())
+	if r := st.session.next(st, now); r != nil {
+		return r, time.Time{}
+	}
+	return nil, st.session.wakeup(now)
 }
