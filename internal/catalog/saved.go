@@ -120,7 +120,7 @@ func (s *Set) sum() string {
 		b = strconv.AppendInt(b, int64(in.Service.Port), 10)
 		for _, c := range in.Checks {
 			b = append(append(append(append(append(b, 0), c.CheckID...), 0), c.Status...), 0)
-			b = strconv.AppendBool(b, c.Silent())
+			b = strconv.AppendBool(strconv.AppendBool(b, c.Silent()), c.Unrun())
 		}
 		h.Write(append(b, '\n'))
 	}

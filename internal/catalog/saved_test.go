@@ -94,6 +94,7 @@ func TestSum(t *testing.T) {
 		"check":    func(in *Instance) { in.Checks[0].CheckID = "well" },
 		"status":   func(in *Instance) { in.Checks[0].Status = Passing },
 		"silence":  func(in *Instance) { in.Checks[0].Output = TTLExpired },
+		"not run":  func(in *Instance) { in.Checks[0].ServiceID, in.Checks[0].Type = "web-1", "tcp" },
 		"unasked":  func(in *Instance) { in.Checks = nil },
 	} {
 		in := base()
