@@ -85,6 +85,10 @@ func (w *world) measured(ctx context.Context, sc scenario, l *line) error {
 	if err != nil {
 		return err
 	}
+	broke := w.fleet.Why()
+	for _, reason := range slices.Sorted(maps.Keys(broke)) {
+		w.say("%s: %d connections broke: %s", l.Scenario, broke[reason], reason)
+	}
 	w.say("%s: first %.3f s, p50 %.3f s, p99 %.3f s, last %.3f s; server %.2f CPU-s in %.1f s, %.0f MiB (load %.1f)",
 		l.Scenario, l.First, l.P50, l.P99, l.Last, l.CPU, l.Seconds, l.RSS, l.Load)
 	return w.agree(ctx)

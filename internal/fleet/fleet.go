@@ -16,6 +16,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -57,6 +58,9 @@ type Fleet struct {
 	synced                                    atomic.Int64 // sidecars that have all they asked for
 	up                                        atomic.Int64 // sidecars with a stream that the server took
 	latest                                    atomic.Int64 // when the last resource came, in Unix nanoseconds
+
+	mu  sync.Mutex
+	why map[string]int // connections broke; guarded by mu
 }
 
 // New makes a fleet whose sidecars are all down.
@@ -136,6 +140,34 @@ func (f *Fleet) Totals() Totals {
 		Up: f.up.Load(), Synced: f.synced.Load(), Bytes: f.bytes.Load(), Responses: f.responses.Load(),
 		Nacks: f.nacks.Load(), Connects: f.connects.Load(), Broken: f.broken.Load(),
 	}
+}
+
+// Why says for which reasons connections have broken since it was asked last, and how many for each.
+func (f *Fleet) Why() map[string]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := f.why
+	f.why = nil
+	return out
+}
+
+// broke counts a connection that ended, or was not taken.
+func (f *Fleet) broke(err error) {
+	f.broken.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.why == nil {
+		f.why = map[string]int{}
+	}
+	f.why[reason(err)]++
+}
+
+// reason is an error without the addresses that tell connections apart.
+func reason(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Op + ": " + op.Err.Error()
+	}
+	return err.Error()
 }
 
 // Latest is when the last resource came.

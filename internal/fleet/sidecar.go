@@ -66,7 +66,7 @@ func (s *sidecar) run(ctx context.Context) {
 			attempt = -1
 			continue
 		}
-		s.fleet.broken.Add(1)
+		s.fleet.broke(err)
 		s.fleet.opts.Log.Debug("no stream", "sidecar", s.ID, "reason", err)
 		if admitted {
 			attempt = 0
