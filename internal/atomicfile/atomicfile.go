@@ -5,7 +5,9 @@
 package atomicfile
 
 import (
+	"bufio"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 )
@@ -13,6 +15,14 @@ import (
 // Write writes beside the path, syncs, and renames over what was there, so that its mode is
 // 0600 whatever that had. A crash may leave "<path>.tmp", which the next Write replaces.
 func Write(path string, content []byte) error {
+	return WriteTo(path, func(w io.Writer) error {
+		_, err := w.Write(content)
+		return err
+	})
+}
+
+// WriteTo is [Write] of what content writes, which need not be in memory as a whole.
+func WriteTo(path string, content func(io.Writer) error) error {
 	tmp := path + ".tmp"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -21,8 +31,8 @@ func Write(path string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Sync(), f.Close())
+	w := bufio.NewWriterSize(f, 16<<10)
+	err = errors.Join(content(w), w.Flush(), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}

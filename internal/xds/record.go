@@ -2,6 +2,7 @@ package xds
 
 import (
 	"errors"
+	"io"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -9,13 +10,35 @@ import (
 // AppendRecord appends resources of one type to b, in a form that [ParseRecords]
 // reads: a length and a DeltaDiscoveryResponse.
 func AppendRecord(b []byte, t Type, list []*Resource) []byte {
-	var msg []byte
-	msg = protowire.AppendTag(msg, fieldResponseType, protowire.BytesType)
-	msg = protowire.AppendString(msg, string(t))
+	b = append(b, recordHead(t, list)...)
 	for _, res := range list {
-		msg = append(msg, res.wire...)
+		b = append(b, res.wire...)
 	}
-	return protowire.AppendBytes(b, msg)
+	return b
+}
+
+// WriteRecord writes what [AppendRecord] appends.
+func WriteRecord(w io.Writer, t Type, list []*Resource) error {
+	if _, err := w.Write(recordHead(t, list)); err != nil {
+		return err
+	}
+	for _, res := range list {
+		if _, err := w.Write(res.wire); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordHead is what stands before the resources.
+func recordHead(t Type, list []*Resource) []byte {
+	size := protowire.SizeTag(fieldResponseType) + protowire.SizeBytes(len(t))
+	for _, res := range list {
+		size += len(res.wire)
+	}
+	b := protowire.AppendVarint(nil, uint64(size))
+	b = protowire.AppendTag(b, fieldResponseType, protowire.BytesType)
+	return protowire.AppendString(b, string(t))
 }
 
 // ParseRecords reads what [AppendRecord] wrote. Resources point into b.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -195,6 +196,9 @@ func Changes(old, new *View) []Key {
 	var out []Key
 	for _, t := range Types {
 		before, after := old.Own[t], new.Own[t]
+		if reflect.ValueOf(before).Pointer() == reflect.ValueOf(after).Pointer() {
+			continue // one map, of views that share it
+		}
 		for name, res := range after {
 			if b := before[name]; b == nil || b.Version != res.Version {
 				out = append(out, Key{t, name})

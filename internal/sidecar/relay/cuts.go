@@ -9,6 +9,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	"google.golang.org/protobuf/proto"
 
 	envoyconfig "github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -155,14 +156,11 @@ func (r *Relay) Places(destination, keep string) Places {
 	defer r.mu.Unlock()
 	out := Places{Addresses: map[netip.AddrPort]struct{}{}, Shared: map[netip.AddrPort]struct{}{}}
 	others := map[netip.AddrPort]bool{}
-	for at, uses := range r.been {
-		for u := range uses {
-			switch {
-			case u.destination != destination || u.way == shift.Way(keep):
-				others[at] = true
-			default:
-				out.Addresses[at] = struct{}{}
-			}
+	for u := range r.been {
+		if u.destination != destination || u.way == shift.Way(keep) {
+			others[u.at] = true
+		} else {
+			out.Addresses[u.at] = struct{}{}
 		}
 	}
 	for name, res := range r.held[xds.ClusterType] {
@@ -192,47 +190,50 @@ func (r *Relay) Places(destination, keep string) Places {
 	return out
 }
 
-// use is what an address was told of for.
+// use is an address, and what it was told of for.
 type use struct {
+	at          netip.AddrPort
 	destination string
 	way         shift.Way
 }
 
-// maxBeen bounds the addresses that are remembered; those that Envoy has now always are.
+// maxBeen bounds the uses that are remembered; those that Envoy has now always are.
 const maxBeen = 20_000
 
-// rememberLocked notes where endpoints lead.
+// rememberLocked notes where endpoints lead. Only those that are divided among ways are decoded
+// as a whole.
 func (r *Relay) rememberLocked(res *xds.Resource) {
-	var load endpointv3.ClusterLoadAssignment
-	if isSpare(res.Name) || !read(res, &load) {
+	if isSpare(res.Name) {
+		return
+	}
+	body, err := res.Body()
+	if err != nil {
 		return
 	}
 	if len(r.been) > maxBeen {
-		r.been = map[netip.AddrPort]map[use]struct{}{}
+		r.been = map[use]struct{}{}
 		for name, other := range r.held[xds.EndpointType] {
 			if name != res.Name {
 				r.rememberLocked(other)
 			}
 		}
 	}
-	of := use{}
-	of.destination, of.way = reachedBy(res.Name)
-	shared := strings.HasPrefix(res.Name, sharedWays)
-	if shared {
-		of.destination = destinationOf(xds.Key{Type: xds.EndpointType, Name: res.Name})
+	if strings.HasPrefix(res.Name, sharedWays) {
+		var load endpointv3.ClusterLoadAssignment
+		if proto.Unmarshal(body, &load) != nil {
+			return
+		}
+		destination := destinationOf(xds.Key{Type: xds.EndpointType, Name: res.Name})
+		for ep := range endpointsIn(&load) {
+			if at, ok := addressOf(ep); ok {
+				r.been[use{at, destination, wayAt(ep)}] = struct{}{}
+			}
+		}
+		return
 	}
-	for ep := range endpointsIn(&load) {
-		at, ok := addressOf(ep)
-		if !ok {
-			continue
-		}
-		if shared {
-			of.way = wayAt(ep)
-		}
-		if r.been[at] == nil {
-			r.been[at] = map[use]struct{}{}
-		}
-		r.been[at][of] = struct{}{}
+	destination, way := reachedBy(res.Name)
+	for at := range addressesIn(body) {
+		r.been[use{at, destination, way}] = struct{}{}
 	}
 }
 

@@ -120,7 +120,7 @@ func TestCutsWaitForEnvoy(t *testing.T) {
 // What is closed is what was told of for the pair's other ways since the start, and nothing that
 // leads elsewhere as well.
 func TestPlaces(t *testing.T) {
-	r := &Relay{held: map[xds.Type]map[string]*xds.Resource{}, been: map[netip.AddrPort]map[use]struct{}{}}
+	r := &Relay{held: map[xds.Type]map[string]*xds.Resource{}, been: map[use]struct{}{}}
 	hold := func(list ...*xds.Resource) {
 		for _, one := range list {
 			r.held[one.Type] = with(r.held[one.Type], one.Name, one)
@@ -176,9 +176,9 @@ func TestPlaces(t *testing.T) {
 	hold(assigned(t, shared, map[int]string{20: "legacy"}))
 	is("connections", r.Places("payments", "legacy"), at(21, 22, 23), nil, nil, true)
 	is("nobody's", r.Places("nobody", "legacy"), nil, nil, nil, false)
-	r.been = map[netip.AddrPort]map[use]struct{}{}
+	r.been = map[use]struct{}{}
 	for i := range maxBeen + 1 {
-		r.been[netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), uint16(i))] = map[use]struct{}{}
+		r.been[use{at: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), uint16(i))}] = struct{}{}
 	}
 	hold(assigned(t, "v1.catalog"+sni, map[int]string{6: ""}))
 	if len(r.been) > 10 {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"slices"
@@ -18,21 +19,36 @@ import (
 // resources in their wire form, by type and name.
 const header = "crossfade last good configuration 1\n"
 
-// store replaces the file as a whole: a reader finds the old content or the new.
+// store replaces the file as a whole: a reader finds the old content or the new. Resources are
+// written as they are held, and not copied.
 func store(path string, good map[xds.Type]map[string]*xds.Resource) error {
-	var body []byte
-	for _, t := range xds.Types {
-		if len(good[t]) == 0 {
-			continue
+	lists := map[xds.Type][]*xds.Resource{}
+	for t, byName := range good {
+		for _, name := range slices.Sorted(maps.Keys(byName)) {
+			lists[t] = append(lists[t], byName[name])
 		}
-		list := make([]*xds.Resource, 0, len(good[t]))
-		for _, name := range slices.Sorted(maps.Keys(good[t])) {
-			list = append(list, good[t][name])
-		}
-		body = xds.AppendRecord(body, t, list)
 	}
-	sum := sha256.Sum256(body)
-	return atomicfile.Write(path, slices.Concat([]byte(header), sum[:], body))
+	records := func(w io.Writer) error {
+		for _, t := range xds.Types {
+			if len(lists[t]) == 0 {
+				continue
+			}
+			if err := xds.WriteRecord(w, t, lists[t]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	sum := sha256.New()
+	if err := records(sum); err != nil {
+		return err
+	}
+	return atomicfile.WriteTo(path, func(w io.Writer) error {
+		if _, err := w.Write(sum.Sum([]byte(header))); err != nil {
+			return err
+		}
+		return records(w)
+	})
 }
 
 // load reads what store wrote.

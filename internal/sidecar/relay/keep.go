@@ -21,10 +21,19 @@ func (r *Relay) saveSoon() {
 // good one holds changes on probation.
 const beforeSuffix = ".before"
 
+// A change is written settle after it, since it comes as several ACKs. While changes go on,
+// writing takes no more than a part in keepShare of the time, but is never put off for longer
+// than keepLatest: a last good configuration that is that much older does as well.
+const (
+	settle     = 100 * time.Millisecond
+	keepShare  = 100
+	keepLatest = 5 * time.Second
+)
+
 // keep writes the last good configuration whenever it changed, until ctx ends,
 // and once more then. It also ends the trials that were passed.
 func (r *Relay) keep(ctx context.Context) {
-	const settle = 100 * time.Millisecond // a change comes as several ACKs
+	var next time.Time // of what is written, at the earliest
 	pass := time.NewTicker(r.opts.Probation / 4)
 	defer pass.Stop()
 	for {
@@ -46,13 +55,15 @@ func (r *Relay) keep(ctx context.Context) {
 			return
 		case <-r.dirty:
 		}
-		timer := time.NewTimer(settle)
+		timer := time.NewTimer(max(settle, time.Until(next)))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		}
 		timer.Stop()
+		began := time.Now()
 		r.save()
+		next = time.Now().Add(min(keepShare*time.Since(began), keepLatest))
 	}
 }
 

@@ -47,7 +47,7 @@ func (r *Relay) LookLocal() {
 			r.cut() // so that a server hears what Envoy runs
 		}
 	}
-	r.publishLocked()
+	r.publishLocked(xds.Types[:]...)
 	r.announceLocked()
 }
 

@@ -135,7 +135,7 @@ func (r *Relay) Crashed(how string, at time.Time) []string {
 	}
 	r.quarantine.Resources = describe(slices.SortedFunc(maps.Keys(r.barred), compareKeys))
 	r.saveSoon()
-	r.publishLocked()
+	r.publishLocked(xds.Types[:]...)
 	r.announceLocked()
 	r.opts.Log.Error("configuration quarantined: Envoy crashed on it twice and gets the one before, until a server sends another version",
 		"resources", strings.Join(shorten(describe(guilty)), ", "), "how", how)

@@ -22,7 +22,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -90,6 +89,7 @@ type Relay struct {
 	gone     context.CancelFunc                    // ends the upstream of the Envoy stream that is open
 	cut      context.CancelFunc                    // ends the stream to a server alone; another follows
 	secrets  map[string]*xds.Resource
+	view     *xds.View // as published last
 	status   Status
 	fresh    bool // a server has taken our stream since the start
 
@@ -100,9 +100,9 @@ type Relay struct {
 	barred     map[xds.Key]string // versions in quarantine
 	quarantine *Quarantine        // nil exactly when barred is empty; replaced, not changed
 	change     Change
-	local      time.Time                           // since when old ways are held; zero: they are not
-	generation uint64                              // of what Envoy was told and has answered; see [Told]
-	been       map[netip.AddrPort]map[use]struct{} // where endpoints have led since the start
+	local      time.Time        // since when old ways are held; zero: they are not
+	generation uint64           // of what Envoy was told and has answered; see [Told]
+	been       map[use]struct{} // where endpoints have led since the start
 
 	changed chan struct{}
 	dirty   chan struct{} // capacity 1: good differs from the disk
@@ -132,9 +132,9 @@ func New(o Options) (*Relay, error) {
 	r := &Relay{
 		opts: o, held: map[xds.Type]map[string]*xds.Resource{}, removed: map[xds.Key]struct{}{}, good: map[xds.Type]map[string]*xds.Resource{},
 		acked: map[xds.Key]string{}, wanted: map[xds.Type]map[string]struct{}{}, pending: map[xds.Type]*pending{},
-		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
+		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, view: &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
 		refused: map[xds.Key]refusal{}, trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
-		been: map[netip.AddrPort]map[use]struct{}{},
+		been: map[use]struct{}{},
 	}
 	r.status.Since = time.Now()
 	if r.opts.Probation <= 0 {
@@ -211,7 +211,7 @@ func (r *Relay) SetSecrets(secrets ...*xds.Resource) {
 	for _, s := range secrets {
 		r.secrets[s.Name] = s
 	}
-	r.publishLocked()
+	r.publishLocked(xds.SecretType)
 }
 
 // Status reports both sides.
@@ -242,15 +242,25 @@ func (r *Relay) announceLocked() {
 func (r *Relay) publish() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.publishLocked()
+	r.publishLocked(xds.Types[:]...)
 }
 
-// publishLocked hands the relay's state to its xDS server as a new view.
-func (r *Relay) publishLocked() {
-	v := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}, Growing: true, Removed: maps.Clone(r.removed)}
-	for t, byName := range r.held {
-		v.Own[t] = maps.Clone(byName)
-		for name, res := range byName {
+// publishLocked hands the relay's state to its xDS server as a new view. The given types may
+// differ from the last, and any while something is refused; the others are shared with it.
+func (r *Relay) publishLocked(types ...xds.Type) {
+	if len(r.refused) > 0 {
+		types = xds.Types[:]
+	}
+	v := &xds.View{Own: maps.Clone(r.view.Own), Growing: true, Removed: maps.Clone(r.removed)}
+	for _, t := range types {
+		if t == xds.SecretType {
+			v.Own[t] = maps.Clone(r.secrets)
+		} else if byName := r.held[t]; byName != nil {
+			v.Own[t] = maps.Clone(byName)
+		} else {
+			delete(v.Own, t)
+		}
+		for name, res := range r.held[t] {
 			k := xds.Key{Type: t, Name: name}
 			if over := r.overlayLocked(k); over != nil {
 				v.Own[t][name] = over
@@ -259,7 +269,7 @@ func (r *Relay) publishLocked() {
 			}
 		}
 	}
-	v.Own[xds.SecretType] = maps.Clone(r.secrets)
+	r.view = v
 	r.server.Update(xds.Update{Views: map[string]*xds.View{viewKey: v}})
 }
 
@@ -327,7 +337,7 @@ func (r *Relay) subscribed(_ string, t xds.Type, added, dropped []string) {
 		r.dropLocked(t, name)
 	}
 	if len(dropped) > 0 {
-		r.publishLocked() // what is asked for again is not answered by what was so before
+		r.publishLocked(t) // what is asked for again is not answered by what was so before
 	}
 	r.plaintextLocked()
 	r.askLocked(t, added, dropped)
@@ -441,7 +451,7 @@ func (r *Relay) settled(_ string, t xds.Type, o xds.Outcome) {
 		r.fallBackLocked(t, name)
 	}
 	if again {
-		r.publishLocked()
+		r.publishLocked(t)
 	}
 	if layer := r.layerLocked(); !r.local.IsZero() || len(envoyconfig.Cuts(layer)) > 0 {
 		r.announceLocked() // how far they are has changed

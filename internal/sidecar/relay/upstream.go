@@ -204,7 +204,7 @@ func (r *Relay) received(c *xds.Client, resp xds.Response) {
 		r.change = Change{Time: now.UTC(), Resources: shorten(describe(changes))}
 	}
 	r.pending[t] = p
-	r.publishLocked()
+	r.publishLocked(t)
 	r.answerLocked(t)
 	r.announceLocked()
 }
