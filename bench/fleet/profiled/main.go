@@ -1,5 +1,5 @@
-// Command profiled is crossfade with a way to look inside: it does what crossfade does, and takes
-// profiles when asked to on the Unix socket that PROFILE_SOCKET names.
+// Command profiled is crossfade with a way to look inside: it does what crossfade does, and a server
+// or a sidecar takes profiles when asked to on the Unix socket that PROFILE_SOCKET names.
 //
 //	GET /cpu/start?file=F   begins a CPU profile
 //	GET /cpu/stop           ends it
@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	if path := os.Getenv("PROFILE_SOCKET"); path != "" && len(os.Args) > 1 && os.Args[1] == "server" {
+	if path := os.Getenv("PROFILE_SOCKET"); path != "" && len(os.Args) > 1 && (os.Args[1] == "server" || os.Args[1] == "sidecar") {
 		_ = os.Remove(path) // of the one before
 		if lis, err := net.Listen("unix", path); err == nil {
 			go http.Serve(lis, handler())
