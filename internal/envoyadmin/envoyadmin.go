@@ -148,7 +148,7 @@ func (c *Client) Connections(ctx context.Context) (map[string]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	stats, err := c.Stats(ctx, `^listener\..*\.downstream_cx_active$`)
+	stats, err := c.Gauges(ctx, `^listener\..*\.downstream_cx_active$`)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,17 @@ func (c *Client) Connections(ctx context.Context) (map[string]int64, error) {
 
 // Stats are the counters and gauges whose names match the regular expression.
 func (c *Client) Stats(ctx context.Context, filter string) (map[string]int64, error) {
-	body, err := c.Get(ctx, "/stats?filter="+url.QueryEscape(filter))
+	return c.stats(ctx, "/stats?filter="+url.QueryEscape(filter))
+}
+
+// Gauges are [Client.Stats] that are gauges: with many upstreams Envoy has far fewer of these to
+// look through.
+func (c *Client) Gauges(ctx context.Context, filter string) (map[string]int64, error) {
+	return c.stats(ctx, "/stats?type=Gauges&filter="+url.QueryEscape(filter))
+}
+
+func (c *Client) stats(ctx context.Context, path string) (map[string]int64, error) {
+	body, err := c.Get(ctx, path)
 	if err != nil {
 		return nil, err
 	}

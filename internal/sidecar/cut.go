@@ -252,7 +252,7 @@ func (c *cutter) open(ctx context.Context, o relay.Cut, of *sockets) (out []sock
 }
 
 func (c *cutter) underWay(ctx context.Context, at relay.Places) (uint64, error) {
-	gauges, err := c.admin.Stats(ctx, telemetry.UnderWayFilter)
+	gauges, err := c.admin.Gauges(ctx, telemetry.UnderWayFilter)
 	return telemetry.UnderWay(gauges, at.Clusters), err
 }
 

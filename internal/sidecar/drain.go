@@ -186,7 +186,7 @@ func (d *drain) look(ctx context.Context) inbound {
 	if d.both {
 		filters += `|upstream\..+`
 	}
-	stats, err := d.admin.Stats(ctx, `^(http\.(`+filters+`)\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
+	stats, err := d.admin.Gauges(ctx, `^(http\.(`+filters+`)\.downstream_(rq|cx)_active|listener\..*\.downstream_cx_active)$`)
 	if err != nil {
 		return inbound{err: err}
 	}

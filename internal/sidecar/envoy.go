@@ -202,7 +202,7 @@ func (e *envoySupervisor) look(ctx context.Context) seenListeners {
 		active[l.Name] = true
 	}
 	const warming = "listener_manager.total_listeners_warming"
-	stats, err := e.admin.Stats(ctx, "^"+warming+"$")
+	stats, err := e.admin.Gauges(ctx, "^"+warming+"$")
 	if err != nil {
 		return seenListeners{problem: err.Error()}
 	}

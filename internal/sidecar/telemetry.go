@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,8 +19,12 @@ import (
 )
 
 const (
-	// countEvery is how often Envoy's counts are read and, if there are any, reported.
-	countEvery = time.Second
+	// countEvery is how often Envoy's counts are read and, if there are any, reported. With very
+	// many upstreams reading takes long: then it is less often, so that it takes Envoy no more than
+	// a part in countShare of a processor, but never less often than countLatest.
+	countEvery  = time.Second
+	countShare  = 100
+	countLatest = 2 * time.Second
 	// sayEvery is how often a sidecar reports that has nothing to say: a server takes one
 	// that is silent for longer as one that does not watch.
 	sayEvery = 5 * time.Second
@@ -72,8 +79,10 @@ type reporter struct {
 // run goes on until ctx ends.
 func (r *reporter) run(ctx context.Context) {
 	r.session, r.since, r.kept = rand.Uint64(), time.Now(), time.Now()
-	for sleep(ctx, jitter(countEvery, rand.Float64())) {
+	for wait := countEvery; sleep(ctx, jitter(wait, rand.Float64())); {
+		before := mainThread(r.envoy())
 		r.count(ctx, time.Now())
+		wait = countPause(mainThread(r.envoy()) - before)
 		if err := r.tell(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			if !r.failing {
 				r.log.Warn("no server takes what Envoy counts, the shift guard does not see it", "reason", err)
@@ -88,6 +97,23 @@ func (r *reporter) run(ctx context.Context) {
 	}
 	r.hangUp()
 	r.remember(time.Now(), true)
+}
+
+// countPause is the wait after a reading that took Envoy so long.
+func countPause(took time.Duration) time.Duration {
+	return min(max(countEvery, countShare*took), countLatest)
+}
+
+// mainThread is for how long a process's main thread, which is Envoy's for its admin interface,
+// has been on a processor; 0 where that can't be seen.
+func mainThread(pid int64) time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
+	if err != nil {
+		return 0
+	}
+	spent, _, _ := strings.Cut(string(text), " ")
+	n, _ := strconv.ParseInt(spent, 10, 64)
+	return time.Duration(n)
 }
 
 // count reads what Envoy counted since the last time.

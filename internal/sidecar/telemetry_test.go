@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -279,5 +280,28 @@ func TestIdleReports(t *testing.T) {
 	}
 	if n := r.seq; n < 10 || n > 13 {
 		t.Errorf("%d reports in a minute", n)
+	}
+}
+
+func TestCountPause(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		-time.Second:           countEvery, // another process has come
+		0:                      countEvery,
+		9 * time.Millisecond:   countEvery,
+		15 * time.Millisecond:  1500 * time.Millisecond,
+		500 * time.Millisecond: countLatest,
+	} {
+		if got := countPause(took); got != want {
+			t.Errorf("after %v: %v, want %v", took, got, want)
+		}
+	}
+}
+
+func TestMainThread(t *testing.T) {
+	if mainThread(int64(os.Getpid())) <= 0 {
+		t.Error("this process has been on no processor")
+	}
+	if got := mainThread(-1); got != 0 {
+		t.Errorf("a process that is not there: %v", got)
 	}
 }

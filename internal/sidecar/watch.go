@@ -41,7 +41,7 @@ func (w *watch) look(ctx context.Context, pid int) (look, error) {
 		return look{}, err
 	}
 	l := look{sample: sample{memory: kibibytes(status, "RssAnon:"), files: len(files), limit: openFiles(limits)}}
-	stats, err := w.admin.Stats(ctx, `^overload\..*\.pressure$`)
+	stats, err := w.admin.Gauges(ctx, `^overload\..*\.pressure$`)
 	if err != nil {
 		return look{}, err
 	}
