@@ -11,14 +11,14 @@ import (
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 // Bounds of a sidecar's report about its connections.
 const (
-	maxReport          = 256 << 10
-	maxReportListeners = 2000
-	maxListenerName    = 512
-	maxReportFaults    = 20
+	maxReport       = 256 << 10
+	maxFault        = 512
+	maxReportFaults = 20
 	// reportAge is how old a report may be to count: sidecars repeat theirs every minute.
 	reportAge = 3 * time.Minute
 )
@@ -47,6 +47,21 @@ func (o *openConnections) put(in catalog.Instance, r openReport) {
 	}
 	maps.DeleteFunc(o.by, func(_ string, r openReport) bool { return now.Sub(r.at) > reportAge })
 	o.tidy = 2*len(o.by) + 100
+}
+
+// take puts what a sidecar says, if it is within bounds.
+func (o *openConnections) take(in catalog.Instance, c telemetry.Connections, now time.Time) error {
+	if err := c.Check(); err != nil {
+		return err
+	}
+	if d := c.Drift; d != nil {
+		d.Faults = d.Faults[:min(len(d.Faults), maxReportFaults)]
+		for i, text := range d.Faults {
+			d.Faults[i] = text[:min(len(text), maxFault)]
+		}
+	}
+	o.put(in, openReport{now, c.Listeners, c.Drift})
+	return nil
 }
 
 // of is the number of connections that a listener has open, if that is known.
@@ -103,30 +118,14 @@ func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
 	if !s.allowed(w, r, access.Need{Kind: access.Register, Services: []string{in.Service.Proxy.DestinationServiceName}, Pulse: true}) {
 		return
 	}
-	var body struct {
-		Listeners map[string]int64 `json:"listeners"`
-		Drift     *api.Drift       `json:"drift"`
-	}
+	var body telemetry.Connections
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxReport)).Decode(&body); err != nil {
 		http.Error(w, fmt.Sprintf("sidecar %q: its report cannot be read: %v", id, err), http.StatusBadRequest)
 		return
 	}
-	if len(body.Listeners) > maxReportListeners {
-		http.Error(w, fmt.Sprintf("sidecar %q: reports %d listeners, at most %d are taken", id, len(body.Listeners), maxReportListeners), http.StatusBadRequest)
+	if err := s.mesh.open.take(in, body, time.Now()); err != nil {
+		http.Error(w, fmt.Sprintf("sidecar %q: %v", id, err), http.StatusBadRequest)
 		return
 	}
-	for name, n := range body.Listeners {
-		if n < 0 || len(name) > maxListenerName {
-			http.Error(w, fmt.Sprintf("sidecar %q: listener %.80q: %d connections: want 0 or more, and a name of at most %d bytes", id, name, n, maxListenerName), http.StatusBadRequest)
-			return
-		}
-	}
-	if d := body.Drift; d != nil {
-		d.Faults = d.Faults[:min(len(d.Faults), maxReportFaults)]
-		for i, text := range d.Faults {
-			d.Faults[i] = text[:min(len(text), maxListenerName)]
-		}
-	}
-	s.mesh.open.put(in, openReport{time.Now(), body.Listeners, body.Drift})
 	s.answer(w, struct{}{})
 }

@@ -14,20 +14,59 @@ import (
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
-// reporters is who may report, and what becomes of reports.
+// reporters is who may report, and what becomes of reports. Checks that a Consul has are pulsed
+// there.
 func (s *Server) reporters() *telemetry.Server {
-	take := s.mesh.report
+	out := &telemetry.Server{Admit: s.mesh.reporter, Take: s.mesh.report, Pulse: s.pulse, Connections: s.mesh.takeConnections}
 	if s.engine != nil {
-		take = func(key telemetry.Key, r telemetry.Report, now time.Time) {
+		out.Pulse = nil
+		out.Take = func(key telemetry.Key, r telemetry.Report, now time.Time) {
 			s.others.keep(key, r, now)
 			s.mesh.report(key, r, now)
 		}
 	}
-	return &telemetry.Server{Admit: s.mesh.reporter, Take: take}
+	return out
+}
+
+// pulse sets the checks of a sidecar and its service. An error says why the registration is not
+// what the sidecar takes it for.
+func (s *Server) pulse(key telemetry.Key, alive telemetry.Alive) error {
+	in, ok := s.mesh.snapshot().Proxy(key.Sidecar, key.Node)
+	if !ok || keyOf(in) != key {
+		return status.Errorf(codes.NotFound, "sidecar %q on node %q: not registered any more", key.Sidecar, key.Node)
+	}
+	if in.Service.Port != alive.Port {
+		return status.Errorf(codes.FailedPrecondition, "sidecar %q on node %q: registered at port %d, not %d: two instances use one id", key.Sidecar, key.Node, in.Service.Port, alive.Port)
+	}
+	for _, c := range alive.Checks {
+		owner := ""
+		s.store.Read(context.Background(), 0, func(r *store.Reader) {
+			if check, _ := r.Check(key.Node, c.ID); check != nil {
+				owner = check.ServiceID
+			}
+		})
+		if owner == "" || owner != key.Sidecar && owner != in.Service.Proxy.DestinationServiceID {
+			return status.Errorf(codes.NotFound, "check %q on node %q: none of sidecar %q or its service", c.ID, key.Node, key.Sidecar)
+		}
+		if err := s.agent.Pulse(key.Node, c.ID, c.Status, c.Output); err != nil {
+			return status.Errorf(codes.NotFound, "check %q on node %q: %v", c.ID, key.Node, err)
+		}
+	}
+	return nil
+}
+
+// takeConnections takes in how many connections the listeners of a reporting sidecar have open.
+func (m *mesh) takeConnections(key telemetry.Key, c telemetry.Connections) error {
+	in, ok := m.snapshot().Proxy(key.Sidecar, key.Node)
+	if !ok {
+		return nil
+	}
+	return m.open.take(in, c, time.Now())
 }
 
 // reporter admits a sidecar's reports: outside development mode, of an instance of the

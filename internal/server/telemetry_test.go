@@ -104,6 +104,53 @@ func TestTelemetryOfPairs(t *testing.T) {
 	}
 }
 
+// A report pulses the checks of its own instance, as long as that is registered as it says.
+func TestReportsPulse(t *testing.T) {
+	s := servertest.Start(t, server.Options{})
+	s.Register("web.hcl", strings.Replace(webCalls, "port = 8080", "port = 8080\n  check { id = \"up\"\n ttl = \"15s\" }", 1))
+	s.Register("other.hcl", "service {\n  name = \"other\"\n  port = 1\n  check { id = \"others\"\n ttl = \"15s\" }\n}")
+	status := func(service string) string {
+		_, body := s.Call(http.MethodGet, "/v1/health/checks/"+service, nil)
+		var list []struct{ Status, Output string }
+		if err := json.Unmarshal(body, &list); err != nil || len(list) != 1 {
+			t.Fatalf("%v: %s", err, body)
+		}
+		return list[0].Status + " " + list[0].Output
+	}
+	_, body := s.Call(http.MethodGet, "/v1/agent/service/web-sidecar-proxy", nil)
+	var found struct{ Port int }
+	if err := json.Unmarshal(body, &found); err != nil || found.Port == 0 {
+		t.Fatalf("%v: %s", err, body)
+	}
+	say := func(seq uint64, port int, check string) error {
+		return reported(t, s.Conn(), "web-sidecar-proxy", telemetry.Report{Session: 1, Seq: seq, At: time.Now(), Alive: &telemetry.Alive{
+			Port: port, Checks: []telemetry.Check{{ID: check, Status: "passing", Output: "as reported"}},
+		}})
+	}
+	for _, c := range []struct {
+		port  int
+		check string
+		want  string // in the refusal
+	}{
+		{found.Port + 1, "up", "two instances use one id"},
+		{found.Port, "others", "none of sidecar"},
+		{found.Port, "nobody's", "none of sidecar"},
+	} {
+		if err := say(1, c.port, c.check); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("check %q at port %d: %v, want %q", c.check, c.port, err, c.want)
+		}
+	}
+	if got := status("web") + status("other"); strings.Contains(got, "reported") {
+		t.Errorf("what was refused counts: %q", got)
+	}
+	if err := say(2, found.Port, "up"); err != nil {
+		t.Fatal(err)
+	}
+	if got := status("web"); got != "passing as reported" {
+		t.Errorf("the check is %q", got)
+	}
+}
+
 // Garbage is refused with a reason, and so is who sends too much at once.
 func TestTelemetryRefusesGarbage(t *testing.T) {
 	s := servertest.Start(t, server.Options{})

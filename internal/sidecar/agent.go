@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 const (
@@ -252,11 +253,7 @@ func (a *agent) deregister(ctx context.Context, id string, wait time.Duration) (
 // connections tells a crossfade server how many connections the sidecar's listeners have open,
 // and of drift, if there was any.
 func (a *agent) connections(ctx context.Context, proxyID string, open map[string]int64, drift *api.Drift) error {
-	report := map[string]any{"listeners": open}
-	if drift != nil {
-		report["drift"] = drift
-	}
-	body, err := json.Marshal(report)
+	body, err := json.Marshal(telemetry.Connections{Listeners: open, Drift: drift})
 	if err != nil {
 		return err
 	}

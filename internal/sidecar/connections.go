@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
 
 const (
@@ -30,7 +31,8 @@ func (t toldConnections) due(now time.Time, open map[string]int64, drift *api.Dr
 
 // reportConnections tells servers how many connections would drain with each listener, and of drift,
 // while there is an Envoy to ask. What they don't learn they say is unknown. A registry
-// that takes no reports, as Consul's, is asked once a minute.
+// that takes no reports, as Consul's, is asked once a minute. What a server takes in reports needs
+// no request of its own.
 func (s *sidecar) reportConnections(ctx context.Context) {
 	var told toldConnections
 	var refused time.Time
@@ -43,6 +45,10 @@ func (s *sidecar) reportConnections(ctx context.Context) {
 		var drift *api.Drift
 		s.board.set(func(st *Status) { drift = st.Drift })
 		if err != nil || !told.due(now, open, drift) {
+			continue
+		}
+		if s.reporter.offer(telemetry.Connections{Listeners: open, Drift: drift}) {
+			told, refused = toldConnections{now, open, drift}, time.Time{}
 			continue
 		}
 		if err := s.agent.connections(ctx, s.proxy.ID, open, drift); err != nil {

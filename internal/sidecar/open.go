@@ -47,6 +47,7 @@ type sidecar struct {
 	contact      *contact
 	health       *health
 	registration *registration
+	carrier      *carrier // nil: a Consul agent has the checks
 	certs        *certificates
 	relay        *relay.Relay
 	admin        *envoyadmin.Client
@@ -222,9 +223,12 @@ func (s *sidecar) openParts() (err error) {
 		return err
 	}
 	s.health = newHealth(d, s.proxy.ID)
+	if o.Consul == "" { // else the checks are where no server pulses them
+		s.carrier = &carrier{health: s.health, port: d.Sidecar.Service.Port}
+	}
 	s.runner = check.New(check.Options{Report: s.health.report, Log: s.log})
 	s.registration = &registration{
-		agent: s.registry, entries: s.agent, adopted: s.adopted(), health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, tried: make(chan struct{}), first: make(chan struct{}),
+		carrier: s.carrier, agent: s.registry, entries: s.agent, adopted: s.adopted(), health: s.health, def: *d, proxyID: s.proxy.ID, log: s.log, tried: make(chan struct{}), first: make(chan struct{}),
 		confirmed: func(ok bool) { s.board.set(func(st *Status) { st.Registered = ok }) },
 	}
 	return nil
@@ -239,6 +243,7 @@ func (s *sidecar) openEnvoy(path string) {
 		admin: s.admin, conn: s.contact.conn, node: o.Node, sidecar: s.proxy.ID, log: s.log, envoy: s.envoyServes.Load,
 		memory: s.plaintext, keep: func(m telemetry.Memory) error { return s.dir.writeJSON(plaintextFile, m) },
 	}
+	s.reporter.carrier = s.carrier
 	s.reporter.permissive = func() bool { return s.health.plaintextPort() != 0 }
 	ports := &portWatch{sockets: appport.Sockets{Log: s.log}}
 	if p := s.proxy.Proxy; p.LocalServiceSocketPath == "" {

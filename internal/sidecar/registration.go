@@ -26,6 +26,7 @@ type registration struct {
 	// adopted says that the registration, with its checks, is somebody else's: it is only looked at.
 	adopted bool
 	health  *health
+	carrier *carrier          // nil: nothing else pulses checks
 	def     config.Definition // complete, with the public port
 	proxyID string
 	log     *slog.Logger
@@ -135,8 +136,16 @@ func (r *registration) assert(ctx context.Context) error {
 }
 
 // pulse tells the registry each check that it does not know yet. When all are due
-// it also looks whether the sidecar is still there, and is ours.
+// it also looks whether the sidecar is still there, and is ours. Where reports do both, nothing
+// is left to do.
 func (r *registration) pulse(ctx context.Context) error {
+	if r.carrier != nil {
+		r.carrier.order.Lock()
+		defer r.carrier.order.Unlock()
+		if states := r.health.states(); r.pulsed == nil && r.carrier.carried(states) {
+			r.pulsed = states
+		}
+	}
 	if r.pulsed == nil {
 		found, err := r.agent.service(ctx, r.proxyID)
 		if err != nil {

@@ -2,12 +2,14 @@ package sidecar
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -60,6 +62,8 @@ type reporter struct {
 	cuts func(all bool) []telemetry.Cut
 	// local are the destinations that are held on old ways. May be nil.
 	local func() []string
+	// carrier is what a report says of checks. May be nil.
+	carrier *carrier
 
 	session, seq uint64
 	meter        telemetry.Meter
@@ -74,6 +78,32 @@ type reporter struct {
 	said, kept   time.Time
 	failing      bool
 	lost         bool // counts were given up since the last report that was taken
+
+	mu      sync.Mutex             // guards the following
+	takes   bool                   // the server takes connections in reports
+	offered *telemetry.Connections // not taken up yet
+}
+
+// offer hands over what servers are to know of connections. It is false where the server that
+// takes reports takes none of that in them, or it is too long for one.
+func (r *reporter) offer(c telemetry.Connections) bool {
+	const most = telemetry.MaxReport / 2
+	text, err := json.Marshal(c)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.takes || err != nil || len(text) > most || c.Check() != nil {
+		return false
+	}
+	r.offered = &c
+	return true
+}
+
+func (r *reporter) takeOffered() *telemetry.Connections {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.offered
+	r.offered = nil
+	return c
 }
 
 // run goes on until ctx ends.
@@ -141,6 +171,7 @@ func (r *reporter) count(ctx context.Context, now time.Time) {
 	if r.more != nil {
 		r.more(&later)
 	}
+	later.Connections = r.takeOffered()
 	if later.Probes != nil {
 		r.known.Probes = later.Probes
 	}
@@ -237,13 +268,21 @@ func (r *reporter) tell(ctx context.Context, now time.Time) error {
 
 // send sends a report and forgets it when it is taken, or never will be.
 func (r *reporter) send(now time.Time, report *telemetry.Report) error {
+	var err error
+	if r.carrier != nil && r.client.Pulses() {
+		done := r.carrier.load(report)
+		defer func() { done(err == nil) }()
+	}
 	late := time.AfterFunc(reportWithin, r.end)
 	defer late.Stop()
 	report.At, report.Watch = now, r.memory.Watch
-	err := r.client.Send(*report)
+	err = r.client.Send(*report)
 	switch {
 	case err == nil:
 		r.unsure, r.said = nil, now
+		r.mu.Lock()
+		r.takes = r.client.TakesConnections()
+		r.mu.Unlock()
 	case status.Code(err) == codes.InvalidArgument: // it would be refused again and again
 		r.unsure, r.known, r.lost = nil, telemetry.Report{}, true
 	}
@@ -258,4 +297,10 @@ func (r *reporter) hangUp() {
 		r.end()
 	}
 	r.client, r.end = nil, nil
+	r.mu.Lock()
+	r.takes = false
+	r.mu.Unlock()
+	if r.carrier != nil {
+		r.carrier.drop()
+	}
 }

@@ -73,14 +73,15 @@ func (s lossyStream) RecvMsg(m any) error {
 // reporting is a reporter, driven by hand, and the server that it reports to.
 type reporting struct {
 	*reporter
-	t     *testing.T
-	envoy *counting
-	conn  *lossy
-	now   time.Time
-	book  *telemetry.Book
-	taken uint64 // attempts that the book's windows have added up to
-	log   bytes.Buffer
-	saved telemetry.Memory
+	t      *testing.T
+	envoy  *counting
+	server *telemetry.Server
+	conn   *lossy
+	now    time.Time
+	book   *telemetry.Book
+	taken  uint64 // attempts that the book's windows have added up to
+	log    bytes.Buffer
+	saved  telemetry.Memory
 }
 
 func newReporting(t *testing.T) *reporting {
@@ -97,12 +98,13 @@ func newReporting(t *testing.T) *reporting {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer()
-	(&telemetry.Server{
+	r.server = &telemetry.Server{
 		Admit: func(_ context.Context, node, sidecar string) (telemetry.Key, error) {
 			return telemetry.Key{Node: node, Sidecar: sidecar, Service: "web"}, nil
 		},
 		Take: func(k telemetry.Key, report telemetry.Report, _ time.Time) { r.book.Put(k, report, r.now) },
-	}).Register(g)
+	}
+	r.server.Register(g)
 	go g.Serve(l)
 	t.Cleanup(g.Stop)
 	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -33,6 +33,9 @@ func (r Report) Merge(later Report) Report {
 	if later.App == nil {
 		later.App = r.App
 	}
+	if later.Connections == nil {
+		later.Connections = r.Connections
+	}
 	return later
 }
 

@@ -20,6 +20,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/api"
+	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
@@ -43,6 +45,30 @@ type Report struct {
 	App    *AppPort `json:"app,omitempty"`
 	// Local are the destinations that the sidecar holds on their old way by itself.
 	Local []string `json:"local,omitempty"`
+	// Alive pulses the instance's checks; nil: somebody else does. See [Client.Pulses].
+	Alive *Alive `json:"alive,omitempty"`
+	// Connections is nil where a server was told of them lately, in this way or another.
+	Connections *Connections `json:"connections,omitempty"`
+}
+
+// Alive says that a sidecar is registered and lives, and what its checks say.
+type Alive struct {
+	Port   int     `json:"port"` // of its registration: two instances may use one ID
+	Checks []Check `json:"checks"`
+}
+
+// Check is a check's last word.
+type Check struct {
+	ID     string         `json:"id"`
+	Status catalog.Status `json:"status"`
+	Output string         `json:"output,omitempty"`
+}
+
+// Connections is how many connections each listener has open, and what Envoy runs other than it
+// was told; nil: nothing ever.
+type Connections struct {
+	Listeners map[string]int64 `json:"listeners"`
+	Drift     *api.Drift       `json:"drift,omitempty"`
 }
 
 // Outbound is what went to one destination.
@@ -120,9 +146,22 @@ type AppPort struct {
 	Unseen    bool `json:"unseen,omitempty"`
 }
 
+// Check says what is beyond bounds.
+func (c Connections) Check() error {
+	if len(c.Listeners) > maxListeners {
+		return fmt.Errorf("reports %d listeners, at most %d are taken", len(c.Listeners), maxListeners)
+	}
+	for name, n := range c.Listeners {
+		if n < 0 || len(name) > maxListener {
+			return fmt.Errorf("listener %.80q: %d connections: want 0 or more, and a name of at most %d bytes", name, n, maxListener)
+		}
+	}
+	return nil
+}
+
 // Empty reports whether there is nothing to tell.
 func (r Report) Empty() bool {
-	return len(r.Outbound)+len(r.Plaintext)+len(r.Open)+len(r.Probes)+len(r.Cuts) == 0 && r.App == nil
+	return len(r.Outbound)+len(r.Plaintext)+len(r.Open)+len(r.Probes)+len(r.Cuts) == 0 && r.App == nil && r.Connections == nil
 }
 
 // Bounds of a report. What is longer is refused as a whole.
@@ -136,6 +175,10 @@ const (
 	maxProbes    = 2000
 	maxCuts      = 2000
 	maxListening = 32
+	maxListeners = 2000
+	maxListener  = 512
+	maxChecks    = 200
+	maxOutput    = 8 << 10
 	maxBins      = 1000
 	maxText      = 256
 )
@@ -196,6 +239,16 @@ func (r Report) check() error {
 	for _, c := range r.Cuts {
 		if c.Destination == "" || len(c.Destination) > maxText || len(c.Order) > maxText || len(c.State) > maxText || len(c.Why) > maxText || c.Connections > most || c.Closed > most {
 			return fmt.Errorf("cut to %.80q: no name of a service, or too much", c.Destination)
+		}
+	}
+	if a := r.Alive; a != nil {
+		if len(a.Checks) > maxChecks {
+			return fmt.Errorf("%d checks, at most %d are taken", len(a.Checks), maxChecks)
+		}
+		for _, c := range a.Checks {
+			if !c.Status.Valid() || len(c.ID) > maxText || len(c.Output) > maxOutput {
+				return fmt.Errorf("check %.80q is %.20q: no such status, or too long", c.ID, c.Status)
+			}
 		}
 	}
 	if a := r.App; a != nil && len(a.Listening) > maxListening {
