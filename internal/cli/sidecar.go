@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -126,6 +127,9 @@ With no server to be reached it starts from the last configuration that worked.`
 		signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGUSR1)
 		defer signal.Stop(signals)
 		o.Signals = signals
+		if s.env("GOGC") == "" {
+			debug.SetGCPercent(sidecarGarbage)
+		}
 		err = sidecar.Run(context.WithoutCancel(cmd.Context()), o)
 		if exit, ok := errors.AsType[*sidecar.ExitError](err); ok {
 			return exitCode(exit.Code)
@@ -134,6 +138,10 @@ With no server to be reached it starts from the last configuration that worked.`
 	}
 	return cmd
 }
+
+// sidecarGarbage is how much garbage a sidecar keeps, in percent of what it holds: it makes little,
+// and there is one beside every instance.
+const sidecarGarbage = 50
 
 // besideConsul is where a server listens on a host that has a Consul agent.
 const besideConsul = "127.0.0.1:8510"

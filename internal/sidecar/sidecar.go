@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -212,6 +213,7 @@ func (s *sidecar) startApp(ctx context.Context) bool {
 	}
 	s.started.Store(true)
 	s.board.set(s.settle)
+	debug.FreeOSMemory() // a start needs more than what follows
 	s.log.Info("ready", "service", s.opts.Definition.Service.ID, "public_address", s.publicAddress)
 	return true
 }
