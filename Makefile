@@ -120,6 +120,10 @@ bench-fleet: build $(ENVOY) ## the control plane with STREAMS=10000 simulated si
 bench-fleet-smoke: build $(ENVOY) ## all scenarios of bench-fleet with 500 sidecars, in less than a minute
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) STREAMS=500 INSTANCES=8600 SERVICES=250 DURATION=1 REAL=2 $(GO) run ./bench/fleet
 
+.PHONY: bench-clients
+bench-clients: build ## the control plane with 10,000 delta-ADS clients that decode everything, and with as many idle supervisors: about 3 minutes
+	$(GO) run ./bench/clients
+
 .PHONY: bench-control
 bench-control: ## Go benchmarks of the control plane's parts
 	$(GO) test -run xxx -bench . -benchmem ./bench/control

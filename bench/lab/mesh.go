@@ -20,6 +20,7 @@ const meshPatience = 4 * Patience
 // Mesh is a crossfade server and its sidecars, as a user would start them.
 type Mesh struct {
 	HTTPAddr string // of the server, as a URL
+	GRPCAddr string // of the server that [StartMesh] has started
 
 	// SidecarArgs are further arguments of each sidecar.
 	SidecarArgs []string
@@ -36,6 +37,9 @@ type Mesh struct {
 func Beside(server *Process, httpAddr string, b Binaries, dir string) *Mesh {
 	return &Mesh{HTTPAddr: httpAddr, binaries: b, dir: dir, server: server}
 }
+
+// ServerPID is the server's process.
+func (m *Mesh) ServerPID() int { return m.server.PID() }
 
 // Sidecar is a running one, and its Envoy.
 type Sidecar struct {
@@ -55,7 +59,7 @@ func StartMesh(ctx context.Context, b Binaries, dir string) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{HTTPAddr: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), binaries: b, dir: dir}
+	m := &Mesh{HTTPAddr: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), GRPCAddr: fmt.Sprintf("127.0.0.1:%d", ports[1]), binaries: b, dir: dir}
 	m.server, err = Start("crossfade server", filepath.Join(dir, "server.log"), b.Crossfade, "server", "--dev",
 		"--http-port", fmt.Sprint(ports[0]), "--grpc-port", fmt.Sprint(ports[1]), "--node", "bench", "--default-intention-policy", "deny")
 	if err != nil {
