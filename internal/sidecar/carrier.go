@@ -28,6 +28,7 @@ type carrier struct {
 	// order is held while checks are told, in whichever way, from before it is looked what they
 	// say until the answer: what a registry hears last is the newest.
 	order sync.Mutex
+	ended bool // guarded by order
 
 	mu     sync.Mutex            // guards the following
 	states map[string]checkState // that a report has pulsed; nil: none since the stream began
@@ -45,6 +46,10 @@ func (c *carrier) load(r *telemetry.Report) (done func(taken bool)) {
 		return func(bool) {}
 	}
 	c.order.Lock()
+	if c.ended {
+		c.order.Unlock()
+		return func(bool) {}
+	}
 	states := c.health.states()
 	alive := &telemetry.Alive{Port: c.port}
 	size := 0
@@ -66,6 +71,13 @@ func (c *carrier) load(r *telemetry.Report) (done func(taken bool)) {
 		}
 		c.order.Unlock()
 	}
+}
+
+// stop ends it: the instance leaves the registry. It waits for a report that is on its way.
+func (c *carrier) stop() {
+	c.order.Lock()
+	defer c.order.Unlock()
+	c.ended = true
 }
 
 // drop says that reports carry nothing any more. Whoever relied on them is woken.

@@ -114,6 +114,22 @@ func TestReportsOfWhatIsLost(t *testing.T) {
 	}
 }
 
+// Who leaves is pulsed no more, and goes on reporting.
+func TestReportsOfWhoLeaves(t *testing.T) {
+	c := newCarrying(t, io.Discard)
+	c.due()
+	if err := errors.Join(c.step(time.Second), c.step(sayEvery)); err != nil || len(c.pulses) != 1 {
+		t.Fatalf("%v, the server got %+v", err, c.pulses)
+	}
+	c.carrier.stop()
+	c.carrier.at = c.carrier.at.Add(-carryAgain)
+	c.envoy.add(3, 0)
+	if err := c.step(sayEvery); err != nil || len(c.pulses) != 1 {
+		t.Errorf("%v, the server got %+v", err, c.pulses)
+	}
+	c.want(3)
+}
+
 // A server that takes connections in reports is told there, another by a request.
 func TestReportsCarryConnections(t *testing.T) {
 	r := newReporting(t)

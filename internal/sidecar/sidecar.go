@@ -225,6 +225,9 @@ func (s *sidecar) leave(hurry context.Context) {
 	s.leaving.Store(true)
 	s.board.set(func(st *Status) { st.State = Draining })
 	s.registering.stop()
+	if s.carrier != nil {
+		s.carrier.stop()
+	}
 	s.runner.Close()
 	if isClosed(s.envoyUp) {
 		s.drain.run(hurry)
