@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -136,8 +137,14 @@ func (w *wire) next() ([]byte, error) {
 	}
 }
 
+// quiet is how long a connection may say nothing: the server pings when it has nothing to say for half of it.
+const quiet = time.Minute
+
 // read takes one frame in.
 func (w *wire) read() error {
+	if err := w.conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+		return err
+	}
 	f, err := w.framer.ReadFrame()
 	if err != nil {
 		return err

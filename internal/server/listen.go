@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -23,7 +24,19 @@ const caFile = "ca.pem"
 const caDir = "ca"
 
 func listen(what, addr string, port int, flag string) (net.Listener, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
+	return listenWith(net.ListenConfig{}, what, addr, port, flag)
+}
+
+// listenStreams is listen for what grpc-go serves, which asks by HTTP/2 whether a client is still there.
+// It has the kernel end connections after 20 s without an acknowledgement, too. The kernel's own
+// probes, one in 15 s, would mean by that: after a single one is lost. When many connections fall quiet at
+// once so many are sent at once that some are, and so may be the news of the end.
+func listenStreams(what, addr string, port int, flag string) (net.Listener, error) {
+	return listenWith(net.ListenConfig{KeepAlive: -1}, what, addr, port, flag)
+}
+
+func listenWith(c net.ListenConfig, what, addr string, port int, flag string) (net.Listener, error) {
+	l, err := c.Listen(context.Background(), "tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
 	if err != nil {
 		return nil, fmt.Errorf("%s port %d: %w: stop what listens there or choose another with %s", what, port, err, flag)
 	}

@@ -191,7 +191,7 @@ func New(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, func() error { return ignoreClosed(s.httpLis.Close()) })
-	if s.grpcLis, err = listen("gRPC", o.BindAddr, o.GRPCPort, "--grpc-port"); err != nil {
+	if s.grpcLis, err = listenStreams("gRPC", o.BindAddr, o.GRPCPort, "--grpc-port"); err != nil {
 		return nil, err
 	}
 	s.shutdown = append(s.shutdown, func() error { return ignoreClosed(s.grpcLis.Close()) })
