@@ -154,14 +154,15 @@ func (g Guard) heard(now time.Time, s *guard, raw, was []Instance) []Instance {
 			well++
 		}
 	}
-	away := len(s.left) // of those that left with nothing to explain it
+	away, mute := len(s.left), false // of those that left with nothing to explain it; whether some are back, and silent
 	for _, in := range raw {
 		if _, ok := s.left[KeyOf(in)]; ok {
 			away--
+			mute = mute || in.silent()
 		}
 	}
 	s.silent, s.floor = silent, nil
-	s.many = len(silent) > 0 && (s.many || len(g.quiet) > 1 || away > 0)
+	s.many = len(silent) > 0 && (s.many || len(g.quiet) > 1 || away > 0 || mute)
 	missing := g.Policy.floor(well+len(silent)+away) - well
 	if !s.many || missing <= 0 {
 		return raw
