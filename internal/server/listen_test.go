@@ -33,7 +33,9 @@ func TestStreamsHaveNoProbes(t *testing.T) {
 		}
 		got := -1
 		var failed error
-		if err := raw.Control(func(fd uintptr) { got, failed = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE) }); err != nil || failed != nil {
+		if err := raw.Control(func(fd uintptr) {
+			got, failed = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE)
+		}); err != nil || failed != nil {
 			t.Fatal(err, failed)
 		}
 		if got != tc.want {
