@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
@@ -34,6 +35,8 @@ type foreign struct {
 	fail   atomic.Pointer[error] // of Sign
 	news   chan struct{}         // the roots are others
 	signed atomic.Int32
+	// told counts how often roots were sent, watchers who has a stream now.
+	told, watchers atomic.Int32
 }
 
 func (f *foreign) Sign(ctx context.Context, in *pbconnectca.SignRequest) (*pbconnectca.SignResponse, error) {
@@ -45,16 +48,30 @@ func (f *foreign) Sign(ctx context.Context, in *pbconnectca.SignRequest) (*pbcon
 }
 
 func (f *foreign) WatchRoots(_ *pbconnectca.WatchRootsRequest, stream pbconnectca.ConnectCAService_WatchRootsServer) error {
+	f.watchers.Add(1)
+	defer f.watchers.Add(-1)
 	for {
 		if err := stream.Send(toProto(f.ca.Load().Roots())); err != nil {
 			return err
 		}
+		f.told.Add(1)
 		select {
 		case <-f.news:
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		}
 	}
+}
+
+// followed waits until the one stream there is is that which follows, not that which asked first.
+func (f *foreign) followed(t *testing.T) {
+	t.Helper()
+	meshtest.Eventually(t, "the roots are followed, and no longer asked for", func() error {
+		if told, watchers := f.told.Load(), f.watchers.Load(); told < 2 || watchers != 1 {
+			return fmt.Errorf("told %d times, %d watchers", told, watchers)
+		}
+		return nil
+	})
 }
 
 func dial(t *testing.T, addr string) *grpc.ClientConn {
@@ -234,6 +251,7 @@ func TestConsulRotatesItsRoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.followed(t)
 	_, changed := c.Watch()
 	old := f.ca.Load()
 	f.ca.Store(successor(t, old))
@@ -272,6 +290,7 @@ func TestConsulOfAnotherTrustDomain(t *testing.T) {
 	var log journal
 	c := openConsul(t, addr, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	before := c.Roots()
+	f.followed(t)
 	f.ca.Store(open(t, Options{Authorize: Anyone}))
 	f.news <- struct{}{}
 	meshtest.Eventually(t, "the log says so", func() error {
