@@ -107,13 +107,22 @@ func (w *world) quiet(ctx context.Context) error {
 	return nil
 }
 
-// agree wants that all sidecars that hold endpoints hold the same version of them, but for those
-// that have refused one.
+// agree wants that all sidecars that hold endpoints come to hold the same version of them, but for those
+// that have refused one. What was written last may still be on its way.
 func (w *world) agree(ctx context.Context) error {
-	if err := w.quiet(ctx); err != nil {
-		return err
+	const within = 10 * time.Second
+	for end := time.Now().Add(within); ; {
+		if err := w.quiet(ctx); err != nil {
+			return err
+		}
+		err := agreed(w.fleet.Endpoints(), int(w.fleet.Totals().Nacks))
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		if err := pause(ctx, within/100); err != nil {
+			return err
+		}
 	}
-	return agreed(w.fleet.Endpoints(), int(w.fleet.Totals().Nacks))
 }
 
 func agreed(held map[string]map[uint64]int, refused int) error {
