@@ -150,9 +150,9 @@ const failoverPrefix = "failover-target~"
 
 // Cluster finds the cluster of that name.
 func (p *Proxy) Cluster(name string) (Cluster, bool) {
-	for _, c := range p.Clusters {
-		if c.Name == name {
-			return c, true
+	for i := range p.Clusters { // not by value: they are large, and many
+		if p.Clusters[i].Name == name {
+			return p.Clusters[i], true
 		}
 	}
 	return Cluster{}, false

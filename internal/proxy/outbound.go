@@ -72,9 +72,15 @@ func (b *builder) adopt(o outbound) (differs bool) {
 			b.proxy.Groups = append(b.proxy.Groups, g)
 		}
 	}
-	if o.route != nil && !slices.ContainsFunc(b.proxy.Routes, func(r Route) bool { return r.Name == o.route.Name }) {
-		b.proxy.Routes = append(b.proxy.Routes, *o.route)
+	if o.route == nil {
+		return differs
 	}
+	for i := range b.proxy.Routes {
+		if b.proxy.Routes[i].Name == o.route.Name {
+			return differs
+		}
+	}
+	b.proxy.Routes = append(b.proxy.Routes, *o.route)
 	return differs
 }
 

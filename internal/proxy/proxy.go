@@ -185,8 +185,8 @@ func Build(in Input) (*Proxy, []Problem) {
 	b := &builder{
 		in:      in,
 		service: reg.DestinationServiceName,
-		reads:   map[config.Key]bool{},
-		bound:   map[bind]string{},
+		reads:   make(map[config.Key]bool, 8+8*len(reg.Upstreams)),
+		bound:   make(map[bind]string, 1+len(reg.Upstreams)),
 	}
 	b.proxy = &Proxy{
 		ID:       in.Instance.Service.ID,
@@ -200,6 +200,8 @@ func Build(in Input) (*Proxy, []Problem) {
 	b.defaults = b.serviceDefaults()
 	b.proxy.Normalization = b.normalization()
 	b.proxy.Inbound = b.inbound(reg)
+	n := len(reg.Upstreams)
+	b.proxy.Upstreams, b.proxy.Routes, b.proxy.Clusters = slices.Grow(b.proxy.Upstreams, n), slices.Grow(b.proxy.Routes, n), slices.Grow(b.proxy.Clusters, n+1)
 	for _, u := range reg.Upstreams {
 		b.upstream(u)
 	}
@@ -210,6 +212,7 @@ func Build(in Input) (*Proxy, []Problem) {
 	slices.SortFunc(p.Clusters, func(x, y Cluster) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(p.Groups, func(x, y Group) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(p.Shifts, func(x, y Shift) int { return cmp.Compare(x.Destination, y.Destination) })
+	p.Reads = slices.Grow(p.Reads, len(b.reads))
 	for k := range b.reads {
 		p.Reads = append(p.Reads, k)
 	}
