@@ -128,7 +128,11 @@ func Connect(ctx context.Context, conn grpc.ClientConnInterface, node, sidecar s
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
-	if err := st.SendMsg(wrapperspb.String(node + "/" + sidecar)); err != nil {
+	err = st.SendMsg(wrapperspb.String(node + "/" + sidecar))
+	if errors.Is(err, io.EOF) { // refused already: the reason follows
+		err = st.RecvMsg(&wrapperspb.UInt64Value{})
+	}
+	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
 	return &Client{stream: st}, nil
