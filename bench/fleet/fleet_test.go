@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -99,9 +100,7 @@ func TestSettings(t *testing.T) {
 		"real":                      {map[string]string{"REAL": "-1"}, `REAL "-1"`},
 	} {
 		env := map[string]string{"REAL": "0"}
-		for k, v := range tc.env {
-			env[k] = v
-		}
+		maps.Copy(env, tc.env)
 		if name == "smoke" {
 			env["REAL"] = "0"
 		}

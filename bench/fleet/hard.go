@@ -111,8 +111,8 @@ func subscribeLoop(ctx context.Context, w *world, _ *meter, l *line) error {
 	}()
 	err = w.meanwhile(ctx, l, w.Duration/3)
 	cancel()
-	<-stopped
-	w.say("subscribe-loop: %d requests", sent)
+	end := <-stopped
+	w.say("subscribe-loop: %d requests, until %v", sent, end)
 	return err
 }
 

@@ -31,8 +31,8 @@ type realEnvoys struct {
 }
 
 func (r *realEnvoys) stop() {
-	for i := len(r.stops) - 1; i >= 0; i-- {
-		r.stops[i]()
+	for _, stop := range slices.Backward(r.stops) {
+		stop()
 	}
 	r.stops = nil
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,8 +53,8 @@ type world struct {
 func (w *world) say(format string, args ...any) { fmt.Fprintf(w.log, "fleet: "+format+"\n", args...) }
 
 func (w *world) stop() {
-	for i := len(w.stops) - 1; i >= 0; i-- {
-		w.stops[i]()
+	for _, stop := range slices.Backward(w.stops) {
+		stop()
 	}
 }
 

@@ -282,7 +282,7 @@ func (o *outage) began(what string, err error) {
 	o.what, o.last = what, err
 	if o.since.IsZero() {
 		o.since = o.now()
-		o.log.Warn(what, "error", err)
+		o.log.Warn(what, "error", err) //nolint:sloglint // a constant of the caller's
 	}
 }
 
@@ -290,7 +290,7 @@ func (o *outage) ended(what string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.since.IsZero() {
-		o.log.Info(what, "after", o.now().Sub(o.since).Round(time.Millisecond))
+		o.log.Info(what, "after", o.now().Sub(o.since).Round(time.Millisecond)) //nolint:sloglint // a constant of the caller's
 		o.since = time.Time{}
 	}
 }

@@ -134,7 +134,7 @@ func (t *target) printCut(c api.Cut) error {
 		sidecars[s.Node+"/"+s.Sidecar] = true
 		if s.State != api.CutDone {
 			failed[s.Node+"/"+s.Sidecar] = true
-			errs = append(errs, fmt.Errorf("cut %q: sidecar %q: %s: %s", s.PairName.String(), s.Sidecar, s.State, clip(s.Why, maxSaid)))
+			errs = append(errs, fmt.Errorf("cut %q: sidecar %q: %s: %s", s.String(), s.Sidecar, s.State, clip(s.Why, maxSaid)))
 		}
 	}
 	fmt.Fprintf(t.s.out, "closed %d requests, streams or connections of tcp, on %d/%d sidecars\n", c.Closed, len(sidecars)-len(failed), len(sidecars))

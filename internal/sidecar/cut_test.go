@@ -166,7 +166,7 @@ func TestSocketsAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		dir, err := os.MkdirTemp("/tmp", "sockets")
+		dir, err := os.MkdirTemp("/tmp", "sockets") //nolint:usetesting // nobody gets into t.TempDir
 		if err != nil {
 			t.Fatal(err)
 		}

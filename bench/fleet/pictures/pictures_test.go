@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -32,7 +33,7 @@ func TestPictures(t *testing.T) {
 			t.Errorf("%s: want %q in it:\n%s", file, want, b)
 		}
 		for dec := xml.NewDecoder(strings.NewReader(string(b))); ; {
-			if _, err := dec.Token(); err == io.EOF {
+			if _, err := dec.Token(); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {
 				t.Fatalf("%s: %v", file, err)

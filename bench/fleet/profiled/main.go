@@ -21,7 +21,7 @@ func main() {
 	if path := os.Getenv("PROFILE_SOCKET"); path != "" && len(os.Args) > 1 && (os.Args[1] == "server" || os.Args[1] == "sidecar") {
 		_ = os.Remove(path) // of the one before
 		if lis, err := net.Listen("unix", path); err == nil {
-			go http.Serve(lis, handler())
+			go func() { _ = http.Serve(lis, handler()) }() // until the process ends
 		}
 	}
 	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
