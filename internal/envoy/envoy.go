@@ -101,28 +101,42 @@ func once[T any](b *builder, key any, part func() T) T {
 func (b *builder) resources() Resources {
 	var r Resources
 	had := func(of any, custom string) bool {
-		return custom == "" && b.has != nil && b.has(Part{of, b.proxy.Normalization})
+		return custom == "" && b.has(Part{of, b.proxy.Normalization})
 	}
 	for _, c := range b.proxy.Clusters {
-		if had(c, c.JSON) {
+		if b.has != nil && had(c, c.JSON) { // which copies c, that is large
 			continue
 		}
-		r.Clusters = append(r.Clusters, cmp.Or(b.customCluster(c), b.upstreamCluster(c)))
+		var made *clusterv3.Cluster
+		if c.JSON != "" {
+			made = b.customCluster(c)
+		}
+		if made == nil {
+			made = b.upstreamCluster(c)
+		}
+		r.Clusters = append(r.Clusters, made)
 	}
 	for _, g := range b.proxy.Groups {
-		if had(g, "") {
+		if b.has != nil && had(g, "") {
 			continue
 		}
 		r.Clusters = append(r.Clusters, b.groupCluster(g))
 	}
 	for _, u := range b.proxy.Upstreams {
-		if had(u, u.ListenerJSON) {
+		if b.has != nil && had(u, u.ListenerJSON) {
 			continue
 		}
-		r.Listeners = append(r.Listeners, cmp.Or(b.customOutboundListener(u), b.outboundListener(u)))
+		var made *listenerv3.Listener
+		if u.ListenerJSON != "" {
+			made = b.customOutboundListener(u)
+		}
+		if made == nil {
+			made = b.outboundListener(u)
+		}
+		r.Listeners = append(r.Listeners, made)
 	}
 	for _, rt := range b.proxy.Routes {
-		if had(rt, "") {
+		if b.has != nil && had(rt, "") {
 			continue
 		}
 		r.Routes = append(r.Routes, b.outboundRoutes(rt))

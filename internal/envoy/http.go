@@ -70,7 +70,7 @@ func (b *builder) outboundHTTP(u proxy.Upstream, own *hcmv3.HttpConnectionManage
 	own.HttpProtocolOptions = &corev3.Http1ProtocolOptions{DefaultHostForHttp_10: u.Target.Service}
 	packed := b.pack(own)
 	common := once(b, commonKey(u.Protocol), func() []byte { return b.pack(b.outboundCommon(u.Protocol)).GetValue() })
-	packed.Value = append(slices.Clip(common), packed.Value...)
+	packed.Value = slices.Concat(common, packed.Value)
 	return &listenerv3.Filter{Name: httpConnectionManager, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed}}
 }
 
