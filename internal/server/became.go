@@ -12,6 +12,9 @@ import (
 )
 
 const (
+	// deadAfter is how long a server may say nothing that is told of each second: then it is taken for dead, and
+	// nobody waits for it.
+	deadAfter = 3 * tellEvery
 	// becameFor is how long other servers are told what became of a change.
 	becameFor = time.Minute
 	// maxBecame bounds how many sidecars that is said of, but for the newest change.
@@ -115,6 +118,8 @@ func (s *Server) whatBecameOf(ctx context.Context, index uint64) (answer applied
 	defer cancel()
 	here := answer.Sidecars
 	var grace *time.Timer
+	dead := time.NewTimer(deadAfter)
+	defer dead.Stop()
 	for {
 		moments, newer := s.others.moments()
 		answer.Sidecars, answer.Unheard = everywhere(here, moments, index)
@@ -132,6 +137,11 @@ func (s *Server) whatBecameOf(ctx context.Context, index uint64) (answer applied
 		select {
 		case <-newer:
 			continue
+		case <-dead.C:
+			if len(answer.Unheard) == 0 {
+				continue // those who are heard have sidecars that are slow
+			}
+			answer.Unheard = nil // its sidecars, if they are nowhere else, are named as not connected
 		case <-ctx.Done():
 		}
 		break
