@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
@@ -57,17 +56,11 @@ func main() { os.Exit(lab.Main("clients", settingsFrom, run)) }
 
 func settingsFrom(env *lab.Env) settings {
 	s := settings{Streams: env.Count("STREAMS", 10_000), Duration: env.Seconds("DURATION", 20), Binaries: env.Binaries()}
-	names := strings.FieldsFunc(env.Get("SCENARIOS"), func(r rune) bool { return r == ',' || r == ' ' })
+	var known []string
 	for _, sc := range scenarios {
-		if len(names) == 0 || slices.Contains(names, sc.name) {
-			s.Scenarios = append(s.Scenarios, sc.name)
-		}
+		known = append(known, sc.name)
 	}
-	for _, name := range names {
-		if !slices.Contains(s.Scenarios, name) {
-			env.Wrong("SCENARIOS", "names of scenarios")
-		}
-	}
+	s.Scenarios = env.Names("SCENARIOS", "scenarios", known)
 	return s
 }
 

@@ -27,13 +27,8 @@ const (
 // reports are what supervisors that have nothing to tell say, in reports.
 func reports(ctx context.Context, w *world, l *line) error {
 	return chatter(ctx, w, l, func(ctx context.Context, i int) (func() error, func(), error) {
-		conn, err := grpc.NewClient(w.mesh.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		c, end, err := w.reporter(ctx, i)
 		if err != nil {
-			return nil, nil, err
-		}
-		c, err := telemetry.Connect(ctx, conn, node(i), proxyID(i))
-		if err != nil {
-			conn.Close()
 			return nil, nil, err
 		}
 		r := telemetry.Report{Session: 1}
@@ -42,21 +37,30 @@ func reports(ctx context.Context, w *world, l *line) error {
 			r.At = time.Now()
 			r.Alive = &telemetry.Alive{Port: port(i), Checks: []telemetry.Check{{ID: alive(i), Status: "passing"}}}
 			return c.Send(r)
-		}, func() { conn.Close() }, nil
+		}, end, nil
 	})
+}
+
+// reporter is the stream of reports of one supervisor, and what ends it.
+func (w *world) reporter(ctx context.Context, i int) (*telemetry.Client, func(), error) {
+	conn, err := grpc.NewClient(w.mesh.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := telemetry.Connect(ctx, conn, node(i), proxyID(i))
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return c, func() { conn.Close() }, nil
 }
 
 // requests are what they would say with requests of their own: a look whether they are
 // registered, a pulse of one check, and a report.
 func requests(ctx context.Context, w *world, l *line) error {
 	return chatter(ctx, w, l, func(ctx context.Context, i int) (func() error, func(), error) {
-		conn, err := grpc.NewClient(w.mesh.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		c, end, err := w.reporter(ctx, i)
 		if err != nil {
-			return nil, nil, err
-		}
-		c, err := telemetry.Connect(ctx, conn, node(i), proxyID(i))
-		if err != nil {
-			conn.Close()
 			return nil, nil, err
 		}
 		own := &http.Client{Transport: &http.Transport{}}
@@ -88,7 +92,7 @@ func requests(ctx context.Context, w *world, l *line) error {
 				return call(http.MethodPut, "/v1/agent/check/update/"+alive(i), `{"Status":"passing","Output":""}`)
 			}, func() {
 				own.CloseIdleConnections()
-				conn.Close()
+				end()
 			}, nil
 	})
 }

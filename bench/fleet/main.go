@@ -11,8 +11,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
@@ -51,16 +49,10 @@ func settingsFrom(env *lab.Env) settings {
 	case s.Instances < 3*s.Streams:
 		env.Wrong("INSTANCES", "three times STREAMS or more: an app, its sidecar, and one that is served elsewhere")
 	}
-	names := strings.FieldsFunc(env.Get("SCENARIOS"), func(r rune) bool { return r == ',' || r == ' ' })
+	var known []string
 	for _, sc := range scenarios {
-		if len(names) == 0 || slices.Contains(names, sc.name) {
-			s.Scenarios = append(s.Scenarios, sc.name)
-		}
+		known = append(known, sc.name)
 	}
-	for _, name := range names {
-		if !slices.Contains(s.Scenarios, name) {
-			env.Wrong("SCENARIOS", "names of scenarios")
-		}
-	}
+	s.Scenarios = env.Names("SCENARIOS", "scenarios", known)
 	return s
 }

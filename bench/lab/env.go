@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
@@ -67,6 +69,18 @@ func (e *Env) Count(name string, unset int) int {
 		e.Wrong(name, "a whole number above 0")
 	}
 	return n
+}
+
+// Names are those of known that a list, with commas or spaces, names; all where there is none.
+func (e *Env) Names(name, what string, known []string) []string {
+	names := strings.FieldsFunc(e.get(name), func(r rune) bool { return r == ',' || r == ' ' })
+	if len(names) == 0 {
+		return known
+	}
+	if slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(known, n) }) {
+		e.Wrong(name, "names of "+what)
+	}
+	return slices.DeleteFunc(slices.Clone(known), func(n string) bool { return !slices.Contains(names, n) })
 }
 
 // Binaries are Envoy, as [envoybin.Find] finds it; CROSSFADE, else bin/crossfade of the

@@ -96,15 +96,18 @@ func once[T any](b *builder, key any, part func() T) T {
 	return made
 }
 
+// had reports whether there is already what is made of a part. Without anybody to ask, the part, which may
+// be large, is not copied to the heap.
+func had[T any](b *builder, of T) bool {
+	return b.has != nil && b.has(Part{of, b.proxy.Normalization})
+}
+
 // resources relies on the order in which proxy sorts: the names that are made
 // from it keep that order.
 func (b *builder) resources() Resources {
 	var r Resources
-	had := func(of any, custom string) bool {
-		return custom == "" && b.has(Part{of, b.proxy.Normalization})
-	}
 	for _, c := range b.proxy.Clusters {
-		if b.has != nil && had(c, c.JSON) { // which copies c, that is large
+		if c.JSON == "" && had(b, c) {
 			continue
 		}
 		var made *clusterv3.Cluster
@@ -117,13 +120,13 @@ func (b *builder) resources() Resources {
 		r.Clusters = append(r.Clusters, made)
 	}
 	for _, g := range b.proxy.Groups {
-		if b.has != nil && had(g, "") {
+		if had(b, g) {
 			continue
 		}
 		r.Clusters = append(r.Clusters, b.groupCluster(g))
 	}
 	for _, u := range b.proxy.Upstreams {
-		if b.has != nil && had(u, u.ListenerJSON) {
+		if u.ListenerJSON == "" && had(b, u) {
 			continue
 		}
 		var made *listenerv3.Listener
@@ -136,7 +139,7 @@ func (b *builder) resources() Resources {
 		r.Listeners = append(r.Listeners, made)
 	}
 	for _, rt := range b.proxy.Routes {
-		if b.has != nil && had(rt, "") {
+		if had(b, rt) {
 			continue
 		}
 		r.Routes = append(r.Routes, b.outboundRoutes(rt))

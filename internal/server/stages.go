@@ -269,8 +269,8 @@ func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
 	}
 	var b *books
 	for _, service := range s.mesh.snapshot().Services() {
-		strict, closed := becomes(service), closes(service)
-		if !strict && !closed {
+		closed := closes(service)
+		if !closed && !becomes(service) {
 			continue
 		}
 		if _, judged := s.strictly.Load(service); judged {
@@ -282,10 +282,10 @@ func (s *Server) judgeStrict(before, after *config.Set, now time.Time) error {
 		if b.callee(service).Instances == 0 {
 			continue
 		}
-		if against := s.sentLately(b, service, silence, now); closed && len(against) > 0 {
-			errs = append(errs, fmt.Errorf("service %q cannot do without MutualTLSMode = %q, its sidecars would refuse plaintext: %s: move who sends it, or crossfade shift --service %s --stage strict --force", service, config.MutualTLSPermissive, clipped(strings.Join(against, ", ")), service))
-		}
-		if !strict {
+		if closed {
+			if against := s.sentLately(b, service, silence, now); len(against) > 0 {
+				errs = append(errs, fmt.Errorf("service %q cannot do without MutualTLSMode = %q, its sidecars would refuse plaintext: %s: move who sends it, or crossfade shift --service %s --stage strict --force", service, config.MutualTLSPermissive, clipped(strings.Join(against, ", ")), service))
+			}
 			continue
 		}
 		if against := s.againstStrict(b, before, service, silence, now); len(against) > 0 {
