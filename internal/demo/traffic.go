@@ -23,8 +23,9 @@ const (
 	newEvery = 10
 	// At most so many requests of one stream are unanswered at a time.
 	outstanding = 2000
-	// A burst is bounded so that it is no flood on a slow machine.
-	burstOutstanding = 4
+	// A burst is bounded so that it is no flood on a slow machine, and no reason to pass over a sidecar
+	// that is a caller's as well: least request gives less to who has more under way.
+	burstOutstanding = 2
 )
 
 // pair is the load from one service to another.
