@@ -166,7 +166,8 @@ func (c chart) svg() string {
 			}
 		}
 		fmt.Fprintf(&b, `<path d="M%s" fill="none" stroke="%s" stroke-width="2"/>`+"\n", strings.Join(path, "L"), color)
-		fmt.Fprintf(&b, `<text x="%d" y="%d" fill="%s">%s</text>`+"\n", left+14, above+18+16*i, color, s.name)
+		// At the lower right, where curves that rise early and lines that rise slowly leave room.
+		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end" fill="%s">%s</text>`+"\n", width-right-14, height-below-14-16*(len(c.series)-1-i), color, s.name)
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
