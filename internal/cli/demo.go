@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -35,6 +37,11 @@ be lost. Exit code 0 only if all of it held.`,
 	complete(cmd, "envoy", files())
 	complete(cmd, "dir", folders())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		for _, name := range o.Sabotage {
+			if !slices.Contains(demo.Sabotages(), name) {
+				return usageError{fmt.Errorf("--sabotage %q: want %s", name, or(demo.Sabotages())), cmd.CommandPath() + " --help"}
+			}
+		}
 		if err := checkEnvoy(o.Envoy); err != nil {
 			return err
 		}
