@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ Legacy { Address = "127.0.0.1:%d" }
 Shares { legacy = 50, direct = 50 }`, old.port))
 	stop := make(chan struct{})
 	done := make(chan [2]int)
+	var asking sync.Mutex // held while a request is under way
 	go func() {
 		sent, failed := 0, 0
 		tick := time.NewTicker(10 * time.Millisecond)
@@ -69,7 +71,10 @@ Shares { legacy = 50, direct = 50 }`, old.port))
 				return
 			case <-tick.C:
 				sent++
-				if c.get("catalog", "/").ok() != nil {
+				asking.Lock()
+				err := c.get("catalog", "/").ok()
+				asking.Unlock()
+				if err != nil {
 					failed++
 				}
 			}
@@ -81,7 +86,11 @@ Shares { legacy = 50, direct = 50 }`, old.port))
 		}
 		return nil
 	})
-	fresh.stop() // connections are refused: each request is tried again on the other way
+	// Connections are refused: each request is tried again on the other way. What is under way as they break
+	// may have been seen, and is not.
+	asking.Lock()
+	fresh.stop()
+	asking.Unlock()
 	began := time.Now()
 	meshtest.Eventually(t, "the guard takes all back", func() error {
 		if p := w.ledger("web", "catalog"); p.Shares != (api.Shares{Legacy: 100}) {
