@@ -23,6 +23,10 @@ import (
 // firstContact bounds the wait for servers at a start that can do without them.
 const firstContact = 2 * time.Second
 
+// anyServer is a gRPC connection to one server at a time, picked at random. A server that has
+// not finished its handshake after a moment is raced against the next.
+const anyServer = `{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`
+
 // contact is the one gRPC connection to the servers, and how their gRPC addresses
 // are learned from their HTTP addresses.
 type contact struct {
@@ -68,7 +72,7 @@ func newContact(o Options, a *agent, dir *stateDir) (*contact, error) {
 	conn, err := grpc.NewClient("crossfade:///servers",
 		grpc.WithResolvers(c.resolver),
 		grpc.WithTransportCredentials(a.cred.transport()),
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
+		grpc.WithDefaultServiceConfig(anyServer),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 3 * time.Second},
@@ -156,15 +160,17 @@ func (c *contact) redial() {
 	}
 }
 
-// joiner is a CA client for one who has no leaf yet.
+// joiner is a CA client for one who has no leaf yet. It goes to whichever server answers.
 func (c *contact) joiner() (client *ca.Client, done func(), err error) {
 	c.mu.Lock()
-	addrs := c.addresses()
+	st := c.state()
 	c.mu.Unlock()
-	if len(addrs) == 0 {
+	if len(st.Endpoints) == 0 {
 		return nil, nil, errors.New("no server has told its gRPC address yet")
 	}
-	conn, err := c.agent.cred.joiner(addrs[rand.IntN(len(addrs))])
+	servers := manual.NewBuilderWithScheme("crossfade")
+	servers.InitialState(st)
+	conn, err := c.agent.cred.joiner("crossfade:///servers", grpc.WithResolvers(servers), grpc.WithDefaultServiceConfig(anyServer))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -155,19 +155,19 @@ func (c *credential) transport() credentials.TransportCredentials {
 
 // joiner connects to a server as one who has a join token and no leaf. The
 // connection is the caller's to close.
-func (c *credential) joiner(addr string) (*grpc.ClientConn, error) {
+func (c *credential) joiner(target string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	token, err := c.token()
 	if err != nil {
 		return nil, err
 	}
-	return grpc.NewClient("passthrough:///"+addr, grpc.WithNoProxy(),
+	return grpc.NewClient(target, append(opts, grpc.WithNoProxy(),
 		grpc.WithTransportCredentials(credentials.NewTLS(c.trust.TLS(nil))),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			return next(metadata.AppendToOutgoingContext(ctx, tokenHeader, token), method, req, reply, cc, opts...)
 		}),
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			return next(metadata.AppendToOutgoingContext(ctx, tokenHeader, token), desc, cc, method, opts...)
-		}))
+		}))...)
 }
 
 // refusedToJoin reports whether a server has understood who wants to join, and won't have it.

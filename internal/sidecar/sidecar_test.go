@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -99,6 +100,7 @@ type world struct {
 
 	server *servertest.Server
 	tokens map[string]string // files of join tokens, by service
+	silent []string          // gRPC addresses of servers that are stopped
 }
 
 func newWorld(t *testing.T) *world {
@@ -161,12 +163,17 @@ func (w *world) run(state, yaml string, app ...string) *running {
 		w.t.Fatal(err)
 	}
 	token := w.join(defs[0].Service.Name)
+	var servers []string
+	if len(w.silent) > 0 {
+		servers = append(servers, w.silent...)
+		servers = append(servers, fmt.Sprintf("127.0.0.1:%d", w.grpc))
+	}
 	r := &running{t: w.t, state: state, signals: make(chan os.Signal, 4), done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		defer close(r.done)
 		r.err = Run(ctx, Options{
-			Definition: defs[0], HTTPAddrs: []string{fmt.Sprintf("127.0.0.1:%d", w.http)}, CARoots: roots, JoinTokenFile: token, Node: "host", StateDir: state, Concurrency: 1,
+			Definition: defs[0], HTTPAddrs: []string{fmt.Sprintf("127.0.0.1:%d", w.http)}, GRPCAddrs: servers, CARoots: roots, JoinTokenFile: token, Node: "host", StateDir: state, Concurrency: 1,
 			DrainTime: 5 * time.Second, App: append([]string{exe}, app...), Stdout: w.log, Stderr: w.log, Signals: r.signals,
 			Log: slog.New(slog.NewTextHandler(w.log, nil)).With("id", defs[0].Service.ID),
 		})
@@ -307,6 +314,23 @@ func TestLife(t *testing.T) {
 	if err := catalog.end(); !errors.As(err, &exit) || exit.Code != 3 {
 		t.Errorf("after the app's end: %v", err)
 	}
+}
+
+// Servers that accept connections and say nothing, as one that is stopped does, do not keep an
+// instance from joining at another.
+func TestJoinPastSilentServers(t *testing.T) {
+	t.Setenv(fakeEnv, "app")
+	w := newWorld(t)
+	for range 12 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		w.silent = append(w.silent, l.Addr().String())
+	}
+	port := freePort(t)
+	w.run(filepath.Join(t.TempDir(), "state"), fmt.Sprintf("service: web\nport: %d\n", port), fmt.Sprintf("127.0.0.1:%d", port)).untilReady()
 }
 
 // With nothing on disk a sidecar waits for a server, and ends when asked.
