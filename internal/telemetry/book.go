@@ -27,6 +27,8 @@ const (
 	rateOver = 10 * time.Second
 	// fresh is how old a sidecar's last report may be for it to count as watched.
 	fresh = 12 * time.Second
+	// underway is longer than a report takes to come: who sends it gives it up before.
+	underway = 5 * time.Second
 	// maxAddresses that sent plaintext are kept of a service, the newest.
 	maxAddresses = 1000
 	// forgetAddress is for how long one is kept that sends nothing.
@@ -135,6 +137,11 @@ func (b *Book) Put(key Key, r Report, now time.Time) {
 	}
 	for _, p := range r.Plaintext {
 		p.Last = earliest(here(p.Last), now)
+		if p.Count == 0 {
+			// Told once more, to a server that may know it. That the report took longer than the
+			// first one must not make it look like something new.
+			p.Last = p.Last.Add(-underway)
+		}
 		b.plaintext(key.Service, p)
 	}
 }

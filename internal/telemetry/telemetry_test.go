@@ -233,7 +233,7 @@ func TestClocks(t *testing.T) {
 	skewed := noon.Add(-37 * time.Hour)
 	b.Put(Key{"n", "c", "catalog"}, Report{
 		Session: 1, Seq: 1, At: skewed, Watch: Watch{Since: skewed.Add(-time.Hour), For: time.Hour, Quiet: time.Minute},
-		Plaintext: []Plaintext{{Address: "10.0.0.7", Last: skewed.Add(-time.Minute)}, {Address: "10.0.0.8", Count: 1, Last: skewed.Add(time.Hour)}},
+		Plaintext: []Plaintext{{Address: "10.0.0.7", Count: 1, Last: skewed.Add(-time.Minute)}, {Address: "10.0.0.8", Count: 1, Last: skewed.Add(time.Hour)}},
 		Probes:    []Probe{{Destination: "a", Way: shift.Legacy, Since: skewed.Add(-time.Second)}},
 	}, noon)
 	list := b.Plaintext("catalog")
@@ -247,6 +247,31 @@ func TestClocks(t *testing.T) {
 	b.Put(Key{"n", "c", "catalog"}, Report{Session: 1, Seq: 2, Watch: Watch{For: time.Hour}}, noon.Add(time.Minute))
 	if r := b.Reporting(Key{"n", "c", "catalog"}, noon.Add(time.Minute)); !r.Fresh || r.Watching {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A sidecar that connects again tells of its plaintext once more. However long that report is
+// under way, it ends no silence.
+func TestPlaintextToldOnceMore(t *testing.T) {
+	first, again := NewBook(), NewBook() // the other is of a server that has restarted
+	key, sent := Key{"n", "c", "catalog"}, noon.Add(-time.Second)
+	m := Memory{}
+	m.Add(sent, time.Second, []Plaintext{{Address: "10.0.0.7", Count: 3, Last: sent}})
+	first.Put(key, Report{Session: 1, Seq: 1, At: noon, Plaintext: m.Senders}, noon.Add(time.Millisecond))
+	last := func(b *Book) time.Time { return b.Plaintext("catalog")[0].Last }
+	silence := shift.Watch{}.Step(noon, true, last(first), "10.0.0.7").Step(noon.Add(3*time.Second), true, last(first), "10.0.0.7")
+	for seq, b := range []*Book{first, again} {
+		now := noon.Add(3 * time.Second)
+		b.Put(key, Report{Session: 1, Seq: uint64(seq + 2), At: now, Plaintext: m.Told()}, now.Add(2*time.Second))
+		if w := silence.Step(now.Add(2*time.Second), true, last(b), "10.0.0.7"); w.Quiet != 5*time.Second {
+			t.Errorf("silence of %v, want 5s; last %v", w.Quiet, last(b))
+		}
+	}
+	// What is new does.
+	now := noon.Add(10 * time.Second)
+	again.Put(key, Report{Session: 1, Seq: 9, At: now, Plaintext: []Plaintext{{Address: "10.0.0.7", Count: 1, Last: now}}}, now)
+	if w := silence.Step(now, true, last(again), "10.0.0.7"); w.Quiet != 0 {
+		t.Errorf("silence of %v in spite of plaintext", w.Quiet)
 	}
 }
 
