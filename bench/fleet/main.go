@@ -9,11 +9,18 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
+)
+
+// Where a registry can be.
+const (
+	engineEmbedded = "embedded"
+	engineConsul   = "consul"
 )
 
 // settings say what to measure.
@@ -23,6 +30,7 @@ type settings struct {
 	Services  int           // SERVICES (5000)
 	Duration  time.Duration // DURATION (60): seconds of each scenario that has a rate
 	Real      int           // REAL (20): real Envoys, half of them callers of the others
+	Engine    string        // ENGINE (embedded): where the registry is, in the server or in a real Consul (consul)
 	Scenarios []string      // SCENARIOS: names, separated by commas or spaces; default: all
 	Registry  string        // REGISTRY: folder in which filled registries are kept for the next run; default: none
 	Profile   string        // PROFILE: folder for CPU profiles of the server, a file per scenario
@@ -41,7 +49,11 @@ func settingsFrom(env *lab.Env) settings {
 			env.Wrong("REAL", "a number from 0 to 200")
 		}
 	}
-	switch {
+	switch s.Engine = cmp.Or(env.Get("ENGINE"), engineEmbedded); {
+	case s.Engine != engineEmbedded && s.Engine != engineConsul:
+		env.Wrong("ENGINE", engineEmbedded+" or "+engineConsul)
+	case s.Engine == engineConsul && s.Binaries.Consul == "":
+		env.Wrong("CONSUL", "a Consul binary: run make bin/consul")
 	case s.Services < 50:
 		env.Wrong("SERVICES", "50 or more")
 	case s.Streams < s.Services:
@@ -51,7 +63,9 @@ func settingsFrom(env *lab.Env) settings {
 	}
 	var known []string
 	for _, sc := range scenarios {
-		known = append(known, sc.name)
+		if s.Engine == engineEmbedded || !sc.embedded {
+			known = append(known, sc.name)
+		}
 	}
 	s.Scenarios = env.Names("SCENARIOS", "scenarios", known)
 	return s

@@ -43,6 +43,7 @@ type line struct {
 	RSS       float64 `json:"rss_mib"`                 // of the server, at the end
 	Anon      float64 `json:"anon_mib"`                // of that, what is not pages of files
 	Peak      float64 `json:"peak_mib"`                // of the server, the most since it started
+	Consul    *share  `json:"consul,omitempty"`        // what of it is Consul's, where that is the engine
 	Bytes     int64   `json:"bytes"`                   // of responses, at the sidecars
 	Responses int64   `json:"responses"`
 	Nacks     int64   `json:"nacks"`
@@ -58,6 +59,15 @@ type line struct {
 	Load float64   `json:"load"`
 }
 
+// share is a real Consul's part. Its times are from the write of a change until it has answered a
+// blocking query of the service, as a client of its own sees it: until then no server can know.
+type share struct {
+	P50 float64 `json:"p50_s,omitempty"`
+	P99 float64 `json:"p99_s,omitempty"`
+	CPU float64 `json:"cpu_s"`
+	RSS float64 `json:"rss_mib"`
+}
+
 // meter measures one scenario.
 type meter struct {
 	w        *world
@@ -65,6 +75,7 @@ type meter struct {
 	pid      int
 	cpu      time.Duration
 	client   time.Duration
+	consul   time.Duration
 	totals   fleet.Totals
 	requests uint64
 	failed   uint64
@@ -79,6 +90,12 @@ func (w *world) meter() (*meter, error) {
 	var err error
 	if st, err := os.Stat(w.server.Log()); err == nil {
 		m.logAt = st.Size()
+	}
+	w.consulTook = nil
+	if w.consul != nil {
+		if m.consul, err = lab.CPUTime(w.consul.PID()); err != nil {
+			return nil, err
+		}
 	}
 	m.cpu, err = lab.CPUTime(m.pid)
 	return m, err
@@ -100,6 +117,9 @@ func (m *meter) end(l *line) error {
 	}
 	l.Seconds = time.Since(m.began).Seconds()
 	if l.RSS, l.Anon, l.Peak, err = memory(m.pid); err != nil {
+		return err
+	}
+	if l.Consul, err = m.consulShare(); err != nil {
 		return err
 	}
 	now := m.w.fleet.Totals()

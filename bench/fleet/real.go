@@ -49,7 +49,12 @@ func startReal(ctx context.Context, w *world) (_ *realEnvoys, err error) {
 		return r, nil
 	}
 	mesh := lab.Beside(w.server, fmt.Sprintf("https://127.0.0.1:%d", w.ports[0]), w.Binaries, w.dir)
-	common := []string{"--ca-file", filepath.Join(w.data(), "ca.pem"), "--node", "real"}
+	common := []string{"--ca-file", filepath.Join(w.data(), "ca.pem")}
+	if w.consul != nil {
+		common = append(common, "--consul", w.consul.HTTPAddr)
+	} else {
+		common = append(common, "--node", "real")
+	}
 	r.stops = append(r.stops, mesh.StopSidecars)
 	ports, err := lab.FreePorts(3 * pairs)
 	if err != nil {

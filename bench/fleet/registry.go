@@ -189,7 +189,11 @@ func (r registry) set(in instance) []op {
 }
 
 func (r registry) setCheck(in instance, status catalog.Status) op {
-	return op{"Check": {"Verb": "set", "Check": r.check(in, status)}}
+	c := r.check(in, status)
+	return op{"Check": {"Verb": "set", "Check": map[string]any{
+		"Node": c.Node, "CheckID": c.CheckID, "Name": c.Name, "Status": c.Status, "ServiceID": c.ServiceID,
+		"Output": "looked at", // one without has not run yet, and nobody believes it
+	}}}
 }
 
 // drop deregisters an instance's sidecar.

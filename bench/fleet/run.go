@@ -19,8 +19,9 @@ import (
 // scenario is one of them. It runs after the sidecars have all they ask for; times go
 // into the line, which has been measured when it is printed.
 type scenario struct {
-	name string
-	run  func(ctx context.Context, w *world, m *meter, l *line) error
+	name     string
+	run      func(ctx context.Context, w *world, m *meter, l *line) error
+	embedded bool // it is one of the embedded store alone: it asks the server to deregister
 }
 
 func run(ctx context.Context, s settings, out, log io.Writer) error {

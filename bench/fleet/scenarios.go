@@ -14,23 +14,23 @@ const startScenario = "start"
 
 // scenarios in the order in which they run. The first brings the sidecars up.
 var scenarios = []scenario{
-	{startScenario, startAll},
-	{"idle", idle},
-	{"endpoint-all", endpointAll},
-	{"endpoint-few", endpointFew},
-	{"rate-1", rate(1)},
-	{"rate-10", rate(10)},
-	{"rate-100", rate(100)},
-	{"config-all", configAll},
-	{"half", half},
-	{"deploy", deploy},
-	{"never-reads", neverReads},
-	{"subscribe-loop", subscribeLoop},
-	{"names", manyNames},
-	{"storm", storm},
-	{"rotate", rotate},
-	{"issue", issue},
-	{"restart", restart},
+	{name: startScenario, run: startAll},
+	{name: "idle", run: idle},
+	{name: "endpoint-all", run: endpointAll},
+	{name: "endpoint-few", run: endpointFew},
+	{name: "rate-1", run: rate(1)},
+	{name: "rate-10", run: rate(10)},
+	{name: "rate-100", run: rate(100)},
+	{name: "config-all", run: configAll},
+	{name: "half", run: half, embedded: true},
+	{name: "deploy", run: deploy, embedded: true},
+	{name: "never-reads", run: neverReads},
+	{name: "subscribe-loop", run: subscribeLoop},
+	{name: "names", run: manyNames},
+	{name: "storm", run: storm},
+	{name: "rotate", run: rotate},
+	{name: "issue", run: issue},
+	{name: "restart", run: restart},
 }
 
 // startAll connects all sidecars, which hold nothing, at once.
@@ -53,7 +53,7 @@ func endpointAll(ctx context.Context, w *world, _ *meter, l *line) error {
 	const rounds = 6
 	var all []time.Duration
 	for i := range rounds {
-		times, err := w.change(ctx, 0, i%2 == 0)
+		times, err := w.changeAlone(ctx, 0, i%2 == 0)
 		if err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func endpointFew(ctx context.Context, w *world, _ *meter, l *line) error {
 	const rounds = 40
 	var all []time.Duration
 	for i := range rounds {
-		times, err := w.change(ctx, 1+i/2%(w.Services-1), i%2 == 0)
+		times, err := w.changeAlone(ctx, 1+i/2%(w.Services-1), i%2 == 0)
 		if err != nil {
 			return err
 		}
@@ -101,13 +101,20 @@ func (w *world) changes(ctx context.Context, n, perSecond int, l *line) error {
 		mu    sync.Mutex
 		first error
 		by    = make([][]time.Duration, n) // by change
+		done  = make([]chan struct{}, n)   // the same
 	)
+	services := w.Services - 1
 	tick := time.NewTicker(time.Second / time.Duration(perSecond))
 	defer tick.Stop()
 	for i := range n {
+		done[i] = make(chan struct{})
 		wg.Go(func() {
-			// Each service in turn, critical in every other round, so that none is changed twice at a time.
-			times, err := w.change(ctx, 1+i%(w.Services-1), i/(w.Services-1)%2 == 0)
+			defer close(done[i])
+			// Each service in turn, critical in every other round, and none before it is known how it was.
+			if before := i - services; before >= 0 {
+				<-done[before]
+			}
+			times, err := w.change(ctx, 1+i%services, i/services%2 == 0)
 			mu.Lock()
 			defer mu.Unlock()
 			by[i] = times
@@ -137,9 +144,21 @@ func (w *world) changes(ctx context.Context, n, perSecond int, l *line) error {
 	l.Changes, l.P99Begin, l.P99End = n, begin.P99, end.P99
 	l.spread(flat(by))
 	// What was made critical is passing again before the next scenario.
+	var critical []int
+	for service := range min(n, services) {
+		if last := (n - 1 - service) / services; last%2 == 0 {
+			critical = append(critical, 1+service)
+		}
+	}
+	if w.consul != nil { // which may answer with two changes of a service at once, as if there were none
+		return parallel(len(critical), func(i int) error {
+			_, err := w.change(ctx, critical[i], false)
+			return err
+		})
+	}
 	var back [][]op
-	for i := range min(n, w.Services-1) {
-		back = append(back, []op{w.setCheck(instance{service: 1 + i, number: w.each() - 1}, catalog.Passing)})
+	for _, service := range critical {
+		back = append(back, []op{w.setCheck(instance{service: service, number: w.each() - 1}, catalog.Passing)})
 	}
 	return w.transact(ctx, back)
 }

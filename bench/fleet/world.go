@@ -38,6 +38,8 @@ type world struct {
 	log   io.Writer
 	ports []int // HTTP, gRPC; of the server, and the same after its restart
 
+	consul       *lab.Consul     // the engine, or nil
+	consulTook   []time.Duration // until it answered, of each change that was made alone
 	server       *lab.Process
 	http         *http.Client
 	token        string // operator's
@@ -89,7 +91,12 @@ func start(ctx context.Context, s settings, dir string, log io.Writer) (_ *world
 		return nil, err
 	}
 	began := time.Now()
-	if err := w.prepare(); err != nil {
+	if s.Engine == engineConsul {
+		err = w.startConsul(ctx)
+	} else {
+		err = w.prepare()
+	}
+	if err != nil {
 		return nil, err
 	}
 	w.say("registry filled with %d instances of %d services in %.1f s", s.Instances, s.Services, time.Since(began).Seconds())
@@ -132,9 +139,14 @@ func (w *world) startServer(ctx context.Context) error {
 	if w.Profile != "" {
 		env = append(env, "PROFILE_SOCKET="+w.profileSocket())
 	}
+	args := []string{
+		"server", "--data-dir", w.data(), "--http-port", fmt.Sprint(w.ports[0]), "--grpc-port", fmt.Sprint(w.ports[1]), "--dns-port", "-1", "--node", "bench", "--log-level", "error",
+	}
+	if w.consul != nil {
+		args = append(args, "--consul", w.consul.HTTPAddr)
+	}
 	var err error
-	w.server, err = lab.StartIn(env, "crossfade server", filepath.Join(w.dir, fmt.Sprintf("server-%d.log", time.Now().UnixNano())), w.Binaries.Crossfade, "server",
-		"--data-dir", w.data(), "--http-port", fmt.Sprint(w.ports[0]), "--grpc-port", fmt.Sprint(w.ports[1]), "--dns-port", "-1", "--node", "bench", "--log-level", "error")
+	w.server, err = lab.StartIn(env, "crossfade server", filepath.Join(w.dir, fmt.Sprintf("server-%d.log", time.Now().UnixNano())), w.Binaries.Crossfade, args...)
 	if err != nil {
 		return err
 	}
@@ -173,6 +185,10 @@ func (w *world) trust() error {
 
 // call makes a request as the operator.
 func (w *world) call(ctx context.Context, method, path string, in, out any) error {
+	return w.send(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", w.ports[0], path), in, out)
+}
+
+func (w *world) send(ctx context.Context, method, url string, in, out any) error {
 	var body []byte
 	var err error
 	if in != nil {
@@ -180,11 +196,13 @@ func (w *world) call(ctx context.Context, method, path string, in, out any) erro
 			return err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", w.ports[0], path), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	req.Header.Set("X-Consul-Token", w.token)
+	if w.consul == nil || !strings.HasPrefix(url, w.consul.HTTPAddr) {
+		req.Header.Set("X-Consul-Token", w.token)
+	}
 	res, err := w.http.Do(req)
 	if err != nil {
 		return err
@@ -192,7 +210,7 @@ func (w *world) call(ctx context.Context, method, path string, in, out any) erro
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 500))
-		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, text)
+		return fmt.Errorf("%s %s: %s: %s", method, req.URL.Path, res.Status, text)
 	}
 	if out == nil {
 		_, err = io.Copy(io.Discard, res.Body)
@@ -237,7 +255,15 @@ func (w *world) transact(ctx context.Context, groups [][]op) error {
 		part = append(part, g...)
 	}
 	parts = append(parts, part)
-	return parallel(len(parts), func(i int) error { return w.call(ctx, http.MethodPut, "/v1/txn", parts[i], nil) })
+	return parallel(len(parts), func(i int) error { return w.txn(ctx, parts[i]) })
+}
+
+// txn makes a transaction where the registry is.
+func (w *world) txn(ctx context.Context, ops []op) error {
+	if w.consul != nil {
+		return w.send(ctx, http.MethodPut, w.consul.HTTPAddr+"/v1/txn", ops, nil)
+	}
+	return w.call(ctx, http.MethodPut, "/v1/txn", ops, nil)
 }
 
 func (w *world) write(ctx context.Context, entry map[string]any) error {
@@ -315,7 +341,7 @@ func (w *world) flip(ctx context.Context, service int, critical bool) error {
 	if critical {
 		status = catalog.Critical
 	}
-	return w.call(ctx, http.MethodPut, "/v1/txn", []op{w.setCheck(instance{service: service, number: w.each() - 1}, status)}, nil)
+	return w.txn(ctx, []op{w.setCheck(instance{service: service, number: w.each() - 1}, status)})
 }
 
 // change flips a service and returns when its callers have it, with the times after which each had it.

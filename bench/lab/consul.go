@@ -26,8 +26,9 @@ type ConnectEnvoy struct {
 	Admin   string // ip:port
 }
 
-// StartConsul starts an agent that denies what no intention allows. Stop ends it, with all its Envoys.
-func StartConsul(ctx context.Context, b Binaries, dir string) (*Consul, error) {
+// StartConsul starts an agent that denies what no intention allows, unless its further
+// configuration, HCL, says otherwise. Stop ends it, with all its Envoys.
+func StartConsul(ctx context.Context, b Binaries, dir string, more ...string) (*Consul, error) {
 	ports, err := FreePorts(5)
 	if err != nil {
 		return nil, err
@@ -37,11 +38,17 @@ func StartConsul(ctx context.Context, b Binaries, dir string) (*Consul, error) {
 		grpcAddr: fmt.Sprintf("127.0.0.1:%d", ports[1]),
 		binaries: b, dir: dir,
 	}
-	c.agent, err = Start("consul agent", filepath.Join(dir, "agent.log"), b.Consul, "agent", "-dev", "-log-level", "warn",
+	args := []string{
+		"agent", "-dev", "-log-level", "warn",
 		"-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "bench",
 		"-http-port", fmt.Sprint(ports[0]), "-grpc-port", fmt.Sprint(ports[1]), "-grpc-tls-port", "-1", "-dns-port", "-1",
 		"-server-port", fmt.Sprint(ports[2]), "-serf-lan-port", fmt.Sprint(ports[3]), "-serf-wan-port", fmt.Sprint(ports[4]),
-		"-hcl", `default_intention_policy = "deny"`, "-hcl", `disable_update_check = true`)
+		"-hcl", `default_intention_policy = "deny"`, "-hcl", `disable_update_check = true`,
+	}
+	for _, text := range more {
+		args = append(args, "-hcl", text)
+	}
+	c.agent, err = Start("consul agent", filepath.Join(dir, "agent.log"), b.Consul, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +108,9 @@ func (c *Consul) StartEnvoy(ctx context.Context, service string) (ConnectEnvoy, 
 		return err == nil, err
 	})
 }
+
+// PID is the agent's process.
+func (c *Consul) PID() int { return c.agent.PID() }
 
 // Await waits until the mesh does what ready looks for.
 func (c *Consul) Await(ctx context.Context, what string, ready func() (bool, error)) error {
