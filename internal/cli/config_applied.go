@@ -145,7 +145,7 @@ func (a applied) verdict(d awaited, timeout, took time.Duration) (string, error)
 	total := len(a.Sidecars) + d.absentTotal
 	line := fmt.Sprintf("applied on %d/%d sidecars in %s", acked, total, shortly(took))
 	if total == 0 && len(a.Unheard) == 0 {
-		line = "applied on 0/0 sidecars: no connected sidecar uses it"
+		line = "applied on 0/0 sidecars: it changes nothing for those that are connected"
 	}
 	if acked == total && len(a.Unheard) == 0 {
 		return line, nil

@@ -24,7 +24,7 @@ func TestVerdictOnAWrite(t *testing.T) {
 		errs               []string
 		open               bool
 	}{
-		{"nobody", `{"told":true,"sidecars":[]}`, "applied on 0/0 sidecars: no connected sidecar uses it", nil, false},
+		{"nobody", `{"told":true,"sidecars":[]}`, "applied on 0/0 sidecars: it changes nothing for those that are connected", nil, false},
 		{"all", `{"told":true,"sidecars":[{"sidecar":"a","state":"acked"},{"sidecar":"b","state":"acked"}]}`, "applied on 2/2 sidecars in 180 ms", nil, false},
 		{"a server has not said it", `{"told":true,"unheard":["s2"],"sidecars":[{"sidecar":"a","state":"acked"}]}`, "applied on 1/1 sidecars in 180 ms",
 			[]string{`server "s2" has not said within 180 ms what sidecars connected there made of it`, back}, true},

@@ -15,7 +15,7 @@ const (
 	guardWait  = 20 * time.Second // until that has failed
 	guardBase  = 4 * time.Second  // for which both ways are watched before
 	// A slowed Envoy stands still for so long, and then runs for so long.
-	stillTime, runTime = 40 * time.Millisecond, 20 * time.Millisecond
+	stillTime, runTime = 100 * time.Millisecond, 50 * time.Millisecond
 	goneInstances      = 12
 )
 
