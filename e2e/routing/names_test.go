@@ -128,6 +128,7 @@ func (b *balanced) cut() {
 // Connections go where the name of an old mesh leads, as the server resolves it: to the addresses
 // of now, to the last ones while there is no answer, and nothing that is open is cut by either.
 func TestConnectionsToAName(t *testing.T) {
+	t.Parallel()
 	z := newZone(t)
 	addresses := []string{"127.0.0.11", "127.0.0.12", "127.0.0.13"}
 	z.set(false, addresses[1], addresses[0])

@@ -154,6 +154,7 @@ const writesPerSecond = 18
 // Whatever is written, as long as somebody can answer, nobody is refused, and nothing
 // that lasts is cut. WRITES says how many writes (1000), SEED which.
 func TestRandomWrites(t *testing.T) {
+	t.Parallel()
 	writes := number(t, "WRITES", 1000)
 	w, web, sides, m := everything(t)
 	ready(t, web)

@@ -12,6 +12,7 @@ import (
 // Whatever shifts say, and whatever else changes what goes between sidecars, nobody is
 // refused while all ways are alive. SHIFTS says how many writes (200), SEED which.
 func TestRandomShifts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.speak()
 	catalog := ways{legacy: w.plainHTTP("legacy", shop("legacy")), direct: w.plainHTTP("direct", shop("direct")), plain: w.plainHTTP("plain", shop("plain"))}

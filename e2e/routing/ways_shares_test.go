@@ -35,6 +35,7 @@ func count(n int, call func() (string, error)) (map[string]int, []error) {
 
 // Shares are true: of requests, of connections, of streams and of WebSockets.
 func TestWayShares(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.speak()
 	numbers := map[string]int{"catalog": 3000, "chat": 1500, "payments": 1500, "news": 1000}

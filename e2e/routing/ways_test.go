@@ -13,6 +13,7 @@ import (
 // While shares move from old to new and back nobody is refused, and nothing that lasts
 // is cut, whatever way it is on.
 func TestWaysChangeHot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.speak()
 	shops := ways{legacy: w.plainHTTP("legacy", shop("legacy")), direct: w.plainHTTP("direct", shop("direct")), plain: w.plainHTTP("plain", shop("plain"))}

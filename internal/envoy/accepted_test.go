@@ -12,6 +12,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest/effort"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
@@ -141,7 +142,7 @@ func (d dice) registration() (config.Definition, bool) {
 // FuzzAccepted holds that whatever entries and registrations are accepted, a sidecar
 // and its endpoints are built from them, and can be sent.
 func FuzzAccepted(f *testing.F) {
-	for seed := range uint64(200) {
+	for seed := range uint64(effort.Rounds(200)) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) {

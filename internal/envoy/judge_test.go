@@ -11,6 +11,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest/effort"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
@@ -190,7 +191,8 @@ func (d dice) asked() asked {
 // TestJudgesAsWritten evaluates what is generated of 10,000 random sets of intentions
 // for ten random requests each, and holds the outcome to the reference.
 func TestJudgesAsWritten(t *testing.T) {
-	const sets, requests = 10_000, 10
+	const requests = 10
+	sets := effort.Rounds(10_000)
 	d := dice{rand.New(rand.NewPCG(7, 11))}
 	providers := []config.Entry{newIssuer(t, "okta").provider(nil), newIssuer(t, "auth0").provider(nil)}
 	s := meshtest.Parse(t, txtar.Parse([]byte("-- services/api.yaml --\nservice: api\nport: 80\n")).Files)

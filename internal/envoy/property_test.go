@@ -14,6 +14,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/config/configtest"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest/effort"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 )
 
@@ -65,11 +66,9 @@ func whole(s *config.Set, services []string) bool {
 // What is valid is taken: whatever entries say, Envoy runs it, on the side of the
 // caller and of the callee.
 func TestEnvoyTakesWhateverIsValid(t *testing.T) {
-	const (
-		wanted = 300
-		most   = time.Minute
-		enough = 150
-	)
+	const most = time.Minute
+	wanted := effort.Rounds(300)
+	enough := wanted / 2
 	ports := meshtest.FreePorts(t, 8)
 	services := []string{"web", "catalog", "orders", "db"}
 	scenario := func(service string, upstreams ...string) string {
@@ -137,6 +136,9 @@ service {
 				t.Errorf("%s is %s", name, value)
 			}
 		}
+	}
+	if wanted < 300 {
+		return // so few sets do not have it all
 	}
 	for _, kind := range config.Kinds() {
 		gen := rapid.Custom(func(t *rapid.T) config.Entry { return configtest.Draw(t, kind, configtest.Names{}) })

@@ -13,6 +13,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
 	"github.com/crossfade-mesh/crossfade/internal/config"
+	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
 )
@@ -341,7 +342,11 @@ func (s *Server) heard(b *books, service string, window time.Duration, now time.
 	if out = s.sentLately(b, service, window, now); len(out) == 0 {
 		out = []string{cameFrom(b, w.From, w.Last)}
 	}
-	return append(out, fmt.Sprintf("it was silent for %v of watched time since: it takes %v", w.Quiet.Truncate(time.Second), window))
+	out = append(out, fmt.Sprintf("it was silent for %v of watched time since: it takes %v", w.Quiet.Truncate(time.Second), window))
+	if protocol, _, _ := routing.Protocol(s.mesh.config(), service); !config.IsHTTP(protocol) {
+		out = append(out, "of tcp, who takes more than 250 ms to begin a handshake counts as well, unless it has server_first: true")
+	}
+	return out
 }
 
 // sentLately says who is known to have sent plaintext inside the window.

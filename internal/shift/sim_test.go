@@ -12,12 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/meshtest/effort"
 	"github.com/crossfade-mesh/crossfade/internal/shift"
 )
 
 // ramps is how many ramps a world is simulated for. The figures in
 // docs/shift-guard.md are of -ramps 2000.
-var ramps = flag.Int("ramps", usualRamps, "simulated ramps of each world")
+var ramps = flag.Int("ramps", effort.Rounds(500), "simulated ramps of each world")
 
 // noon is when simulations begin, a Monday at noon.
 var noon = time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)
@@ -392,7 +393,7 @@ func TestGuardCatchesANewWayAlone(t *testing.T) {
 		{"5 times slower, 50 rps", 50, 0, usual5, 100},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ramps := max(20, *ramps/10)
+			ramps := max(10, *ramps/10)
 			plan := shift.Plan{From: shift.Direct, To: shift.Plain, Steps: []shift.Share{5000, 10000}, Dwell: time.Minute}
 			out := many(ramps, faulty(c.rate, 0.01, c.extra, c.slow, c.from), plan, 300)
 			n, early, median, most := caught(out, c.from)

@@ -11,6 +11,8 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest/effort"
 )
 
 // fleet is a server whose nodes all have resources of the same names, secrets among
@@ -123,7 +125,7 @@ func (f *fleet) request(last *response) (_ *discoveryv3.DeltaDiscoveryRequest, s
 // Whatever a client asks for, it gets what is its node's own, and of what is shared
 // what its view names.
 func TestNothingForeign(t *testing.T) {
-	const subscriptions = 1_000_000
+	subscriptions := effort.Rounds(1_000_000)
 	f := newFleet(t, 20)
 	var streams []*stream
 	last := map[*stream]*response{}

@@ -1,5 +1,0 @@
-//go:build !race
-
-package shift_test
-
-const usualRamps = 500
