@@ -9,6 +9,13 @@
 // ([CA.Verify]). A BuiltIn also makes the certificates of servers' own ports
 // ([BuiltIn.ServerLeaf]), which clients believe by a [Trust].
 //
+// A leaf of a BuiltIn says through which join token it comes: its subject is that token's
+// accessor, a UUID, as serialNumber (2.5.4.5), and empty without one. So every server
+// that has the root knows whom a revocation is for, with no table of leaves. A request
+// cannot bring it in, since nothing of its subject reaches the leaf; a renewal takes it
+// from the leaf that the caller shows. SPIFFE gives the subject no meaning. A leaf of a
+// Consul has no place for it: there [Options].Issued and Through have to remember it.
+//
 // The rules for a request and the making of certificates take values and return
 // values; only [Open] and [OpenConsul] touch files and only [CA.Register] a server.
 // A private key is never logged, sent or put into an error.

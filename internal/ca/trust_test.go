@@ -1,9 +1,12 @@
 package ca
 
 import (
+	"crypto/elliptic"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -205,5 +208,24 @@ func TestLeafNamesItsToken(t *testing.T) {
 	}
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != c.Identity("web").URI() || len(leaf.DNSNames) != 0 || leaf.IsCA || leaf.KeyUsage != x509.KeyUsageDigitalSignature {
 		t.Errorf("not an SVID: %v, %v, CA %v, usage %v", leaf.URIs, leaf.DNSNames, leaf.IsCA, leaf.KeyUsage)
+	}
+}
+
+// Who asks for a leaf cannot say through which token it comes.
+func TestRequestNamesNoToken(t *testing.T) {
+	c := open(t, Options{})
+	uri := mustURL(t, c.Identity("web").URI())
+	named := pkix.Name{SerialNumber: "6f1c2d3e-4b5a-4978-8695-a4b3c2d1e0f9"}
+	csr := encodeCSR(t, x509.CertificateRequest{URIs: []*url.URL{uri}, Subject: named}, ecKey(t, elliptic.P256()))
+	text, err := c.Sign(t.Context(), csr, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := parseCertificate(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := c.Verify([]*x509.Certificate{leaf}, time.Now()); err != nil || p.Through != "" {
+		t.Errorf("the leaf comes through %q, as its request said; %v", p.Through, err)
 	}
 }
