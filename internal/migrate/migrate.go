@@ -28,6 +28,7 @@ import (
 const (
 	StateCA     = "ca/root"
 	StateTokens = "token/"
+	StateLeaves = "leaf/"
 )
 
 // caDir is where the CA is below a data directory.
@@ -192,6 +193,7 @@ func ToDir(ctx context.Context, e *consulstore.Engine, dir string) (out Report, 
 			root = value
 		case isState && isToken:
 			who[accessor] = value
+		case isState && strings.HasPrefix(name, StateLeaves): // of Consul's CA, which a server without Consul has not
 		default:
 			kept = append(kept, c)
 		}

@@ -80,7 +80,8 @@ func (s *Server) openCA(source *consul.Source) error {
 		return fmt.Errorf("Consul's CA: %w", err)
 	}
 	s.shutdown = append(s.shutdown, conn.Close)
-	options.LeafTTL, options.Issued, options.Through = 0, s.tokens.NoteLeaf, s.tokens.LeafThrough
+	known := &leaves{store: s.store}
+	options.LeafTTL, options.Issued, options.Through = 0, known.note, known.through
 	theirs, err := ca.OpenConsul(ctx, options, conn)
 	if err != nil {
 		return err

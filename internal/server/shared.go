@@ -22,6 +22,7 @@ import (
 const (
 	stateCA     = migrate.StateCA
 	stateTokens = migrate.StateTokens
+	stateLeaves = migrate.StateLeaves // and the hash of a leaf
 )
 
 // lockShifts is held by the one server that moves shares by time and evidence.

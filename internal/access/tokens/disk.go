@@ -11,15 +11,13 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// disk is the durable half: a bucket of tokens by accessor, one of entries by index, and
-// one of leaves by hash.
+// disk is the durable half: a bucket of tokens by accessor, and one of entries by index.
 type disk struct{ db *bbolt.DB }
 
 const (
 	fileName    = "access.db"
 	tokenBucket = "tokens"
 	trailBucket = "trail"
-	leafBucket  = "leaves"
 	lockWait    = 200 * time.Millisecond
 )
 
@@ -34,7 +32,7 @@ func openDisk(dir string) (*disk, error) {
 	}
 	d := &disk{db}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range []string{tokenBucket, trailBucket, leafBucket} {
+		for _, name := range []string{tokenBucket, trailBucket} {
 			if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 				return err
 			}

@@ -105,9 +105,6 @@ type Tokens struct {
 	secret map[[32]byte]*row   // by hash
 	dirty  map[string]struct{} // accessors whose use is not on disk
 	trail  trail
-	leaves map[[32]byte]leafRow // by hash
-	// leavesAt is how many leaves there may be before those that have expired are dropped.
-	leavesAt int
 
 	writing sync.Mutex // held while the disk is written; taken before mu
 
@@ -134,7 +131,7 @@ func Open(o Options) (*Tokens, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	t := &Tokens{
-		opts: o, by: map[string]*row{}, secret: map[[32]byte]*row{}, dirty: map[string]struct{}{}, leaves: map[[32]byte]leafRow{}, leavesAt: tidyLeaves,
+		opts: o, by: map[string]*row{}, secret: map[[32]byte]*row{}, dirty: map[string]struct{}{},
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	if o.Shelf != nil {
@@ -154,10 +151,6 @@ func Open(o Options) (*Tokens, error) {
 	if err != nil {
 		return nil, errors.Join(err, t.disk.close())
 	}
-	if t.leaves, err = t.disk.loadLeaves(o.Now()); err != nil {
-		return nil, errors.Join(err, t.disk.close())
-	}
-	t.leavesAt += len(t.leaves)
 	if o.Shelf == nil {
 		for _, r := range rows {
 			t.by[r.Accessor], t.secret[r.Hash] = r, r

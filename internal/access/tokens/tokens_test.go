@@ -2,7 +2,6 @@ package tokens
 
 import (
 	"bytes"
-	"crypto/x509"
 	"errors"
 	"os"
 	"path/filepath"
@@ -217,54 +216,5 @@ func TestForgottenLongAfterTheirEnd(t *testing.T) {
 		if _, kept := s.Get(c.tok.Accessor); kept != c.kept {
 			t.Errorf("%s: kept %v, want %v", name, kept, c.kept)
 		}
-	}
-}
-
-// A leaf that cannot name its token is known by its hash, also after a restart, until it ends.
-func TestLeavesThatDoNotNameTheirToken(t *testing.T) {
-	c := &clock{time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
-	dir := t.TempDir()
-	s, err := Open(Options{Dir: dir, Now: c.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf := func(n int) *x509.Certificate {
-		return &x509.Certificate{Raw: []byte{byte(n), byte(n >> 8)}, NotAfter: c.now.Add(time.Hour)}
-	}
-	first, short := leaf(0), leaf(1)
-	short.NotAfter = c.now.Add(time.Minute)
-	for _, l := range []*x509.Certificate{first, short} {
-		if err := s.NoteLeaf(l, "accessor"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := s.LeafThrough(first); got != "accessor" {
-		t.Errorf("came through %q", got)
-	}
-	if got := s.LeafThrough(leaf(2)); got != "" {
-		t.Errorf("a leaf that nobody noted came through %q", got)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	c.now = c.now.Add(2 * time.Minute)
-	s = open(t, Options{Dir: dir, Now: c.Now})
-	if got := s.LeafThrough(first); got != "accessor" {
-		t.Errorf("after a restart it came through %q", got)
-	}
-	if got := s.LeafThrough(short); got != "" {
-		t.Errorf("an expired one is kept, through %q", got)
-	}
-
-	s = open(t, Options{Now: c.Now})
-	for n := range 2 * tidyLeaves {
-		l := leaf(n + 3)
-		l.NotAfter = c.now.Add(-time.Minute)
-		if err := s.NoteLeaf(l, "accessor"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := len(s.leaves); n > tidyLeaves+1 {
-		t.Errorf("%d leaves are kept that have expired", n)
 	}
 }
