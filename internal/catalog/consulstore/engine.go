@@ -66,6 +66,7 @@ type Engine struct {
 	outside *mirror
 	locks   *locks
 	notes   *notes
+	quorum  *quorum
 
 	mu   sync.Mutex
 	head head // as last read or written; guarded by mu
@@ -85,6 +86,7 @@ func New(o Options) *Engine {
 	e.outside = newMirror(e)
 	e.locks = newLocks(e)
 	e.notes = newNotes(e)
+	e.quorum = newQuorum(e)
 	return e
 }
 
@@ -94,6 +96,7 @@ func (e *Engine) Run(ctx context.Context) {
 	wg.Go(func() { e.outside.run(ctx) })
 	wg.Go(func() { e.locks.run(ctx) })
 	wg.Go(func() { e.notes.run(ctx) })
+	wg.Go(func() { e.quorum.run(ctx) })
 	wg.Wait()
 	e.background.Wait()
 	e.client.Close()

@@ -95,7 +95,7 @@ func (e *Engine) Since(ctx context.Context, after store.Mark, wait time.Duration
 	if last := e.lastHead(); wait > 0 && last.read && last.Mark == after {
 		from = last.index
 	}
-	h, err := e.readHead(ctx, nil, from, wait)
+	h, err := e.awaitHead(ctx, from, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +126,20 @@ func (e *Engine) Since(ctx context.Context, after store.Mark, wait time.Duration
 		out = append(out, store.Batch{Prev: r.Prev, Mark: r.Mark, Changes: changesOf(r.Changes)})
 	}
 	return out, nil
+}
+
+// awaitHead reads the head, after from once it changes or wait has passed, as long as the Consul has a leader.
+func (e *Engine) awaitHead(ctx context.Context, from uint64, wait time.Duration) (head, error) {
+	if from == 0 {
+		return e.readHead(ctx, nil, 0, 0)
+	}
+	holding, done := e.quorum.holding(ctx)
+	defer done()
+	h, err := e.readHead(holding, nil, from, wait)
+	if err != nil && holding.Err() != nil && ctx.Err() == nil {
+		err = context.Cause(holding)
+	}
+	return h, err
 }
 
 // records are those after one sequence number up to another.
@@ -210,6 +224,12 @@ func rowsOf(changes []store.Change) []row {
 
 // Commit implements [store.Shared].
 func (e *Engine) Commit(ctx context.Context, c store.Commit) (store.Mark, error) {
+	if why := e.quorum.missing(); why != nil {
+		// Consul would keep a write for some seconds, and make it if it has a leader by then.
+		return store.Mark{}, fmt.Errorf("nothing was written: %w", why)
+	}
+	ctx, done := e.quorum.holding(ctx) // other writes wait behind this one
+	defer done()
 	h := e.lastHead()
 	if !h.read || h.Mark != c.After {
 		var err error

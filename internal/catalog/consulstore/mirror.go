@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -434,7 +435,7 @@ func cmpErr(a, b error) error {
 }
 
 // conclude writes or deletes one entry. A write without an answer, as over a connection that Consul had closed, is
-// looked up and made once more if it was not made.
+// looked up and made once more if it was not made. It is [store.ErrUnknown] when that cannot be.
 func (m *mirror) conclude(ctx context.Context, c store.EntryChange, modify uint64) error {
 	err := m.writeOne(ctx, c, modify)
 	if !errors.Is(err, store.ErrUnreachable) {
@@ -443,7 +444,10 @@ func (m *mirror) conclude(ctx context.Context, c store.EntryChange, modify uint6
 	verify, cancel := context.WithTimeout(ctx, verifyWithin)
 	defer cancel()
 	if m.refresh(verify, []store.EntryChange{c}) != nil {
-		return err
+		if failed, ok := errors.AsType[*net.OpError](err); ok && failed.Op == "dial" {
+			return err // it was not even sent
+		}
+		return fmt.Errorf("%w: %w", store.ErrUnknown, err)
 	}
 	is, _ := m.of(c.Key)
 	switch {

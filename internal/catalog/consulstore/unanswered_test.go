@@ -2,6 +2,7 @@ package consulstore_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -104,5 +105,56 @@ func TestConsulGoesAwayAndComesBack(t *testing.T) {
 	agree(t, a, b)
 	if got := string(state(a, "x")); got != "2" {
 		t.Errorf("x is %q", got)
+	}
+}
+
+// A Consul that is cut off from its cluster lets queries wait, and answers the others. That it has no
+// leader is trouble soon, though nothing is asked of it, and none once it has one again.
+func TestConsulWithoutALeader(t *testing.T) {
+	f := consultest.NewFake(t)
+	a := member(t, f.URL, "")
+	update(t, a, count)
+	f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/v1/status/leader" {
+			w.Write([]byte(`""`))
+		}
+		return r.URL.Path == "/v1/status/leader"
+	})
+	began := time.Now()
+	eventually(t, "it is said", func() error {
+		if err := a.Trouble(); err == nil || !strings.Contains(err.Error(), "it has no leader") || !strings.Contains(err.Error(), f.URL) {
+			return fmt.Errorf("the trouble is %v", err)
+		}
+		return nil
+	})
+	if took := time.Since(began); took < 4*time.Second || took > 12*time.Second {
+		t.Errorf("said after %s: elections take up to a few seconds", took)
+	}
+	began = time.Now()
+	for name, write := range map[string]func(*store.Writer) error{"a row": count, "an entry": put(defaults("late", "http"), "ann")} {
+		if err := a.Update(write); err == nil || !strings.Contains(err.Error(), "nothing was written: Consul at "+f.URL) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("writes are refused after %s", took)
+	}
+	f.Spoil(nil)
+	eventually(t, "writes go on", func() error { return a.Update(count) })
+	eventually(t, "it is well", a.Trouble)
+}
+
+// An entry's write that Consul takes, and answers never, may be made at any time.
+func TestEntryThatMayYetBeWritten(t *testing.T) {
+	f := consultest.NewFake(t)
+	a := member(t, f.URL, "")
+	f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasPrefix(r.URL.Path, "/v1/config") {
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	if err := a.Update(put(defaults("web", "http"), "ann")); !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("a write without an answer: %v", err)
 	}
 }

@@ -180,6 +180,13 @@ func (s *Store) follow(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if err != nil && !errors.Is(err, ErrGap) && !errors.Is(err, ErrForeign) {
+			s.note(err) // at once: a write that waits for the same holds commit
+			if !wait(ctx, retryAfter) {
+				return
+			}
+			continue
+		}
 		s.commit.Lock()
 		if after != s.mark && errors.Is(err, ErrForeign) {
 			err = nil // it has moved on meanwhile

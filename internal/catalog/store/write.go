@@ -114,6 +114,7 @@ func (s *Store) run(batch []*update) {
 				continue
 			}
 		}
+		err = s.because(err)
 		if failed == nil {
 			fail(todo, err)
 			return
@@ -128,6 +129,14 @@ func (s *Store) run(batch []*update) {
 		}
 		todo = rest
 	}
+}
+
+// because adds to the lack of an answer what is known to be wrong.
+func (s *Store) because(err error) error {
+	if trouble := s.trouble.Load(); trouble != nil && errors.Is(err, ErrUnreachable) && !errors.Is(*trouble, ErrUnreachable) {
+		return fmt.Errorf("%w; %w", err, *trouble)
+	}
+	return err
 }
 
 func fail(batch []*update, err error) {
