@@ -224,14 +224,18 @@ type calls struct {
 
 // call offers requests on kept connections, as apps do.
 func (m *member) call(rate int, want string) *calls {
-	tr := &http.Transport{MaxIdleConnsPerHost: 64}
+	return callBy(m.f.t, &http.Transport{MaxIdleConnsPerHost: 64}, "http://"+m.upstream+"/", rate, want)
+}
+
+// callBy is call from wherever the transport connects.
+func callBy(t *testing.T, tr *http.Transport, url string, rate int, want string) *calls {
 	client := &http.Client{Transport: tr}
 	c := &calls{Recorder: load.NewRecorder()}
 	g := load.Generator{Rate: rate, Timeout: 10 * time.Second, Outstanding: 500, Record: c.Recorder, Call: func(n uint64, deadline time.Time) (load.Answer, error) {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
 		defer cancel()
 		// A body and POST: a client's own retry of a request is not to hide a loss.
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+m.upstream+"/", strings.NewReader("hello"))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("hello"))
 		if err != nil {
 			return load.Answer{}, err
 		}
@@ -254,7 +258,7 @@ func (m *member) call(rate int, want string) *calls {
 	done := make(chan struct{})
 	go func() { defer close(done); g.Run(ctx) }()
 	c.stop = sync.OnceFunc(func() { cancel(); <-done; tr.CloseIdleConnections() })
-	m.f.t.Cleanup(c.stop)
+	t.Cleanup(c.stop)
 	return c
 }
 

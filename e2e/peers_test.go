@@ -33,11 +33,17 @@ type process struct {
 // spawn is run, for those who end it themselves or look at its log.
 func spawn(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
+	return spawnBy(t, (*exec.Cmd).Start, env, name, args...)
+}
+
+// spawnBy is spawn, started in a way of its own.
+func spawnBy(t *testing.T, start func(*exec.Cmd) error, env []string, name string, args ...string) *process {
+	t.Helper()
 	p := &process{cmd: exec.Command(name, args...), log: &journal{}, ended: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	if err := p.cmd.Start(); err != nil {
+	if err := start(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() { defer close(p.ended); p.err = p.cmd.Wait() }()

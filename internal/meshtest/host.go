@@ -53,15 +53,15 @@ func OwnHost(t *testing.T) bool {
 	return false
 }
 
-// Host is another network namespace, with an interface of its own and a wire to that of
-// the test.
+// Host is another network namespace.
 type Host struct {
 	t       testing.TB
 	ns      *os.File
 	Address string
+	starts  chan start // of [NewBareHost] alone
 }
 
-// NewHost makes another host, once in a test that [OwnHost] runs.
+// NewHost makes another host with a wire to that of the test, once in a test that [OwnHost] runs.
 func NewHost(t testing.TB) *Host {
 	t.Helper()
 	h := &Host{t: t, Address: "10.99.0.2"}
