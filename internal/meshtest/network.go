@@ -69,17 +69,19 @@ func NewBareHost(t testing.TB) *Host {
 	t.Helper()
 	h := &Host{t: t, starts: make(chan start)}
 	made := make(chan error)
-	go onThread(func() error {
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			h.ns, err = os.Open("/proc/thread-self/ns/net")
-		}
-		made <- err
-		for s := range h.starts {
-			s.done <- s.cmd.Start()
-		}
-		return nil
-	})
+	go func() {
+		_ = onThread(func() error {
+			err := unix.Unshare(unix.CLONE_NEWNET)
+			if err == nil {
+				h.ns, err = os.Open("/proc/thread-self/ns/net")
+			}
+			made <- err
+			for s := range h.starts {
+				s.done <- s.cmd.Start()
+			}
+			return nil
+		})
+	}()
 	if err := <-made; err != nil {
 		t.Fatalf("making a network namespace: %v", err)
 	}
