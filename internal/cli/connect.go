@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 )
@@ -75,7 +76,7 @@ them, which is what "crossfade sidecar" is for.`,
 		}
 		boot, err := envoy.Bootstrap(envoy.BootstrapOptions{
 			NodeID: reg.Service.ID, NodeName: reg.Node.Name, Service: reg.Service.Proxy.DestinationServiceName, Datacenter: self.Config.Datacenter,
-			XDSAddress: addr, AdminAddress: adminBind,
+			StatsTags: config.Definition{Service: reg.Service}.StatsTags(), XDSAddress: addr, AdminAddress: adminBind,
 		})
 		if err != nil {
 			return err

@@ -127,8 +127,9 @@ func (r rendering) run(s streams) error {
 	if err != nil {
 		return err
 	}
-	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{NodeID: p.ID, NodeName: p.Node, Service: p.Identity.Service, Datacenter: r.datacenter},
-		made, endpoints, envoy.LeafSecret(leaf, key), envoy.RootsSecret(authority.Roots().PEM()))
+	b, err := envoy.StaticBootstrap(envoy.BootstrapOptions{
+		NodeID: p.ID, NodeName: p.Node, Service: p.Identity.Service, Datacenter: r.datacenter, StatsTags: config.Definition{Service: *in.Service}.StatsTags(),
+	}, made, endpoints, envoy.LeafSecret(leaf, key), envoy.RootsSecret(authority.Roots().PEM()))
 	if err != nil {
 		return err
 	}

@@ -137,9 +137,13 @@ func TestOpaque(t *testing.T) {
 	c, unknown, err := DecodeProxyConfig(map[string]any{
 		"protocol": "HTTP2", "bind_port": 20000.0, "local_connect_timeout_ms": "250", "max_inbound_connections": json.Number("7"),
 		"local_idle_timeout_ms": int64(9), "bind_address": "0.0.0.0", "envoy_x": 1, "another": nil,
+		"envoy_stats_tags": []any{"nomad.group=api", "team=a=b", "empty="},
 	})
-	want := ProxyConfig{Protocol: HTTP2, BindAddress: "0.0.0.0", BindPort: 20000, LocalConnectTimeoutMs: 250, LocalIdleTimeoutMs: 9, MaxInboundConnections: 7}
-	if err != nil || c != want || !reflect.DeepEqual(unknown, []string{"another", "envoy_x"}) {
+	want := ProxyConfig{
+		Protocol: HTTP2, BindAddress: "0.0.0.0", BindPort: 20000, LocalConnectTimeoutMs: 250, LocalIdleTimeoutMs: 9, MaxInboundConnections: 7,
+		StatsTags: []string{"nomad.group=api", "team=a=b", "empty="},
+	}
+	if err != nil || !reflect.DeepEqual(c, want) || !reflect.DeepEqual(unknown, []string{"another", "envoy_x"}) {
 		t.Errorf("DecodeProxyConfig: %+v, %q, %v", c, unknown, err)
 	}
 	limit, percent := 3, uint32(80)
@@ -163,6 +167,10 @@ func TestOpaque(t *testing.T) {
 	if _, _, err := DecodeProxyConfig(map[string]any{"protocol": 5, "bind_port": -1}); err == nil ||
 		err.Error() != "protocol: want a string, got number 5; put it in quotes\nbind_port: -1: want a port, 1 to 65535" {
 		t.Errorf("error %v", err)
+	}
+	c, _, err = DecodeProxyConfig(map[string]any{statsTagsKey: []any{"good=1", "bad", "=x", "also=\n"}})
+	if err == nil || strings.Count(err.Error(), "\n") != 2 || !strings.Contains(err.Error(), `envoy_stats_tags: "bad": want name=value`) || !reflect.DeepEqual(c.StatsTags, []string{"good=1"}) {
+		t.Errorf("wrong labels: %q, %v", c.StatsTags, err)
 	}
 	var none *ProxyDefaults
 	if none.Protocol() != "" || (&ProxyDefaults{Config: map[string]any{"protocol": "http"}}).Protocol() != HTTP {

@@ -22,6 +22,8 @@ type ProxyConfig struct {
 	LocalIdleTimeoutMs        int    `json:"local_idle_timeout_ms"`
 	MaxInboundConnections     int    `json:"max_inbound_connections"`
 	BalanceInboundConnections string `json:"balance_inbound_connections"` // "" or "exact_balance"
+	// StatsTags are labels of every stat of the proxy, each "name=value". They are part of what Envoy starts with.
+	StatsTags []string `json:"envoy_stats_tags"`
 	// Escape hatches, see docs/envoy.md.
 	PublicListenerJSON string `json:"envoy_public_listener_json"`
 	LocalClusterJSON   string `json:"envoy_local_cluster_json"`
@@ -49,6 +51,7 @@ func decodeProxyConfig(config map[string]any) (c ProxyConfig, unknown []string, 
 	r.count("local_idle_timeout_ms", c.LocalIdleTimeoutMs)
 	r.count("max_inbound_connections", c.MaxInboundConnections)
 	r.oneOf("balance_inbound_connections", c.BalanceInboundConnections, "", exactBalance)
+	c.StatsTags = r.statsTags(statsTagsKey, c.StatsTags)
 	c.Sizing.check(r, sizingKey)
 	return c, unknown, r.list
 }

@@ -48,6 +48,9 @@ func (e *ProxyDefaults) check(r *report) {
 	if c.PublicListenerJSON != "" || c.LocalClusterJSON != "" {
 		r.addf("Config", "%s and %s belong to one proxy: set them in its registration", PublicListenerHatch, LocalClusterHatch)
 	}
+	if c.StatsTags != nil {
+		r.addf(join("Config", statsTagsKey), "labels belong to one proxy, whose Envoy starts with them: set them in its registration")
+	}
 	if c.Sizing != (Sizing{}) {
 		r.addf("Config.crossfade_sizing", "a size belongs to one proxy: set it in its registration")
 	}

@@ -61,16 +61,19 @@ func (s Sizing) opaque() map[string]any {
 
 // Sizing is what the definition says of the size of its sidecar, or of itself when
 // it is one. The definition is valid.
-func (d Definition) Sizing() Sizing {
+func (d Definition) Sizing() Sizing { return d.proxyConfig().Sizing }
+
+// proxyConfig is the opaque Config of the definition's sidecar, or its own when it is one.
+func (d Definition) proxyConfig() ProxyConfig {
 	p := d.Service.Proxy
 	if d.Sidecar != nil {
 		p = d.Sidecar.Service.Proxy
 	}
 	if p == nil {
-		return Sizing{}
+		return ProxyConfig{}
 	}
 	c, _, _ := decodeProxyConfig(p.Config)
-	return c.Sizing
+	return c
 }
 
 // Bytes is an amount of memory, written "128MiB"; a bare number is bytes.

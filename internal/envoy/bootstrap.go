@@ -42,6 +42,8 @@ type BootstrapOptions struct {
 	Service  string // that the proxy stands for
 	// Datacenter becomes a label of every stat; may be empty.
 	Datacenter string
+	// StatsTags are further labels of every stat, each "name=value".
+	StatsTags []string
 
 	// Exactly one of XDSSocket, the path of a Unix socket, and XDSAddress, "ip:port"
 	// or "host:port" without TLS, is where the control plane is. Not read by
@@ -105,7 +107,7 @@ func (o BootstrapOptions) common() (*bootstrapv3.Bootstrap, error) {
 	}
 	boot := &bootstrapv3.Bootstrap{
 		Node:               &corev3.Node{Id: o.NodeID, Cluster: o.Service, Metadata: o.metadata()},
-		StatsConfig:        statsConfig(o.Service, o.Datacenter),
+		StatsConfig:        statsConfig(o.Service, o.Datacenter, o.StatsTags),
 		StatsFlushInterval: duration(statsFlush),
 		LayeredRuntime:     &bootstrapv3.LayeredRuntime{},
 	}

@@ -3,6 +3,7 @@ package envoy_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 
@@ -53,6 +54,34 @@ func TestBootstrapIsStable(t *testing.T) {
 	}
 	if !bytes.Contains(first, []byte(`"::1"`)) {
 		t.Error("the IPv6 address is not among the endpoints")
+	}
+}
+
+func TestBootstrapLabelsStats(t *testing.T) {
+	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "p", Service: "web", Datacenter: "dc1", XDSSocket: "/x", StatsTags: []string{"nomad.group=api", "query=a=b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		StatsConfig struct {
+			StatsTags []struct {
+				Name  string `json:"tag_name"`
+				Value string `json:"fixed_value"`
+			} `json:"stats_tags"`
+		} `json:"stats_config"`
+	}
+	if err := json.Unmarshal(boot, &doc); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, tag := range doc.StatsConfig.StatsTags {
+		if tag.Value != "" {
+			got[tag.Name] = tag.Value
+		}
+	}
+	want := map[string]string{"consul.source.service": "web", "consul.source.datacenter": "dc1", "nomad.group": "api", "query": "a=b"}
+	if !maps.Equal(got, want) {
+		t.Errorf("every stat is labelled %v, want %v", got, want)
 	}
 }
 

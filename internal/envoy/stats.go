@@ -68,8 +68,8 @@ func families() []statFamily {
 }
 
 // statsConfig keeps what families name. source and datacenter become labels under
-// Consul's names, on every line.
-func statsConfig(source, datacenter string) *metricsv3.StatsConfig {
+// Consul's names, on every line, and so does each "name=value" of tags.
+func statsConfig(source, datacenter string, tags []string) *metricsv3.StatsConfig {
 	keep := &matcherv3.ListStringMatcher{}
 	for _, f := range families() {
 		keep.Patterns = append(keep.Patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
@@ -90,6 +90,10 @@ func statsConfig(source, datacenter string) *metricsv3.StatsConfig {
 	}
 	if datacenter != "" {
 		out.StatsTags = append(out.StatsTags, fixed("consul.source.datacenter", datacenter))
+	}
+	for _, tag := range tags {
+		name, value, _ := strings.Cut(tag, "=")
+		out.StatsTags = append(out.StatsTags, fixed(name, value))
 	}
 	// Of a cluster's name. The first group is cut out of the stat's name, the second
 	// is the label's value.

@@ -333,7 +333,7 @@ func outboundPorts(upstreams []localUpstream) (out []int) {
 func (s *sidecar) writeBootstrap(heap int64) error {
 	bootstrap, err := envoy.Bootstrap(envoy.BootstrapOptions{
 		NodeID: s.proxy.ID, NodeName: s.opts.Node, Service: s.opts.Definition.Service.Name, Datacenter: s.contact.datacenter(),
-		XDSSocket: s.sockets.xdsSocket(), AdminSocket: s.sockets.adminSocket(),
+		StatsTags: s.opts.Definition.StatsTags(), XDSSocket: s.sockets.xdsSocket(), AdminSocket: s.sockets.adminSocket(),
 		MaxDownstreamConnections: s.sizes.Connections, MaxHeapBytes: heap,
 	})
 	if err != nil {
