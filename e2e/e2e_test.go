@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// echoApp answers HTTP on $1 with its name $2, the headers it got, and its environment at /env.
+// echoApp answers HTTP on $1 with its name $2, the headers it got, its environment at /env, and at
+// /call/NAME what its upstream NAME answers to the same method.
 func echoApp() {
 	addr, name := os.Args[1], os.Args[2]
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -38,6 +39,21 @@ func echoApp() {
 	})
 	http.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, strings.Join(os.Environ(), "\n"))
+	})
+	http.HandleFunc("/call/{name}", func(w http.ResponseWriter, r *http.Request) {
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+os.Getenv("NOMAD_UPSTREAM_ADDR_"+r.PathValue("name"))+"/", r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.WriteHeader(resp.StatusCode)
+		io.Copy(w, resp.Body)
 	})
 	fmt.Fprintln(os.Stderr, http.ListenAndServe(addr, nil))
 	os.Exit(1)

@@ -197,7 +197,7 @@ func (s *site) caller() *caller {
 	c := &caller{site: s, id: id, tr: &http.Transport{DialContext: s.Dial, MaxIdleConnsPerHost: 64}}
 	s.t.Cleanup(c.tr.CloseIdleConnections)
 	s.within(20*time.Second, id+" reaches all of catalog", func() error { return c.reaches(3, "") })
-	c.calls = callBy(s.t, &http.Transport{DialContext: s.Dial, MaxIdleConnsPerHost: 64}, "http://127.0.0.1:7100/", 50, "catalog")
+	c.calls = callBy(s.t, &http.Transport{DialContext: s.Dial, MaxIdleConnsPerHost: 64}, 50, "http://127.0.0.1:7100/", "hello from catalog")
 	return c
 }
 
