@@ -17,7 +17,10 @@ func TestAsConsulServesIt(t *testing.T) {
 	}{
 		{"no address", catalog.Service{Port: 21000}, nil, "public_listener:0.0.0.0:21000"},
 		{"an address", catalog.Service{Port: 21000, Address: "127.0.0.5"}, nil, "public_listener:127.0.0.5:21000"},
-		{"as Nomad registers", catalog.Service{Port: 28123, Address: "10.0.0.1"}, map[string]any{"bind_address": "0.0.0.0", "bind_port": 21000.0}, "public_listener:0.0.0.0:21000"},
+		{"as Nomad registers", catalog.Service{Port: 28123, Address: "10.0.0.1"}, map[string]any{
+			"bind_address": "0.0.0.0", "bind_port": 21000.0, "protocol": "http",
+			"envoy_stats_tags": []any{"nomad.alloc_id=5fc65665-8bf4-1864-a408-0d082afda5e4", "nomad.group=api", "nomad.job=catalog", "nomad.namespace=default"},
+		}, "public_listener:0.0.0.0:21000"},
 	} {
 		tc.service.Proxy = &catalog.Proxy{DestinationServiceName: "web", LocalServicePort: 8080, Config: tc.config}
 		in := sidecar(tc.service)

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -29,7 +30,8 @@ const (
 type drain struct {
 	admin *envoyadmin.Client
 	// goodbye takes the instance out of the registry and waits for the callers, at
-	// most for wait. waited is "<confirmed>/<asked>", empty when unknown.
+	// most for wait. waited is "<confirmed>/<asked>", empty when unknown. The error is an
+	// errUnknown when it is out already.
 	goodbye    func(ctx context.Context, wait time.Duration) (waited string, err error)
 	callerWait time.Duration
 	// taken reports whether another process listens at the public port too: then it takes
@@ -109,10 +111,13 @@ func (d *drain) sayGoodbye(ctx context.Context) time.Duration {
 		// There is no time to wait, but enough to be polite.
 		quick, cancel := context.WithTimeout(context.WithoutCancel(ctx), process.HurriedStop)
 		defer cancel()
-		if _, err := d.goodbye(quick, 0); err != nil {
+		if _, err := d.goodbye(quick, 0); err != nil && !errors.Is(err, errUnknown) {
 			d.log.Warn("deregistration failed, the registry finds out by itself", "service", d.service, "error", err, "after", checkTTL)
 		}
 		return 0
+	case errors.Is(err, errUnknown):
+		d.log.Info("whoever registered the sidecar has taken it out already", "service", d.service)
+		return acceptTold
 	case err != nil:
 		d.log.Warn("deregistration failed, callers could not be told and will be refused instead", "service", d.service, "error", err)
 		return acceptTold

@@ -1,21 +1,49 @@
 package sidecar
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
-// alloc is where Nomad's services of one allocation and group get their IDs from.
-const alloc = "_nomad-task-5a2d6d6d-7f1d-4c1d-9f0e-0c1f3b1c9a11-group-"
+// What Nomad 1.10 registers of an allocation's services with a Consul 1.22 whose proxy-defaults name a protocol.
+// bind_port is the port that the allocation's network has of the host.
+const (
+	catalogID = "_nomad-task-5fc65665-8bf4-1864-a408-0d082afda5e4-group-api-catalog-9090"
+	webID     = "_nomad-task-d72824ca-f3dd-01f5-4462-fa74b4b25784-group-web-web-8080"
+
+	catalogService = `{"ID":"` + catalogID + `","Service":"catalog","Tags":[],"Meta":{"external-source":"nomad"},"Port":9090,"Address":"",
+		"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Datacenter":"dc1"}`
+	catalogProxy = `{"Kind":"connect-proxy","ID":"` + catalogID + `-sidecar-proxy","Service":"catalog-sidecar-proxy","Tags":[],"Meta":{"external-source":"nomad"},
+		"Port":31556,"Address":"10.99.0.1","TaggedAddresses":{"lan_ipv4":{"Address":"10.99.0.1","Port":31556},"wan_ipv4":{"Address":"10.99.0.1","Port":31556}},
+		"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Datacenter":"dc1",
+		"Proxy":{"DestinationServiceName":"catalog","DestinationServiceID":"` + catalogID + `","LocalServiceAddress":"127.0.0.1","LocalServicePort":9090,
+			"Config":{"bind_address":"0.0.0.0","bind_port":%d,"protocol":"http","envoy_stats_tags":["nomad.alloc_id=5fc65665-8bf4-1864-a408-0d082afda5e4",
+				"nomad.group=api","nomad.job=catalog","nomad.namespace=default"]},
+			"MeshGateway":{},"Expose":{"Paths":[{"ListenerPort":24624,"Path":"/","LocalPathPort":9090,"ParsedFromCheck":false}]}}}`
+	webService = `{"ID":"` + webID + `","Service":"web","Tags":[],"Meta":{"external-source":"nomad"},"Port":8080,"Address":"",
+		"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Datacenter":"dc1"}`
+	webProxy = `{"Kind":"connect-proxy","ID":"` + webID + `-sidecar-proxy","Service":"web-sidecar-proxy","Tags":[],"Meta":{"external-source":"nomad"},
+		"Port":21151,"Address":"10.99.0.1","TaggedAddresses":{"lan_ipv4":{"Address":"10.99.0.1","Port":21151},"wan_ipv4":{"Address":"10.99.0.1","Port":21151}},
+		"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Datacenter":"dc1",
+		"Proxy":{"DestinationServiceName":"web","DestinationServiceID":"` + webID + `","LocalServiceAddress":"127.0.0.1","LocalServicePort":8080,
+			"Config":{"bind_address":"0.0.0.0","bind_port":%d,"protocol":"http","envoy_stats_tags":["nomad.alloc_id=d72824ca-f3dd-01f5-4462-fa74b4b25784",
+				"nomad.group=web","nomad.job=web","nomad.namespace=default"]},
+			"Upstreams":[{"DestinationType":"service","DestinationName":"catalog","LocalBindPort":%u,"Config":{"protocol":"http"},"MeshGateway":{}}],
+			"MeshGateway":{},"Expose":{}}}`
+)
 
 // registrations are what a Consul agent says of a service and its sidecar, as Nomad's connect stanza or
 // a definition registers them, and what is to be made of it. %d is the port to listen at, %u that of an upstream.
@@ -25,24 +53,17 @@ var registrations = []struct {
 	wantListen     string
 	wantPublic     string
 	wantUpstreams  []string
+	wantTags       []string
 }{
 	{
-		name: "a Nomad group in a bridge network", id: alloc + "api-count-api-9001",
-		service: `{"ID":"` + alloc + `api-count-api-9001","Service":"count-api","Tags":[],"Meta":{"external-source":"nomad"},"Port":9001,"Address":"10.0.0.7"}`,
-		proxy: `{"Kind":"connect-proxy","ID":"` + alloc + `api-count-api-9001-sidecar-proxy","Service":"count-api-sidecar-proxy","Tags":[],"Meta":{"external-source":"nomad"},
-			"Port":29154,"Address":"10.0.0.7","Weights":{"Passing":1,"Warning":1},
-			"Proxy":{"DestinationServiceName":"count-api","DestinationServiceID":"` + alloc + `api-count-api-9001","LocalServiceAddress":"127.0.0.1","LocalServicePort":9001,
-			"Config":{"bind_address":"127.0.0.1","bind_port":%d,"envoy_stats_tags":["nomad.group=api","nomad.job=countdash","nomad.namespace=default"]},"MeshGateway":{},"Expose":{}}}`,
-		wantListen: "127.0.0.1:%d", wantPublic: "10.0.0.7:29154",
+		name: "a Nomad group", id: catalogID, service: catalogService, proxy: catalogProxy,
+		wantListen: "0.0.0.0:%d", wantPublic: "10.99.0.1:31556",
+		wantTags: []string{"nomad.alloc_id=5fc65665-8bf4-1864-a408-0d082afda5e4", "nomad.group=api", "nomad.job=catalog", "nomad.namespace=default"},
 	},
 	{
-		name: "a Nomad group that calls another", id: alloc + "dashboard-count-dashboard-9002",
-		service: `{"ID":"` + alloc + `dashboard-count-dashboard-9002","Service":"count-dashboard","Meta":{"external-source":"nomad"},"Port":9002,"Address":""}`,
-		proxy: `{"Kind":"connect-proxy","ID":"` + alloc + `dashboard-count-dashboard-9002-sidecar-proxy","Service":"count-dashboard-sidecar-proxy","Meta":{"external-source":"nomad"},"Port":27001,"Address":"",
-			"Proxy":{"DestinationServiceName":"count-dashboard","DestinationServiceID":"` + alloc + `dashboard-count-dashboard-9002","LocalServiceAddress":"127.0.0.1","LocalServicePort":9002,
-			"Config":{"bind_address":"0.0.0.0","bind_port":%d},
-			"Upstreams":[{"DestinationType":"service","DestinationNamespace":"default","DestinationName":"count-api","Datacenter":"","LocalBindPort":%u,"Config":{},"MeshGateway":{}}]}}`,
-		wantListen: "0.0.0.0:%d", wantPublic: "10.0.0.7:27001", wantUpstreams: []string{"127.0.0.1:%u"},
+		name: "a Nomad group that calls another", id: webID, service: webService, proxy: webProxy,
+		wantListen: "0.0.0.0:%d", wantPublic: "10.99.0.1:21151", wantUpstreams: []string{"127.0.0.1:%u"},
+		wantTags: []string{"nomad.alloc_id=d72824ca-f3dd-01f5-4462-fa74b4b25784", "nomad.group=web", "nomad.job=web", "nomad.namespace=default"},
 	},
 	{
 		name: "a definition in HCL", id: "web-1",
@@ -99,6 +120,9 @@ func TestAdoptsAsRegistered(t *testing.T) {
 			if s.proxy.ID != proxy.ID || s.opts.Definition.Service.ID != tt.id || s.opts.Definition.Service.Name != proxy.Proxy.DestinationServiceName {
 				t.Errorf("serves %q for %q (%q)", s.proxy.ID, s.opts.Definition.Service.ID, s.opts.Definition.Service.Name)
 			}
+			if got := s.opts.Definition.StatsTags(); !slices.Equal(got, tt.wantTags) {
+				t.Errorf("stats are labelled %q, want %q", got, tt.wantTags)
+			}
 			var ups []string
 			for _, u := range s.upstreams {
 				ups = append(ups, u.bind())
@@ -107,5 +131,30 @@ func TestAdoptsAsRegistered(t *testing.T) {
 				t.Errorf("upstreams at %s, want %s", got, want)
 			}
 		})
+	}
+}
+
+// Nomad takes its services out of Consul before it stops their tasks. A sidecar whose registration is gone when it is
+// told to stop has nobody left to tell, and nothing to complain of.
+func TestLeavesAfterNomadDeregistered(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintf(w, "Unknown service ID %q. Ensure that the service ID is passed, not the service name.", catalogID+"-sidecar-proxy")
+	}))
+	defer srv.Close()
+	var log bytes.Buffer
+	o := Options{Consul: srv.URL}
+	agent := newConsulAgent(o)
+	defer agent.close()
+	d := &drain{service: catalogID, log: slog.New(slog.NewTextHandler(&log, nil)), goodbye: func(ctx context.Context, _ time.Duration) (string, error) {
+		return "", agent.maintenance(ctx, catalogID+"-sidecar-proxy", true)
+	}}
+	if accept := d.sayGoodbye(t.Context()); accept != acceptTold || strings.Contains(log.String(), "WARN") {
+		t.Errorf("new connections are taken for %s, and the log says\n%s", accept, &log)
+	}
+	hurried, cancel := context.WithCancel(t.Context())
+	cancel()
+	if d.sayGoodbye(hurried); strings.Contains(log.String(), "WARN") {
+		t.Errorf("in a hurry the log says\n%s", &log)
 	}
 }
