@@ -7,6 +7,8 @@ BIN       := bin/crossfade
 ENVOY_BIN := .tools/envoy
 ENVOY     := .tools/envoy.stamp
 CONSUL    := bin/consul
+NOMAD     := bin/nomad
+CNI       := bin/cni
 # Programs that users point at a Consul, and here at us.
 TEMPLATE   := bin/consul-template
 PROMETHEUS := bin/prometheus
@@ -61,8 +63,23 @@ test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real
 	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run RealConsul -timeout 5m ./internal/server
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 15m ./e2e
 
+.PHONY: test-nomad
+test-nomad: build $(ENVOY) $(CONSUL) $(NOMAD) $(CNI)/bridge ## jobs of a real Nomad, in namespaces of their own: as root, with iptables
+	@test "$$(id -u)" = 0 || { echo "make test-nomad makes network namespaces and mounts for Nomad: run it as root" >&2; exit 1; }
+	@command -v iptables >/dev/null || { echo "make test-nomad needs iptables, with which Nomad makes its bridge network" >&2; exit 1; }
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) CROSSFADE_NOMAD=$(CURDIR)/$(NOMAD) CROSSFADE_CNI=$(CURDIR)/$(CNI) \
+		$(GO) test -count=1 -tags nomad -run '^TestNomad' -timeout 10m ./e2e
+
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul
+
+$(NOMAD): tools/nomad/go.mod tools/nomad/go.sum
+	cd tools/nomad && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(NOMAD) github.com/hashicorp/nomad
+
+$(CNI)/bridge: tools/cni/go.mod tools/cni/go.sum
+	mkdir -p $(CNI)
+	cd tools/cni && GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CNI)/ $(patsubst %,github.com/containernetworking/plugins/plugins/%, \
+		ipam/host-local main/bridge main/loopback meta/firewall meta/portmap)
 
 $(TEMPLATE): tools/consul-template/go.mod tools/consul-template/go.sum
 	cd tools/consul-template && GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(TEMPLATE) github.com/hashicorp/consul-template
@@ -75,6 +92,7 @@ $(PROMETHEUS): tools/prometheus/go.mod tools/prometheus/go.sum
 vet: ## go vet and gofmt
 	$(GO) vet ./...
 	$(GO) vet -tags peers ./...
+	$(GO) vet -tags nomad ./e2e
 	@files="$$(gofmt -l api client cmd internal e2e bench)"; test -z "$$files" || { echo "not gofmt'ed: $$files" >&2; exit 1; }
 
 .PHONY: check

@@ -2,6 +2,7 @@ package meshtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -27,6 +28,49 @@ const HostAddress = "10.99.0.1"
 // such leave.
 func OwnHost(t *testing.T) bool {
 	t.Helper()
+	return again(t, &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	})
+}
+
+// OwnMachine is [OwnHost] with process and mount namespaces as well: whatever runs, is mounted or is written to /run
+// there ends with the test, and no cgroup is to be seen. [HostAddress] is that of its interface. It takes root.
+func OwnMachine(t *testing.T) bool {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("takes root, for network, mount and process namespaces")
+	}
+	if !again(t, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}) {
+		return false
+	}
+	for _, m := range []struct {
+		source, at, kind string
+		flags            uintptr
+	}{
+		{"none", "/", "", unix.MS_REC | unix.MS_PRIVATE},
+		{"proc", "/proc", "proc", 0},
+		{"tmpfs", "/run", "tmpfs", 0},
+	} {
+		if err := unix.Mount(m.source, m.at, m.kind, m.flags, ""); err != nil {
+			t.Fatalf("mounting %s: %v", m.at, err)
+		}
+	}
+	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) { // where nothing is mounted
+		t.Fatalf("unmounting cgroups: %v", err)
+	}
+	for _, line := range []string{
+		"link add host0 type veth peer name host1", "addr add " + HostAddress + "/24 dev host0", "link set host0 up", "link set host1 up", "route add default dev host0",
+	} {
+		command(t, exec.Command("ip", strings.Fields(line)...))
+	}
+	return true
+}
+
+// again runs the test once more as attr says, and reports whether this is that run.
+func again(t *testing.T, attr *syscall.SysProcAttr) bool {
+	t.Helper()
 	if os.Getenv(insideHost) == t.Name() {
 		command(t, exec.Command("ip", "link", "set", "lo", "up"))
 		return true
@@ -37,17 +81,13 @@ func OwnHost(t *testing.T) bool {
 	}
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), insideHost+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		Pdeathsig:   syscall.SIGKILL,
-	}
+	attr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr = attr
 	runtime.LockOSThread() // whose death the signal is for
 	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Fatalf("in a network namespace of its own (which takes root, or the kernel's leave for user namespaces): %v\n%s", err, out)
+		t.Fatalf("in namespaces of its own (which takes root, or the kernel's leave for user namespaces): %v\n%s", err, out)
 	}
 	t.Logf("%s", out)
 	return false
