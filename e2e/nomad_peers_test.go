@@ -67,7 +67,9 @@ func newNomadFleet(t *testing.T) *nomadFleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, to := range map[string]string{"crossfade": build(t), "consul": binary(t, "CROSSFADE_CONSUL", "../bin/consul"), "envoy": envoyBinary(t), "echo-app": own} {
+	for name, to := range map[string]string{
+		"crossfade": build(t), "consul": binary(t, "CROSSFADE_CONSUL", "../bin/consul"), "envoy": envoyBinary(t), "echo-app": own,
+	} {
 		if err := os.Symlink(to, filepath.Join(f.bin, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -306,13 +308,17 @@ func (f *nomadFleet) sidecars(service string) (out []sidecar) {
 // servedBy fails the test unless all n sidecars of a service are as Nomad registers them, and are ours, or none is.
 func (f *nomadFleet) servedBy(ours bool, service, group string, port, n int) {
 	f.t.Helper()
-	all := f.sidecars(service)
-	if len(all) != n {
-		f.t.Fatalf("%s has %d sidecars, want %d", service, len(all), n)
-	}
+	var all []sidecar
+	meshtest.Eventually(f.t, "the sidecars of "+service, func() error {
+		if all = f.sidecars(service); len(all) != n {
+			return fmt.Errorf("%d are registered, want %d", len(all), n)
+		}
+		return nil
+	})
 	for _, s := range all {
 		id := fmt.Sprintf("_nomad-task-%s-group-%s-%s-%d", s.allocation(), group, service, port)
-		c, tags := s.Proxy.Config, []string{"nomad.alloc_id=" + s.allocation(), "nomad.group=" + group, "nomad.job=" + service, "nomad.namespace=default"}
+		c := s.Proxy.Config
+		tags := []string{"nomad.alloc_id=" + s.allocation(), "nomad.group=" + group, "nomad.job=" + service, "nomad.namespace=default"}
 		if s.ID != id+"-sidecar-proxy" || s.Proxy.DestinationServiceID != id || c.BindAddress != "0.0.0.0" || c.BindPort != s.Port || !slices.Equal(c.StatsTags, tags) {
 			f.t.Errorf("Nomad registers %+v: internal/sidecar/nomad_test.go has another shape", s)
 		}
@@ -353,9 +359,8 @@ func (f *nomadFleet) adminSocket(s sidecar) string {
 
 func overSocket(t *testing.T, socket, path string) string {
 	t.Helper()
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) }
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 	resp, err := client.Get("http://envoy" + path)
 	if err != nil {
 		t.Fatal(err)
