@@ -64,11 +64,14 @@ test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 15m ./e2e
 
 .PHONY: test-nomad
-test-nomad: build $(ENVOY) $(CONSUL) $(NOMAD) $(CNI)/bridge ## jobs of a real Nomad, in namespaces of their own: as root, with iptables
-	@test "$$(id -u)" = 0 || { echo "make test-nomad makes network namespaces and mounts for Nomad: run it as root" >&2; exit 1; }
-	@command -v iptables >/dev/null || { echo "make test-nomad needs iptables, with which Nomad makes its bridge network" >&2; exit 1; }
+test-nomad: nomad-host build $(ENVOY) $(CONSUL) $(NOMAD) $(CNI)/bridge ## jobs of a real Nomad, in namespaces of their own: as root, with iptables
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) CROSSFADE_NOMAD=$(CURDIR)/$(NOMAD) CROSSFADE_CNI=$(CURDIR)/$(CNI) \
 		$(GO) test -count=1 -tags nomad -run '^TestNomad' -timeout 10m ./e2e
+
+.PHONY: nomad-host
+nomad-host:
+	@test "$$(id -u)" = 0 || { echo "make test-nomad makes network namespaces and mounts for Nomad: run it as root" >&2; exit 1; }
+	@command -v iptables >/dev/null || { echo "make test-nomad needs iptables, with which Nomad makes its bridge network" >&2; exit 1; }
 
 $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul

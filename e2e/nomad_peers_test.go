@@ -359,7 +359,9 @@ func (f *nomadFleet) adminSocket(s sidecar) string {
 
 func overSocket(t *testing.T, socket, path string) string {
 	t.Helper()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) }
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 	resp, err := client.Get("http://envoy" + path)
 	if err != nil {
