@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -125,6 +128,34 @@ func TestOutsideEntriesAreTaken(t *testing.T) {
 	got := agree(t, a, b)
 	if !strings.Contains(strings.Join(got, "\n"), "bob changed] [") {
 		t.Errorf("who wrote it is not said:\n%s", strings.Join(got, "\n"))
+	}
+}
+
+// Others write all the time, and a server is in the middle of a write of its own whenever what they wrote is taken in: who
+// wrote what is said all the same.
+func TestOutsideEntriesHaveTheirAuthors(t *testing.T) {
+	f := consultest.NewFake(t)
+	at, err := url.Parse(f.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	through := httputil.NewSingleHostReverseProxy(at)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/txn" {
+			<-time.After(30 * time.Millisecond) // between an entry and its commit
+		}
+		through.ServeHTTP(w, r)
+	}))
+	t.Cleanup(slow.Close)
+	a, b := member(t, f.URL, ""), member(t, slow.URL, "")
+	for n := range 40 {
+		request(t, "PUT", f.URL+"/v1/config", fmt.Sprintf(`{"Kind":"service-defaults","Name":"outside-%d","Protocol":"http"}`, n))
+		update(t, b, put(defaults(fmt.Sprint("own-", n), "http"), "bob"))
+	}
+	for _, line := range agree(t, a, b) {
+		if strings.Contains(line, `"own-`) && strings.Contains(line, "[") && !strings.Contains(line, "bob created") {
+			t.Errorf("it was bob: %s", line)
+		}
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,9 +27,6 @@ const (
 	unreachableAgain = 100 * time.Millisecond
 	// followWait is how long to wait for others' commits at a time.
 	followWait = time.Minute
-	// grace is how long what is found outside is left to the server that may have just written it
-	// and is about to commit it, with the name of who did.
-	grace = 200 * time.Millisecond
 	// retryAfter is how soon what failed is tried again.
 	retryAfter = time.Second
 )
@@ -91,7 +87,7 @@ func (s *Store) firstLook(ctx context.Context) error {
 	for {
 		out, newer := s.shared.Outside()
 		if out.HasKeys && !slices.ContainsFunc(config.Kinds(), func(k config.Kind) bool { return !Own(k) && !out.Kinds[k] }) {
-			return s.record(false)
+			return s.record(s.outside(nil))
 		}
 		select {
 		case <-newer:
@@ -214,51 +210,6 @@ func (s *Store) note(err error) {
 	}
 }
 
-// lookOutside commits what others write outside, until ctx ends.
-func (s *Store) lookOutside(ctx context.Context) {
-	said := ""
-	for ctx.Err() == nil {
-		_, newer := s.shared.Outside()
-		err := s.record(true) // keys have no author
-		if err == nil && wait(ctx, grace+rand.N(grace/2)) {
-			err = s.record(false)
-		}
-		if err != nil && ctx.Err() == nil {
-			if err.Error() != said {
-				s.options.Log.Error("what others have written in Consul is not taken yet, it is tried again", "reason", err)
-			}
-			said = err.Error()
-			if !wait(ctx, retryAfter) {
-				return
-			}
-			continue
-		}
-		said = ""
-		select {
-		case <-newer:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// record commits what is outside and not yet here.
-func (s *Store) record(keys bool) error {
-	u := s.outside(keys)
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	s.run([]*update{u})
-	return u.err
-}
-
-// outside is the update that takes in what is outside.
-func (s *Store) outside(keys bool) *update {
-	return &update{outside: true, done: make(chan struct{}), write: func(w *Writer) error {
-		out, _ := s.shared.Outside()
-		return w.takeIn(out, keys, time.Now())
-	}}
-}
-
 // restore takes back entries that are in Consul, of updates that are none after all: what is
 // there is committed first, and then what was there before. The caller holds commit.
 func (s *Store) restore(left map[config.Key]EntryChange) {
@@ -281,7 +232,7 @@ func (s *Store) restore(left map[config.Key]EntryChange) {
 		}
 		return nil
 	}}
-	for _, u := range []*update{s.outside(false), back} {
+	for _, u := range []*update{s.outside(nil), back} {
 		s.run([]*update{u})
 		if u.err != nil {
 			s.options.Log.Error("entries of a write that was refused are left in Consul", "entries", len(left), "reason", u.err)

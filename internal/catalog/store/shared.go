@@ -344,43 +344,6 @@ func (r *Reader) over(set *config.Set, keys []config.Key) *config.Set {
 	return set.With(put, drop)
 }
 
-// takeIn commits what is outside. With keys, that is keys of the convention alone.
-func (w *Writer) takeIn(out *Outside, keys bool, now time.Time) error {
-	if out.HasKeys {
-		for _, pair := range w.KVs(ConventionPrefix) {
-			if out.Keys[pair.Key] == nil {
-				if err := w.DeleteKV(pair.Key); err != nil {
-					return err
-				}
-			}
-		}
-		for _, k := range slices.Sorted(maps.Keys(out.Keys)) {
-			if err := w.PutKV(k, out.Keys[k].Value, out.Keys[k].Flags); err != nil {
-				return err
-			}
-		}
-	}
-	if keys {
-		return nil
-	}
-	by := Author{Who: outsider, Time: now}
-	for _, row := range w.Entries("") {
-		k := config.KeyOf(row.Entry)
-		_, unclear := out.Unclear[k]
-		if !Own(k.Kind) && out.Kinds[k.Kind] && out.Entries[k] == nil && !unclear {
-			if err := w.DeleteEntry(k, by); err != nil {
-				return err
-			}
-		}
-	}
-	for _, k := range slices.SortedFunc(maps.Keys(out.Entries), config.Key.Compare) {
-		if err := w.PutEntry(out.Entries[k], by); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // States lists what parts of the server remember under names with a prefix, by name. It can be
 // waited for.
 func (r *Reader) States(prefix string) map[string][]byte {

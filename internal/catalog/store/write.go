@@ -102,7 +102,7 @@ func (s *Store) run(batch []*update) {
 		if behind := errors.Is(err, ErrBehind); behind || errors.Is(err, ErrOutside) {
 			if err = s.catchUp(ctx); err == nil {
 				if !behind && !todo[0].outside {
-					todo = append([]*update{s.outside(false)}, todo...)
+					todo = append([]*update{s.outside(nil)}, todo...)
 				}
 				continue
 			}
