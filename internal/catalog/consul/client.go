@@ -2,6 +2,7 @@ package consul
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -25,7 +26,7 @@ func NewClient(o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul address %q: %w", o.Address, err)
 	}
-	client := newClient(socket, max(o.MaxQueries, 1), o.TLS)
+	client := newClient(socket, cmp.Or(o.MaxQueries, manyQueries), o.TLS)
 	if o.HTTPClient != nil {
 		if socket != "" {
 			return nil, fmt.Errorf("consul address %q: a Unix socket cannot be used with an HTTP client of one's own", o.Address)
@@ -43,6 +44,7 @@ type Answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
+	HTTP2  bool // it came over HTTP/2
 }
 
 // Index is the answer's X-Consul-Index, at least 1; 0 where there is none.
@@ -99,7 +101,7 @@ func (c *Client) Do(ctx context.Context, method, path string, query url.Values, 
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	a := Answer{resp.StatusCode, resp.Header, text}
+	a := Answer{resp.StatusCode, resp.Header, text, resp.ProtoMajor == 2}
 	switch {
 	case resp.StatusCode != http.StatusOK:
 		return a, nil

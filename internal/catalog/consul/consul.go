@@ -33,9 +33,11 @@ import (
 )
 
 const (
-	// defaultQueries stays below the 200 connections that a Consul agent accepts
-	// from one address (limits.http_max_conns_per_client).
-	defaultQueries = 128
+	// usualQueries stays below the 200 connections that a Consul agent accepts from one address unless it
+	// is told otherwise (limits.http_max_conns_per_client). Of a limit that it tells, queriesOf are used.
+	usualQueries = 128
+	// manyQueries is for an agent without a limit, and for one that speaks HTTP/2, where 250 share a connection.
+	manyQueries = 20_000
 	// defaultWait is how long a query blocks: the longest that a change whose
 	// wake-up got lost stays unseen. Consul's own default is 5 minutes.
 	defaultWait = time.Minute
@@ -60,8 +62,8 @@ type Options struct {
 	HTTPClient *http.Client
 	// Log receives changes of state; nil discards them.
 	Log *slog.Logger
-	// MaxQueries is how many health queries may be open at once; 0: 128. With
-	// more services than that, queries block briefly and take turns.
+	// MaxQueries is how many health queries may be open at once; 0: as many as the agent
+	// allows. With more services than that, queries block briefly and take turns.
 	MaxQueries int
 	// Settle is how long nothing is explained after [Source.Doubt]; 0: 2 minutes.
 	Settle time.Duration
@@ -72,7 +74,7 @@ type Source struct {
 	*Client
 	log     *slog.Logger
 	settle  time.Duration
-	slots   chan struct{} // one token per health query that is open
+	most    int // health queries at once; 0: as many as the agent allows
 	trouble *trouble
 
 	mu    sync.Mutex // guards what follows
@@ -90,9 +92,6 @@ func New(o Options) (*Source, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.MaxQueries <= 0 {
-		o.MaxQueries = defaultQueries
-	}
 	if o.Settle <= 0 {
 		o.Settle = settleTime
 	}
@@ -102,7 +101,7 @@ func New(o Options) (*Source, error) {
 	}
 	log := o.Log.With("consul", o.Address)
 	return &Source{
-		Client: client, log: log, slots: make(chan struct{}, o.MaxQueries), trouble: newTrouble(log),
+		Client: client, log: log, most: o.MaxQueries, trouble: newTrouble(log),
 		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{}, recovered: make(chan struct{}),
 	}, nil
 }
@@ -165,10 +164,7 @@ func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error
 		r.wg.Wait()
 		s.client.CloseIdleConnections()
 	}()
-	datacenter := s.datacenter
-	if datacenter == "" {
-		datacenter = r.learnDatacenter()
-	}
+	datacenter := r.learn()
 	r.wg.Go(r.watchNames)
 
 	snapshot, published := catalog.NewSnapshot(datacenter, 0, nil), false

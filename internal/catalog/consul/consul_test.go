@@ -455,3 +455,23 @@ func TestOverSockets(t *testing.T) {
 	tcp.Close()
 	local.Close()
 }
+
+func TestQueriesOf(t *testing.T) {
+	limit := func(n int) *int { return &n }
+	for _, tc := range []struct {
+		limit *int
+		http2 bool
+		want  int
+	}{
+		{nil, false, usualQueries},
+		{limit(200), false, 133},
+		{limit(1), false, 1},
+		{limit(0), false, manyQueries},
+		{limit(1e6), false, manyQueries},
+		{limit(200), true, manyQueries},
+	} {
+		if got := queriesOf(tc.limit, tc.http2); got != tc.want {
+			t.Errorf("%v, HTTP/2 %v: %d queries, want %d", tc.limit, tc.http2, got, tc.want)
+		}
+	}
+}

@@ -39,6 +39,7 @@ type answer struct {
 	body     []byte
 	index    uint64 // at least 1
 	filtered bool   // Consul left out what the token may not see
+	http2    bool   // it came over HTTP/2
 }
 
 // get asks once. With after > 0 Consul answers when its index exceeds that, or after wait.
@@ -55,7 +56,7 @@ func (s *Source) get(ctx context.Context, path string, after uint64, wait time.D
 		return answer{}, statusError(got.Status, got.Body)
 	}
 	index, err := got.Index()
-	return answer{body: got.Body, index: index, filtered: got.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true"}, err
+	return answer{body: got.Body, index: index, filtered: got.Header.Get("X-Consul-Results-Filtered-By-ACLs") == "true", http2: got.HTTP2}, err
 }
 
 // errKicked is what a query that was under way at a [Source.Recheck] ends with.

@@ -1,8 +1,10 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"hash/maphash"
 	"net/url"
 	"sync"
 
@@ -20,6 +22,7 @@ type run struct {
 	ctx     context.Context
 	wg      sync.WaitGroup
 	wake    chan struct{} // capacity 1: there may be something to publish
+	slots   chan struct{} // one token per health query that is open
 
 	mu      sync.Mutex // guards what follows
 	named   bool       // the names have been read once
@@ -60,11 +63,15 @@ func (r *run) nudge() {
 	}
 }
 
-// learnDatacenter asks the agent which datacenter it is in. Empty when ctx ended.
-func (r *run) learnDatacenter() string {
+// learn asks the agent which datacenter it is in, unless that is given, and how many queries it takes at once.
+// Empty when ctx ended.
+func (r *run) learn() (datacenter string) {
 	const path = "/v1/agent/self"
+	most := r.source.most
+	defer func() { r.slots = make(chan struct{}, cmp.Or(most, usualQueries)) }()
 	var self struct {
-		Config struct{ Datacenter string }
+		Config      struct{ Datacenter string }
+		DebugConfig struct{ HTTPMaxConnsPerClient *int }
 	}
 	for again := (backOff{}); ; {
 		a, err := r.source.get(r.ctx, path, 0, 0)
@@ -76,10 +83,11 @@ func (r *run) learnDatacenter() string {
 		}
 		if err == nil {
 			r.trouble.ok(path, "")
-			return self.Config.Datacenter
+			most = cmp.Or(most, queriesOf(self.DebugConfig.HTTPMaxConnsPerClient, a.http2))
+			return cmp.Or(r.source.datacenter, self.Config.Datacenter)
 		}
-		if r.ctx.Err() != nil {
-			return ""
+		if r.ctx.Err() != nil || r.source.datacenter != "" {
+			return r.source.datacenter
 		}
 		r.trouble.fail(path, err)
 		if !pause(r.ctx, again.next(maxBackOff)) {
@@ -106,6 +114,17 @@ func (r *run) watchNames() {
 		r.setNames(services, a.index)
 		return nil
 	})
+}
+
+// queriesOf is how many queries an agent takes at once. Others on this host have their part of its limit.
+func queriesOf(limit *int, http2 bool) int {
+	switch {
+	case http2 || limit != nil && *limit <= 0:
+		return manyQueries
+	case limit == nil:
+		return usualQueries
+	}
+	return min(max(1, *limit*2/3), manyQueries)
 }
 
 // setNames starts and ends watches so that there is one per service.
@@ -139,11 +158,11 @@ func (r *run) setNames(services map[string][]string, index uint64) {
 			r.watchService(ctx, w)
 		})
 	}
-	if crowded := len(r.watches) > cap(r.source.slots); crowded != r.crowded {
+	if crowded := len(r.watches) > cap(r.slots); crowded != r.crowded {
 		r.crowded = crowded
 		if crowded {
-			r.source.log.Warn("more services than queries at once: they take turns, and changes are seen later",
-				"services", len(r.watches), "queries", cap(r.source.slots))
+			r.source.log.Warn("more services than queries at once: they take turns, and changes are seen seconds later: use the agent's https address, or raise its limits.http_max_conns_per_client",
+				"services", len(r.watches), "queries", cap(r.slots))
 		}
 	}
 	r.nudge()
@@ -151,8 +170,15 @@ func (r *run) setNames(services map[string][]string, index uint64) {
 
 func (r *run) watchService(ctx context.Context, w *watch) {
 	path := pathHealth(w.name)
-	f := follower{source: r.source, trouble: r.trouble, path: path, slots: r.source.slots, wait: r.services}
+	f := follower{source: r.source, trouble: r.trouble, path: path, slots: r.slots, wait: r.services}
+	seed := maphash.MakeSeed()
+	var last uint64 // what was taken
+	known := false
 	f.follow(ctx, func(a answer) error {
+		sum := maphash.Bytes(seed, a.body)
+		if known && sum == last {
+			return nil
+		}
 		var entries []entry
 		if err := decode(a.body, &entries); err != nil {
 			return err
@@ -172,6 +198,7 @@ func (r *run) watchService(ctx context.Context, w *watch) {
 		w.bad = bad
 		r.source.leftOut(w.name, bad)
 		r.setInstances(w, instances, a.index)
+		last, known = sum, true
 		return nil
 	})
 	r.trouble.forget(path)
