@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/crossfade-mesh/crossfade/internal/garbage"
 	"github.com/crossfade-mesh/crossfade/internal/server"
 )
+
+// gcPercent is how much garbage a server lets come together, in percent of what it holds. That is
+// mostly registry and streams, which stay: room for more garbage would be memory that buys little.
+const gcPercent = 40
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
@@ -128,7 +132,7 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			return err
 		}
 		if os.Getenv("GOGC") == "" {
-			go garbage.Mind(cmd.Context()) // not before: reading a registry makes much garbage once
+			debug.SetGCPercent(gcPercent) // not before: reading a registry makes much garbage once
 		}
 		mode := "data in " + o.DataDir
 		if o.Dev {
