@@ -86,7 +86,7 @@ func (r *run) learn() (datacenter string) {
 			most = cmp.Or(most, queriesOf(self.DebugConfig.HTTPMaxConnsPerClient, a.http2))
 			return cmp.Or(r.source.datacenter, self.Config.Datacenter)
 		}
-		if r.ctx.Err() != nil || r.source.datacenter != "" {
+		if r.ctx.Err() != nil || r.source.datacenter != "" && !errors.As(err, new(Unreachable)) {
 			return r.source.datacenter
 		}
 		r.trouble.fail(path, err)
