@@ -17,6 +17,25 @@ import (
 // mostly registry and streams, which stay: room for more garbage would be memory that buys little.
 const gcPercent = 40
 
+// startPercent is the same for startTime, in which the registry is read and a fleet comes back: each
+// collection then marks once more what only grows, and takes processors from those who wait.
+const (
+	startPercent = 150
+	startTime    = time.Minute
+)
+
+// mindGarbage sets both, unless the user has.
+func mindGarbage() {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	debug.SetGCPercent(startPercent)
+	time.AfterFunc(startTime, func() {
+		debug.SetGCPercent(gcPercent)
+		debug.FreeOSMemory()
+	})
+}
+
 func newServer(s streams) *cobra.Command {
 	var o server.Options
 	var policy, guard, authority, consulGRPC, tokenFile string
@@ -127,12 +146,10 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			return err
 		}
 		o.Version = Version
+		mindGarbage()
 		srv, err := startServer(cmd.Context(), o)
 		if err != nil || srv == nil {
 			return err
-		}
-		if os.Getenv("GOGC") == "" {
-			debug.SetGCPercent(gcPercent) // not before: reading a registry makes much garbage once
 		}
 		mode := "data in " + o.DataDir
 		if o.Dev {
