@@ -48,7 +48,7 @@ WHOLE := TestGuard|TestEndpointGuard|TestJudgesAsWritten|TestEnvoyTakesWhateverI
 
 .PHONY: race
 race: $(ENVOY) ## the tests of single packages, under the race detector
-	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -p 3 -timeout 8m $(LIGHT)
+	CGO_ENABLED=1 ENVOY=$(CURDIR)/$(ENVOY_BIN) $(GO) test -race -p 4 -timeout 8m $(LIGHT)
 
 .PHONY: test
 test: vet build race $(ENVOY) ## everything that needs only Envoy
