@@ -78,7 +78,7 @@ $(CONSUL): tools/consul/go.mod tools/consul/go.sum
 	cd tools/consul && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(CONSUL) github.com/hashicorp/consul
 
 $(NOMAD): tools/nomad/go.mod tools/nomad/go.sum
-	cd tools/nomad && GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(NOMAD) github.com/hashicorp/nomad
+	cd tools/nomad && CGO_ENABLED=1 GONOSUMDB='github.com/hashicorp/*' GOFLAGS='-mod=mod -buildvcs=false' $(GO) build -o ../../$(NOMAD) github.com/hashicorp/nomad
 
 $(CNI)/bridge: tools/cni/go.mod tools/cni/go.sum
 	mkdir -p $(CNI)
