@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar"
 )
 
 // connectFleet is a real Consul with Connect, and a server of ours whose CA is Consul's.
@@ -149,9 +150,9 @@ func (m *member) oursNow() *process {
 	p := spawn(m.f.t, m.f.env(), m.f.bin, "sidecar", "--consul", "http://"+m.f.http, "--sidecar-for", m.name+"-1", "--join-token-file", filepath.Join(m.f.dir, m.name+".token"),
 		"--state-dir", m.state, "--runtime-dir", filepath.Join(m.f.dir, m.name+"-run"), "--drain-time", "20s")
 	meshtest.Eventually(m.f.t, "our sidecar of "+m.name+" is ready", func() error {
-		text, err := os.ReadFile(filepath.Join(m.state, "status.json"))
-		if err == nil && !strings.Contains(string(text), `"state": "ready"`) {
-			err = fmt.Errorf("%s", text)
+		st, err := readStatus(m.state)
+		if err == nil && st.State != sidecar.Ready {
+			err = fmt.Errorf("%+v", st)
 		}
 		return err
 	})

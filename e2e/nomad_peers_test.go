@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -122,7 +120,7 @@ plugin "raw_exec" {
   config { enabled = true }
 }
 `, f.nomadData, meshtest.HostAddress, cni)))
-	f.within(time.Minute, "Nomad's client is ready", func() error {
+	meshtest.Within(f.t, time.Minute, "Nomad's client is ready", func() error {
 		select {
 		case <-agent.ended:
 			t.Fatalf("Nomad has ended: %v", agent.err)
@@ -144,19 +142,6 @@ func readFile(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(b)
-}
-
-// within is [meshtest.Eventually] for what takes longer.
-func (f *nomadFleet) within(limit time.Duration, what string, done func() error) {
-	f.t.Helper()
-	deadline, tick := time.Now().Add(limit), time.NewTicker(100*time.Millisecond)
-	defer tick.Stop()
-	for err := done(); err != nil; err = done() {
-		if time.Now().After(deadline) {
-			f.t.Fatalf("%s: not within %s: %v", what, limit, err)
-		}
-		<-tick.C
-	}
 }
 
 // do runs a program to its end and gives what it wrote to stdout.
@@ -223,24 +208,24 @@ func (j *job) run(vars ...string) {
 		args = append(args, "-var", v)
 	}
 	f.do("nomad", append(args, write(f.t, f.dir, j.name+".nomad.hcl", j.text))...)
-	var registered struct{ Version uint64 }
-	f.get("/v1/job/"+j.name, &registered)
-	f.within(90*time.Second, "Nomad rolls out "+j.name, func() error {
+	var made struct{ Version uint64 }
+	f.get("/v1/job/"+j.name, &made)
+	meshtest.Within(f.t, 90*time.Second, "Nomad rolls out "+j.name, func() error {
 		var d struct {
 			JobVersion                uint64
 			Status, StatusDescription string
 		}
 		f.get("/v1/job/"+j.name+"/deployment", &d)
 		switch {
-		case d.JobVersion != registered.Version || d.Status == "running" || d.Status == "":
-			return fmt.Errorf("version %d of %d: %s %s", d.JobVersion, registered.Version, d.Status, d.StatusDescription)
+		case d.JobVersion != made.Version || d.Status == "running" || d.Status == "":
+			return fmt.Errorf("version %d of %d: %s %s", d.JobVersion, made.Version, d.Status, d.StatusDescription)
 		case d.Status != "successful":
 			f.logs()
 			f.t.Fatalf("%s: %s: %s", j.name, d.Status, d.StatusDescription)
 		}
 		return nil
 	})
-	f.t.Logf("%s, version %d: rolled out after %s", j.name, registered.Version, time.Since(began).Round(100*time.Millisecond))
+	f.t.Logf("%s, version %d: rolled out after %s", j.name, made.Version, time.Since(began).Round(100*time.Millisecond))
 }
 
 func (f *nomadFleet) get(path string, into any) {
@@ -266,8 +251,8 @@ func (f *nomadFleet) logs() {
 	}
 }
 
-// sidecar is one that Nomad has registered.
-type sidecar struct {
+// registered is a sidecar as Nomad has registered it.
+type registered struct {
 	ID    string
 	Port  int
 	Meta  map[string]string
@@ -281,15 +266,15 @@ type sidecar struct {
 	}
 }
 
-func (s sidecar) allocation() string {
+func (s registered) allocation() string {
 	const uuid = 36
 	return strings.TrimPrefix(s.ID, "_nomad-task-")[:uuid]
 }
 
 // sidecars are those of a service.
-func (f *nomadFleet) sidecars(service string) (out []sidecar) {
+func (f *nomadFleet) sidecars(service string) (out []registered) {
 	f.t.Helper()
-	var all map[string]sidecar
+	var all map[string]registered
 	code, body, err := ask(consulAt+"/v1/agent/services?filter=Kind%3D%3D%60connect-proxy%60", "")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &all)
@@ -308,7 +293,7 @@ func (f *nomadFleet) sidecars(service string) (out []sidecar) {
 // servedBy fails the test unless all n sidecars of a service are as Nomad registers them, and are ours, or none is.
 func (f *nomadFleet) servedBy(ours bool, service, group string, port, n int) {
 	f.t.Helper()
-	var all []sidecar
+	var all []registered
 	meshtest.Eventually(f.t, "the sidecars of "+service, func() error {
 		if all = f.sidecars(service); len(all) != n {
 			return fmt.Errorf("%d are registered, want %d", len(all), n)
@@ -330,55 +315,26 @@ func (f *nomadFleet) servedBy(ours bool, service, group string, port, n int) {
 			continue
 		}
 		want := fmt.Sprintf(`nomad_alloc_id="%s",nomad_group="%s",nomad_job="%s",nomad_namespace="default"`, s.allocation(), group, service)
-		if stats := overSocket(f.t, socket, "/stats/prometheus?filter=^server.live$"); !strings.Contains(stats, want) {
-			f.t.Errorf("stats of %s are labelled\n%s\nwant %s", service, stats, want)
+		if stats, err := envoyAnswers(f.t, socket, "/stats/prometheus?filter=^server.live$"); err != nil || !strings.Contains(stats, want) {
+			f.t.Errorf("stats of %s are labelled\n%s\nwant %s; %v", service, stats, want, err)
 		}
 	}
 }
 
 // adminSocket is where our Envoy's admin interface is; "" when the sidecar is not ours.
-func (f *nomadFleet) adminSocket(s sidecar) string {
+func (f *nomadFleet) adminSocket(s registered) string {
 	f.t.Helper()
-	text, err := os.ReadFile(filepath.Join(f.nomadData, "alloc", s.allocation(), "connect-proxy-"+s.Proxy.DestinationServiceName, "local/state/status.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		return ""
-	}
-	var status struct {
-		Envoy struct {
-			AdminSocket string `json:"admin_socket"`
-		}
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &status)
-	}
-	if err != nil {
+	st, err := readStatus(filepath.Join(f.nomadData, "alloc", s.allocation(), "connect-proxy-"+s.Proxy.DestinationServiceName, "local/state"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		f.t.Fatal(err)
 	}
-	return status.Envoy.AdminSocket
-}
-
-func overSocket(t *testing.T, socket, path string) string {
-	t.Helper()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
-	resp, err := client.Get("http://envoy" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
+	return st.Envoy.AdminSocket
 }
 
 // nothingLeft fails the test when something of the jobs stays that were stopped.
 func (f *nomadFleet) nothingLeft() {
 	f.t.Helper()
-	f.within(time.Minute, "nothing is left of the jobs", func() error {
+	meshtest.Within(f.t, time.Minute, "nothing is left of the jobs", func() error {
 		_, body, err := ask(consulAt+"/v1/agent/services", "")
 		if err == nil && strings.Contains(body, "_nomad-task-") {
 			err = errors.New("services in Consul")

@@ -24,6 +24,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/api"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar"
 )
 
 const (
@@ -84,7 +85,7 @@ func newSites(t *testing.T) *sites {
 		one.spawn(s.consul, args...)
 	}
 	for _, one := range s.all {
-		s.within(20*time.Second, one.name+" has a leader", one.leads)
+		meshtest.Within(s.t, 20*time.Second, one.name+" has a leader", one.leads)
 	}
 	s.data = filepath.Join(s.dir, "s0")
 	for _, one := range s.all {
@@ -196,12 +197,12 @@ func (s *site) caller() *caller {
 	s.sidecar("web", id, 8080, 21080, `proxy { upstreams = [{ destination_name = "catalog", local_bind_port = 7100 }] }`)
 	c := &caller{site: s, id: id, tr: &http.Transport{DialContext: s.Dial, MaxIdleConnsPerHost: 64}}
 	s.t.Cleanup(c.tr.CloseIdleConnections)
-	s.within(20*time.Second, id+" reaches all of catalog", func() error { return c.reaches(3, "") })
+	meshtest.Within(s.t, 20*time.Second, id+" reaches all of catalog", func() error { return c.reaches(3, "") })
 	c.calls = callBy(s.t, &http.Transport{DialContext: s.Dial, MaxIdleConnsPerHost: 64}, 50, "http://127.0.0.1:7100/", "hello from catalog")
 	return c
 }
 
-func (s *site) sidecar(service, id string, port, sidecar int, more string) {
+func (s *site) sidecar(service, id string, port, public int, more string) {
 	s.t.Helper()
 	definition := write(s.t, s.dir, id+".hcl", fmt.Sprintf(`
 service {
@@ -214,15 +215,15 @@ service {
     port = %d
     %s
   } }
-}`, service, id, s.wire.Address, port, s.wire.Address, sidecar, more))
+}`, service, id, s.wire.Address, port, s.wire.Address, public, more))
 	state := filepath.Join(s.dir, id)
 	p := s.spawn(s.bin, "sidecar", "--consul", "http://127.0.0.1:8500", "--service", definition, "--http-addr", s.ours, "--ca-file", filepath.Join(s.data, "ca.pem"),
 		"--join-token-file", filepath.Join(s.dir, service+".token"), "--state-dir", state, "--runtime-dir", state+"-run", "--concurrency", "1")
 	s.t.Cleanup(func() { p.signal(syscall.SIGKILL) }) // nobody waits for it to drain
-	s.within(20*time.Second, "the sidecar of "+id+" is ready", func() error {
-		text, err := os.ReadFile(filepath.Join(state, "status.json"))
-		if err == nil && !strings.Contains(string(text), `"state": "ready"`) {
-			err = fmt.Errorf("%s", text)
+	meshtest.Within(s.t, 20*time.Second, "the sidecar of "+id+" is ready", func() error {
+		st, err := readStatus(state)
+		if err == nil && st.State != sidecar.Ready {
+			err = fmt.Errorf("%+v", st)
 		}
 		return err
 	})
@@ -272,28 +273,11 @@ func (c *caller) reaches(instances int, mark string) error {
 
 // envoy asks its Envoy's admin interface.
 func (c *caller) envoy(path string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(c.dir, c.id, "status.json"))
+	st, err := readStatus(filepath.Join(c.dir, c.id))
 	if err != nil {
 		return "", err
 	}
-	var st struct {
-		Envoy struct {
-			AdminSocket string `json:"admin_socket"`
-		}
-	}
-	if err := json.Unmarshal(text, &st); err != nil {
-		return "", err
-	}
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", st.Envoy.AdminSocket)
-	}}
-	resp, err := (&http.Client{Transport: tr, Timeout: 5 * time.Second}).Get("http://envoy" + path)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return string(body), err
+	return envoyAnswers(c.t, st.Envoy.AdminSocket, path)
 }
 
 // written is a write that somebody tried.
@@ -349,22 +333,6 @@ func lost(s *site, all []written) (out []written, err error) {
 	return out, nil
 }
 
-// within waits for something, and says how long that took.
-func (s *sites) within(d time.Duration, what string, done func() error) time.Duration {
-	s.t.Helper()
-	began := time.Now()
-	for {
-		err := done()
-		if err == nil {
-			return time.Since(began)
-		}
-		if time.Since(began) > d {
-			s.t.Fatalf("%s: not within %s: %v", what, d, err)
-		}
-		<-time.After(50 * time.Millisecond)
-	}
-}
-
 // stale is what a server finds of its Consul.
 func (s *site) stale() (out []api.Finding, err error) {
 	text, err := s.crossfade("check", "--server", "-o", "json") // fails when there is something
@@ -383,18 +351,7 @@ func router(side string) string {
 // agentHas registers a service that nobody calls with a site's Consul.
 func (s *site) agentHas(name string) {
 	s.t.Helper()
-	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPut, s.consulURL+"/v1/agent/service/register", strings.NewReader(fmt.Sprintf(`{"Name":%q,"Port":9000}`, name)))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		s.t.Fatalf("register %q: %s", name, resp.Status)
-	}
+	put(s.t, s.consulURL+"/v1/agent/service/register", fmt.Sprintf(`{"Name":%q,"Port":9000}`, name))
 }
 
 // knows says which service a site's Consul does not know.
@@ -432,14 +389,14 @@ func TestPeersConsulPartition(t *testing.T) {
 
 	cut := time.Now()
 	minority.control.Cut()
-	stale := s.within(staleWithin, "the minority's server says that it is stale", func() error {
+	stale := meshtest.Within(s.t, staleWithin, "the minority's server says that it is stale", func() error {
 		found, err := minority.stale()
 		if err == nil && (len(found) == 0 || found[0].Severity != api.Critical || found[0].Since.Before(cut)) {
 			err = fmt.Errorf("%+v", found)
 		}
 		return err
 	})
-	elects := s.within(20*time.Second, "the majority takes writes", func() error { return majority.write(router("majority")) })
+	elects := meshtest.Within(s.t, 20*time.Second, "the majority takes writes", func() error { return majority.write(router("majority")) })
 	at := time.Now()
 	refusal := minority.write(router("minority"))
 	if took := time.Since(at); refusal == nil || took > refusedWithin || !strings.Contains(refusal.Error(), "nothing was written: Consul at http://127.0.0.1:8500: it has no leader") {
@@ -449,7 +406,7 @@ func TestPeersConsulPartition(t *testing.T) {
 	minority.agentHas("of-the-minority")
 	majority.agentHas("of-the-majority")
 	third.instance()
-	s.within(15*time.Second, "the majority has the new instance, and none of a site that is silent", func() error {
+	meshtest.Within(s.t, 15*time.Second, "the majority has the new instance, and none of a site that is silent", func() error {
 		return errors.Join(outside.reaches(3, "majority"), majority.knows("of-the-majority"))
 	})
 
@@ -466,8 +423,8 @@ func TestPeersConsulPartition(t *testing.T) {
 	waitFor(time.Until(cut.Add(partedFor)))
 	mended := time.Now()
 	minority.control.Mend()
-	answered := s.within(mendedWithin, "the minority's Consul answers", minority.leads)
-	ours := s.within(convergedWithin, "the majority's entry is in force everywhere, and nobody is stale", func() error {
+	answered := meshtest.Within(s.t, mendedWithin, "the minority's Consul answers", minority.leads)
+	ours := meshtest.Within(s.t, convergedWithin, "the majority's entry is in force everywhere, and nobody is stale", func() error {
 		for _, one := range s.all {
 			text, err := one.read("/v1/config/service-router/catalog")
 			if err == nil && !strings.Contains(text, `"majority"`) {
@@ -483,7 +440,7 @@ func TestPeersConsulPartition(t *testing.T) {
 		}
 		return err
 	})
-	whole := s.within(mendedWithin, "Consul has all instances, and those of both sides", func() error {
+	whole := meshtest.Within(s.t, mendedWithin, "Consul has all instances, and those of both sides", func() error {
 		for _, one := range s.all {
 			if err := one.knows("of-the-minority", "of-the-majority"); err != nil {
 				return err
@@ -498,7 +455,7 @@ func TestPeersConsulPartition(t *testing.T) {
 		}
 		return nil
 	})
-	sidecars := s.within(convergedWithin, "all sidecars have them", func() error {
+	sidecars := meshtest.Within(s.t, convergedWithin, "all sidecars have them", func() error {
 		return errors.Join(inside.reaches(4, "majority"), outside.reaches(4, "majority"))
 	})
 	t.Logf("mended after %s: the minority's Consul answers %s later, what was written is in force %s after that; Consul has all instances %s later, sidecars %s after that",
@@ -521,7 +478,7 @@ func TestPeersConsulPartition(t *testing.T) {
 		t.Fatalf("too little happened to prove anything: %d writes were acknowledged, %d refused", len(acked), len(refused))
 	}
 	for _, one := range s.all {
-		s.within(convergedWithin, "no write is lost", func() error {
+		meshtest.Within(s.t, convergedWithin, "no write is lost", func() error {
 			gone, err := lost(one, acked)
 			if err == nil && len(gone) > 0 {
 				err = fmt.Errorf("%s lacks %d of %d that were acknowledged, such as %s of %s", one.name, len(gone), len(acked), gone[0].value, gone[0].site.name)

@@ -120,7 +120,7 @@ services {
 	answers(t, upstream, "hello from catalog")
 
 	// Consul says that it is down: it leaves the mesh.
-	put(t, "http://"+consulAddr+"/v1/agent/check/fail/up")
+	put(t, "http://"+consulAddr+"/v1/agent/check/fail/up", "")
 	meshtest.Eventually(t, "a critical instance leaves the mesh", func() error {
 		code, body, err := ask(upstream, "")
 		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, "no healthy instance")) {
@@ -128,13 +128,13 @@ services {
 		}
 		return err
 	})
-	put(t, "http://"+consulAddr+"/v1/agent/check/pass/up")
+	put(t, "http://"+consulAddr+"/v1/agent/check/pass/up", "")
 	answers(t, upstream, "hello from catalog")
 }
 
-func put(t *testing.T, url string) {
+func put(t *testing.T, url, body string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,20 +3,22 @@
 package e2e
 
 import (
-	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/envoyadmin"
 	"github.com/crossfade-mesh/crossfade/internal/envoybin"
 	"github.com/crossfade-mesh/crossfade/internal/meshtest"
+	"github.com/crossfade-mesh/crossfade/internal/sidecar"
 )
 
 // run starts a process that is ended, with its children, when the test ends.
@@ -25,7 +27,7 @@ func run(t *testing.T, env []string, name string, args ...string) { spawn(t, env
 // process is one that was started.
 type process struct {
 	cmd   *exec.Cmd
-	log   *journal
+	log   *meshtest.Log
 	ended chan struct{}
 	err   error // how it ended; to be read after that
 }
@@ -39,7 +41,7 @@ func spawn(t *testing.T, env []string, name string, args ...string) *process {
 // spawnBy is spawn, started in a way of its own.
 func spawnBy(t *testing.T, start func(*exec.Cmd) error, env []string, name string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(name, args...), log: &journal{}, ended: make(chan struct{})}
+	p := &process{cmd: exec.Command(name, args...), log: &meshtest.Log{}, ended: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
@@ -73,26 +75,6 @@ func (p *process) stop() error {
 	}
 	<-p.ended
 	return p.err
-}
-
-// journal is a log that may be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-// Write implements [io.Writer].
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(b)
-}
-
-// String is all that was written.
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
 }
 
 func consulBinary(t *testing.T) string {
@@ -135,4 +117,21 @@ func answers(t *testing.T, url, text string) {
 		}
 		return err
 	})
+}
+
+// readStatus is what a sidecar of ours says of itself in its state directory.
+func readStatus(dir string) (st sidecar.Status, err error) {
+	text, err := os.ReadFile(filepath.Join(dir, sidecar.StatusFile))
+	if err == nil {
+		err = json.Unmarshal(text, &st)
+	}
+	return st, err
+}
+
+// envoyAnswers is what an Envoy's admin interface at a socket says to a path.
+func envoyAnswers(t *testing.T, socket, path string) (string, error) {
+	admin := envoyadmin.New(socket, 5*time.Second)
+	defer admin.Close()
+	body, err := admin.Get(t.Context(), path)
+	return string(body), err
 }

@@ -74,7 +74,7 @@ func TestDrift(t *testing.T) {
 	if code, out := w.check(web); code != 1 || !strings.Contains(out, "ClusterLoadAssignment") || !strings.Contains(out, "sent again") {
 		t.Errorf("check on the host: %d\n%s", code, out)
 	}
-	w.within(8*time.Second, "the server names it", func() error {
+	meshtest.Within(t, 8*time.Second, "the server names it", func() error {
 		out, err := w.command("check", "--server", "-o", "json").Output()
 		var found struct{ Findings []api.Finding }
 		if err == nil {

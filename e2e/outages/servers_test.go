@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/sidecar"
 )
 
@@ -176,7 +177,7 @@ func (w *world) reboot(in *instance) {
 		t.Fatal(err)
 	}
 	in.end(syscall.SIGKILL)
-	w.within(5*time.Second, "Envoy has no power either", func() error {
+	meshtest.Within(t, 5*time.Second, "Envoy has no power either", func() error {
 		if syscall.Kill(st.Envoy.PID, 0) == nil {
 			_ = syscall.Kill(st.Envoy.PID, syscall.SIGKILL)
 			return errors.New("it runs")
@@ -210,7 +211,7 @@ func (w *world) reboot(in *instance) {
 		t.Fatal(err)
 	}
 	in.start()
-	w.within(20*time.Second, "the sidecar says what it lacks", func() error {
+	meshtest.Within(t, 20*time.Second, "the sidecar says what it lacks", func() error {
 		b, err := os.ReadFile(in.log)
 		if err == nil && !strings.Contains(string(b), "there is no last good configuration with a valid certificate to start from") {
 			err = errors.New("it has not")

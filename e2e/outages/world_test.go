@@ -332,7 +332,7 @@ func (in *instance) until(what string, ok func(sidecar.Status) bool) {
 
 func (in *instance) within(limit time.Duration, what string, ok func(sidecar.Status) bool) {
 	in.w.t.Helper()
-	in.w.within(limit, in.id+" is "+what, func() error {
+	meshtest.Within(in.w.t, limit, in.id+" is "+what, func() error {
 		select {
 		case <-in.done:
 			in.w.t.Fatalf("sidecar %s has ended before it is %s", in.id, what)
@@ -344,22 +344,6 @@ func (in *instance) within(limit time.Duration, what string, ok func(sidecar.Sta
 		}
 		return err
 	})
-}
-
-// within polls until there is no error.
-func (w *world) within(limit time.Duration, what string, done func() error) {
-	w.t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for began := time.Now(); ; <-tick.C {
-		err := done()
-		if err == nil {
-			return
-		}
-		if time.Since(began) > limit {
-			w.t.Fatalf("%s: not within %s: %v", what, limit, err)
-		}
-	}
 }
 
 // traffic is an open-loop load of a caller's on a service.

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -202,7 +201,7 @@ func TestConsulIsAskedForSoundRequestsAlone(t *testing.T) {
 // TestConsulRefusals: whatever Consul says, a sidecar is not told that it is the one who is refused.
 func TestConsulRefusals(t *testing.T) {
 	f, addr, _ := consul(t)
-	var log journal
+	var log meshtest.Log
 	c := openConsul(t, addr, Options{Authorize: Anyone, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	client := serve(t, c.Register)
 	_, csr, err := NewKeyAndCSR(c.Identity("web"))
@@ -287,7 +286,7 @@ func successor(t *testing.T, of *BuiltIn) *BuiltIn {
 // TestConsulOfAnotherTrustDomain: a Consul that was built anew does not take the mesh along.
 func TestConsulOfAnotherTrustDomain(t *testing.T) {
 	f, addr, _ := consul(t)
-	var log journal
+	var log meshtest.Log
 	c := openConsul(t, addr, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	before := c.Roots()
 	f.followed(t)
@@ -337,22 +336,4 @@ func TestOpenConsulWithoutConsul(t *testing.T) {
 	if _, err := OpenConsul(t.Context(), Options{Datacenter: "dc1"}, dial(t, lis.Addr().String())); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "only Consul's servers") {
 		t.Errorf("of a client agent: %v", err)
 	}
-}
-
-// journal is a log that may be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(b)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
 }

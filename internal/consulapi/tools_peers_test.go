@@ -3,7 +3,6 @@
 package consulapi_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,12 +14,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 // registries are ours and, for comparison, a real Consul.
@@ -32,7 +32,7 @@ func registries(t *testing.T) map[string]string {
 // start runs a program until the test ends, and shows what it said when it failed.
 func start(t *testing.T, path string, args ...string) {
 	t.Helper()
-	var said output
+	var said meshtest.Log
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	must(t, cmd.Start())
@@ -45,24 +45,6 @@ func start(t *testing.T, path string, args ...string) {
 			t.Logf("%s said:\n%s", filepath.Base(path), said.String())
 		}
 	})
-}
-
-// output is a buffer that a running program may write to.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer // guarded by mu
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
 }
 
 func register(t *testing.T, c *api.Client, node, address string, s api.AgentService, status string) {

@@ -60,18 +60,22 @@ func FreePorts(t testing.TB, n int) []int {
 // error of the last try is what the test fails with.
 func Eventually(t testing.TB, what string, done func() error) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	Within(t, 20*time.Second, what, done)
+}
+
+// Within is [Eventually] with a limit of its own. It returns how long it took.
+func Within(t testing.TB, limit time.Duration, what string, done func() error) time.Duration {
+	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for began := time.Now(); ; <-tick.C {
 		err := done()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: %v", what, err)
+		took := time.Since(began)
+		switch {
+		case err == nil:
+			return took
+		case took > limit:
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -71,31 +69,13 @@ func freePort(t *testing.T) int {
 	return meshtest.FreePorts(t, 1)[0]
 }
 
-// logBuffer keeps log lines for a test that fails.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // world is a control plane whose server can be stopped and started again.
 type world struct {
 	t    *testing.T
 	dir  string
 	http int
 	grpc int
-	log  *logBuffer
+	log  *meshtest.Log
 	stop func()
 
 	server *servertest.Server
@@ -104,7 +84,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), http: freePort(t), grpc: freePort(t), log: &logBuffer{}, stop: func() {}, tokens: map[string]string{}}
+	w := &world{t: t, dir: t.TempDir(), http: freePort(t), grpc: freePort(t), log: &meshtest.Log{}, stop: func() {}, tokens: map[string]string{}}
 	if err := os.Chmod(w.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
