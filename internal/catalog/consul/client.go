@@ -26,7 +26,7 @@ func NewClient(o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul address %q: %w", o.Address, err)
 	}
-	client := newClient(socket, cmp.Or(o.MaxQueries, manyQueries), o.TLS)
+	client := newClient(socket, cmp.Or(max(o.MaxQueries, 0), manyQueries), o.TLS)
 	if o.HTTPClient != nil {
 		if socket != "" {
 			return nil, fmt.Errorf("consul address %q: a Unix socket cannot be used with an HTTP client of one's own", o.Address)

@@ -34,7 +34,7 @@ import (
 
 const (
 	// usualQueries stays below the 200 connections that a Consul agent accepts from one address unless it
-	// is told otherwise (limits.http_max_conns_per_client). Of a limit that it tells, queriesOf are used.
+	// is told otherwise (limits.http_max_conns_per_client). Of a limit that it tells, [queriesOf] are used.
 	usualQueries = 128
 	// manyQueries is for an agent without a limit, and for one that speaks HTTP/2, where 250 share a connection.
 	manyQueries = 20_000
@@ -101,7 +101,7 @@ func New(o Options) (*Source, error) {
 	}
 	log := o.Log.With("consul", o.Address)
 	return &Source{
-		Client: client, log: log, most: o.MaxQueries, trouble: newTrouble(log),
+		Client: client, log: log, most: max(o.MaxQueries, 0), trouble: newTrouble(log),
 		settle: o.Settle, kicks: map[string]chan struct{}{}, bad: map[string]map[string]bool{}, recovered: make(chan struct{}),
 	}, nil
 }
@@ -164,7 +164,8 @@ func (s *Source) Run(ctx context.Context, publish func(*catalog.Snapshot)) error
 		r.wg.Wait()
 		s.client.CloseIdleConnections()
 	}()
-	datacenter := r.learn()
+	datacenter, queries := r.learn()
+	r.slots = make(chan struct{}, queries)
 	r.wg.Go(r.watchNames)
 
 	snapshot, published := catalog.NewSnapshot(datacenter, 0, nil), false

@@ -63,12 +63,11 @@ func (r *run) nudge() {
 	}
 }
 
-// learn asks the agent which datacenter it is in, unless that is given, and how many queries it takes at once.
-// Empty when ctx ended.
-func (r *run) learn() (datacenter string) {
+// learn asks the agent which datacenter it is in, and how many queries it takes at once, unless these are given.
+// The datacenter is empty when ctx ended.
+func (r *run) learn() (datacenter string, queries int) {
 	const path = "/v1/agent/self"
-	most := r.source.most
-	defer func() { r.slots = make(chan struct{}, cmp.Or(most, usualQueries)) }()
+	datacenter, queries = r.source.datacenter, r.source.most
 	var self struct {
 		Config      struct{ Datacenter string }
 		DebugConfig struct{ HTTPMaxConnsPerClient *int }
@@ -83,17 +82,29 @@ func (r *run) learn() (datacenter string) {
 		}
 		if err == nil {
 			r.trouble.ok(path, "")
-			most = cmp.Or(most, queriesOf(self.DebugConfig.HTTPMaxConnsPerClient, a.http2))
-			return cmp.Or(r.source.datacenter, self.Config.Datacenter)
+			return cmp.Or(datacenter, self.Config.Datacenter), cmp.Or(queries, queriesOf(self.DebugConfig.HTTPMaxConnsPerClient, a.http2))
 		}
-		if r.ctx.Err() != nil || r.source.datacenter != "" && !errors.As(err, new(Unreachable)) {
-			return r.source.datacenter
+		if datacenter != "" && !errors.As(err, new(Unreachable)) { // the token may not ask
+			return datacenter, cmp.Or(queries, usualQueries)
 		}
-		r.trouble.fail(path, err)
+		if r.ctx.Err() == nil {
+			r.trouble.fail(path, err)
+		}
 		if !pause(r.ctx, again.next(maxBackOff)) {
-			return ""
+			return datacenter, cmp.Or(queries, usualQueries)
 		}
 	}
+}
+
+// queriesOf is how many queries an agent takes at once. Others on this host have their part of its limit.
+func queriesOf(limit *int, http2 bool) int {
+	switch {
+	case http2 || limit != nil && *limit <= 0:
+		return manyQueries
+	case limit == nil:
+		return usualQueries
+	}
+	return min(max(1, *limit*2/3), manyQueries)
 }
 
 func (r *run) watchNames() {
@@ -114,17 +125,6 @@ func (r *run) watchNames() {
 		r.setNames(services, a.index)
 		return nil
 	})
-}
-
-// queriesOf is how many queries an agent takes at once. Others on this host have their part of its limit.
-func queriesOf(limit *int, http2 bool) int {
-	switch {
-	case http2 || limit != nil && *limit <= 0:
-		return manyQueries
-	case limit == nil:
-		return usualQueries
-	}
-	return min(max(1, *limit*2/3), manyQueries)
 }
 
 // setNames starts and ends watches so that there is one per service.

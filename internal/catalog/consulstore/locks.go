@@ -38,7 +38,7 @@ func newLocks(e *Engine) *locks {
 	return &locks{e: e, names: e.opts.Locks, wake: make(chan struct{}, 1), held: map[string]bool{}}
 }
 
-// holds reports whether the lock is this server's, unless Consul has ended the session early.
+// holds reports whether the lock is this server's, unless Consul has let go of it early.
 func (l *locks) holds(name string) bool { return l.session(name) != "" }
 
 // session is that which holds the lock, or "".

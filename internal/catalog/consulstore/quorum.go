@@ -27,11 +27,10 @@ var errLeaderless = errors.New("it has no leader: it is cut off from the other s
 type quorum struct {
 	e *Engine
 
-	mu    sync.Mutex
-	last  time.Time     // when it had one; guarded by mu, as the following
-	why   error         // of its having none, the last time
-	lost  chan struct{} // closed while it has had none for too long
-	empty bool          // lost is closed
+	mu   sync.Mutex
+	last time.Time     // when it had one; guarded by mu, as the following
+	why  error         // of its having none, the last time
+	lost chan struct{} // closed while it has had none for too long
 }
 
 func newQuorum(e *Engine) *quorum { return &quorum{e: e, lost: make(chan struct{})} }
@@ -57,20 +56,26 @@ func (q *quorum) look(ctx context.Context) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	switch {
-	case err == nil:
+	if err == nil || q.last.IsZero() {
 		q.last = now
-		if q.empty {
-			q.lost, q.empty = make(chan struct{}), false
-		}
-	case q.last.IsZero():
-		q.last = now
-	case !q.empty && now.Sub(q.last) >= leaderless:
-		close(q.lost)
-		q.empty = true
 	}
 	if err != nil {
 		q.why = err
+	}
+	switch gone, lost := now.Sub(q.last) >= leaderless, closed(q.lost); {
+	case gone && !lost:
+		close(q.lost)
+	case !gone && lost:
+		q.lost = make(chan struct{})
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -78,7 +83,7 @@ func (q *quorum) look(ctx context.Context) {
 func (q *quorum) missing() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.empty {
+	if closed(q.lost) {
 		return q.why
 	}
 	return nil
@@ -86,17 +91,12 @@ func (q *quorum) missing() error {
 
 // holding is a context that ends, with a reason, when the Consul has had no leader for too long.
 func (q *quorum) holding(ctx context.Context) (_ context.Context, done func()) {
+	if q.missing() != nil {
+		q.look(ctx) // it may have one again
+	}
 	q.mu.Lock()
 	lost := q.lost
 	q.mu.Unlock()
-	select {
-	case <-lost:
-		q.look(ctx) // it may have one again
-		q.mu.Lock()
-		lost = q.lost
-		q.mu.Unlock()
-	default:
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
 	go func() {
