@@ -63,6 +63,7 @@ test-peers: build $(ENVOY) $(CONSUL) $(TEMPLATE) $(PROMETHEUS) ## against a real
 		$(GO) test -tags peers -p 1 -timeout 10m ./client ./internal/catalog/consul ./internal/catalog/consulstore ./internal/consulapi ./internal/dns
 	CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run RealConsul -timeout 5m ./internal/server
 	ENVOY=$(CURDIR)/$(ENVOY_BIN) CROSSFADE_CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 15m ./e2e
+	ENVOY=$(CURDIR)/$(ENVOY_BIN) CONSUL=$(CURDIR)/$(CONSUL) $(GO) test -tags peers -run Peers -timeout 5m ./bench/fleet
 
 .PHONY: test-nomad
 test-nomad: nomad-host build $(ENVOY) $(CONSUL) $(NOMAD) $(CNI)/bridge ## jobs of a real Nomad, in namespaces of their own: as root, with iptables

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -9,18 +10,30 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/bench/lab"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
+	"github.com/crossfade-mesh/crossfade/internal/catalog/consul"
 )
 
-// startConsul starts a real Consul, which keeps its state in memory, and registers everything there.
+// engine is a real Consul, which keeps its state in memory.
+type engine struct {
+	*lab.Consul
+	client *consul.Client
+	took   []time.Duration // until it answered, of each change that was made alone
+}
+
+// startConsul starts one, and registers everything there.
 func (w *world) startConsul(ctx context.Context) error {
-	var err error
-	if w.consul, err = lab.StartConsul(ctx, w.Binaries, w.dir, `default_intention_policy = "allow"`, `limits { http_max_conns_per_client = 10000 }`); err != nil {
+	c, err := lab.StartConsul(ctx, w.Binaries, w.dir, `default_intention_policy = "allow"`, `limits { http_max_conns_per_client = 10000 }`)
+	if err != nil {
 		return err
 	}
-	w.stops = append(w.stops, w.consul.Stop)
-	w.http = http.DefaultClient
-	defer func() { w.http = nil }() // it does not know the server's CA
-	if err := w.consul.Write(ctx, "Kind = \"proxy-defaults\"\nName = \"global\"\nConfig { protocol = \"http\" }\n"); err != nil {
+	w.stops = append(w.stops, c.Stop)
+	client, err := consul.NewClient(consul.Options{Address: c.HTTPAddr})
+	if err != nil {
+		return err
+	}
+	w.stops = append(w.stops, client.Close)
+	w.consul = &engine{Consul: c, client: client}
+	if err := c.Write(ctx, "Kind = \"proxy-defaults\"\nName = \"global\"\nConfig { protocol = \"http\" }\n"); err != nil {
 		return err
 	}
 	rows := make([]instance, 0, w.Instances)
@@ -31,24 +44,41 @@ func (w *world) startConsul(ctx context.Context) error {
 // registerAtConsul registers an instance. Its transactions would drop the upstreams.
 func (w *world) registerAtConsul(ctx context.Context, in instance) error {
 	put := func(row map[string]any) error {
-		row["Node"], row["Address"] = w.nodeOf(in), w.address((in.service+in.number)%w.nodes())
-		return w.send(ctx, http.MethodPut, w.consul.HTTPAddr+"/v1/catalog/register", row, nil)
+		row["Node"], row["Address"] = w.nodeOf(in), w.address(w.host(in))
+		return w.consul.put(ctx, "/v1/catalog/register", row)
 	}
 	if !w.alone(in) {
-		if err := put(map[string]any{"Service": consulService(w.app(in))}); err != nil {
+		if err := put(map[string]any{"Service": w.app(in)}); err != nil {
 			return err
 		}
 	}
-	return put(map[string]any{"Service": consulService(w.sidecarOf(in)), "Check": w.setCheck(in, catalog.Passing)["Check"]["Check"]})
+	return put(map[string]any{"Service": w.sidecarOf(in), "Check": w.setCheck(in, catalog.Passing)["Check"]["Check"]})
 }
 
-// consulService is a service as Consul's catalog takes it.
-func consulService(s catalog.Service) map[string]any {
-	out := map[string]any{"Kind": s.Kind, "ID": s.ID, "Service": s.Name, "Port": s.Port}
-	if s.Proxy != nil {
-		out["Proxy"] = s.Proxy
+// put has it take a body.
+func (e *engine) put(ctx context.Context, path string, in any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
 	}
-	return out
+	a, err := e.client.Do(ctx, http.MethodPut, path, nil, body, 0, 0)
+	if err == nil && a.Status != http.StatusOK {
+		err = fmt.Errorf("consul: PUT %s: status %d: %.500s", path, a.Status, a.Body)
+	}
+	return err
+}
+
+// index is that of a path, once it exceeds another.
+func (e *engine) index(ctx context.Context, path string, after uint64) (uint64, error) {
+	a, err := e.client.Do(ctx, http.MethodGet, path, nil, nil, after, time.Minute)
+	if err != nil {
+		return 0, err
+	}
+	index, err := a.Index()
+	if err == nil && (a.Status != http.StatusOK || index <= after) {
+		err = fmt.Errorf("consul: %s: status %d, index %d after %d", path, a.Status, index, after)
+	}
+	return index, err
 }
 
 // consulShare is what a scenario cost Consul.
@@ -65,7 +95,7 @@ func (m *meter) consulShare() (*share, error) {
 	if out.RSS, _, _, err = memory(pid); err != nil {
 		return nil, err
 	}
-	if times := slices.Sorted(slices.Values(m.w.consulTook)); len(times) > 0 {
+	if times := slices.Sorted(slices.Values(m.w.consul.took)); len(times) > 0 {
 		out.P50, out.P99 = quantile(times, 0.5), quantile(times, 0.99)
 	}
 	return out, nil
@@ -79,8 +109,8 @@ func (w *world) changeAlone(ctx context.Context, service int, critical bool) ([]
 	}
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	path := w.consul.HTTPAddr + "/v1/health/connect/" + w.service(service)
-	index, err := w.consulIndex(ctx, path, 0)
+	path := "/v1/health/connect/" + w.service(service)
+	before, err := w.consul.index(ctx, path, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -88,34 +118,14 @@ func (w *world) changeAlone(ctx context.Context, service int, critical bool) ([]
 	began := time.Now()
 	var took time.Duration
 	go func() {
-		now, err := w.consulIndex(ctx, path, index)
-		if took = time.Since(began); err == nil && now == index {
-			err = fmt.Errorf("consul: %s: index %d stands still", path, index)
-		}
+		_, err := w.consul.index(ctx, path, before)
+		took = time.Since(began)
 		answered <- err
 	}()
 	times, err := w.change(ctx, service, critical)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = <-answered
+		w.consul.took = append(w.consul.took, took)
 	}
-	err = <-answered
-	w.consulTook = append(w.consulTook, took)
 	return times, err
-}
-
-// consulIndex asks Consul, and waits for what is newer than an index above 0.
-func (w *world) consulIndex(ctx context.Context, url string, after uint64) (index uint64, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s?index=%d&wait=60s", url, after), nil)
-	if err != nil {
-		return 0, err
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer res.Body.Close()
-	if _, err := fmt.Sscan(res.Header.Get("X-Consul-Index"), &index); err != nil || res.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("consul: %s: %s, index %q", url, res.Status, res.Header.Get("X-Consul-Index"))
-	}
-	return index, nil
 }

@@ -97,6 +97,8 @@ func TestSettings(t *testing.T) {
 		"fewer instances than that": {map[string]string{"INSTANCES": "20000"}, `INSTANCES "20000"`},
 		"no number":                 {map[string]string{"DURATION": "long"}, `DURATION "long"`},
 		"unknown":                   {map[string]string{"SCENARIOS": "idle,sleep"}, `idle,sleep`},
+		"no engine":                 {map[string]string{"ENGINE": "etcd"}, `ENGINE "etcd": want embedded or consul`},
+		"no such binary":            {map[string]string{"ENGINE": "consul", "CONSUL": "/nowhere/consul"}, `CONSUL "/nowhere/consul"`},
 		"real":                      {map[string]string{"REAL": "-1"}, `REAL "-1"`},
 	} {
 		env := map[string]string{"REAL": "0"}

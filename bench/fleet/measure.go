@@ -91,8 +91,8 @@ func (w *world) meter() (*meter, error) {
 	if st, err := os.Stat(w.server.Log()); err == nil {
 		m.logAt = st.Size()
 	}
-	w.consulTook = nil
 	if w.consul != nil {
+		w.consul.took = nil
 		if m.consul, err = lab.CPUTime(w.consul.PID()); err != nil {
 			return nil, err
 		}

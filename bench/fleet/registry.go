@@ -70,9 +70,10 @@ func (r registry) nodes() int { return r.Services }
 
 func (r registry) node(i int) string { return fmt.Sprintf("node-%05d", i) }
 
-func (r registry) nodeOf(in instance) string {
-	return r.node((in.service + in.number) % r.nodes())
-}
+// host is the number of the node that an instance is on.
+func (r registry) host(in instance) int { return (in.service + in.number) % r.nodes() }
+
+func (r registry) nodeOf(in instance) string { return r.node(r.host(in)) }
 
 func (r registry) address(node int) string {
 	return net.IPv4(10, 1, byte(node>>8), byte(node)).String()

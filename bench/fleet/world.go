@@ -38,8 +38,7 @@ type world struct {
 	log   io.Writer
 	ports []int // HTTP, gRPC; of the server, and the same after its restart
 
-	consul       *lab.Consul     // the engine, or nil
-	consulTook   []time.Duration // until it answered, of each change that was made alone
+	consul       *engine // or nil
 	server       *lab.Process
 	http         *http.Client
 	token        string // operator's
@@ -185,10 +184,6 @@ func (w *world) trust() error {
 
 // call makes a request as the operator.
 func (w *world) call(ctx context.Context, method, path string, in, out any) error {
-	return w.send(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", w.ports[0], path), in, out)
-}
-
-func (w *world) send(ctx context.Context, method, url string, in, out any) error {
 	var body []byte
 	var err error
 	if in != nil {
@@ -196,13 +191,11 @@ func (w *world) send(ctx context.Context, method, url string, in, out any) error
 			return err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", w.ports[0], path), bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	if w.consul == nil || !strings.HasPrefix(url, w.consul.HTTPAddr) {
-		req.Header.Set("X-Consul-Token", w.token)
-	}
+	req.Header.Set("X-Consul-Token", w.token)
 	res, err := w.http.Do(req)
 	if err != nil {
 		return err
@@ -210,7 +203,7 @@ func (w *world) send(ctx context.Context, method, url string, in, out any) error
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 500))
-		return fmt.Errorf("%s %s: %s: %s", method, req.URL.Path, res.Status, text)
+		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, text)
 	}
 	if out == nil {
 		_, err = io.Copy(io.Discard, res.Body)
@@ -261,7 +254,7 @@ func (w *world) transact(ctx context.Context, groups [][]op) error {
 // txn makes a transaction where the registry is.
 func (w *world) txn(ctx context.Context, ops []op) error {
 	if w.consul != nil {
-		return w.send(ctx, http.MethodPut, w.consul.HTTPAddr+"/v1/txn", ops, nil)
+		return w.consul.put(ctx, "/v1/txn", ops)
 	}
 	return w.call(ctx, http.MethodPut, "/v1/txn", ops, nil)
 }
