@@ -38,7 +38,6 @@ func guide(ts *testscript.TestScript, neg bool, args []string) {
 	page := strings.ReplaceAll(string(b), "bin/crossfade ", "crossfade ")
 	r := &reader{ts: ts, seen: map[string]string{}, ports: strings.NewReplacer(
 		"crossfade server ", "crossfade server --http-port "+ts.Getenv("HTTP_PORT")+" --grpc-port "+ts.Getenv("GRPC_PORT")+" --dns-port "+ts.Getenv("PORT5")+" ",
-		"/tmp/", ts.MkAbs(".")+"/",
 		"7100", ts.Getenv("PORT3"), "8080", ts.Getenv("PORT2"), "8081", ts.Getenv("PORT1"), "8082", ts.Getenv("PORT4"),
 		"4140", ts.Getenv("PORT6"), "4141", ts.Getenv("PORT7"), "8500", ts.Getenv("HTTP_PORT"))}
 	r.start()
