@@ -116,6 +116,7 @@ func tickingApp(t *testing.T) int {
 type callees struct {
 	*ongoing
 	http, grpc, tcp *live
+	inTime          atomic.Int64 // new connections whose handshake began before the inspector may have given up
 }
 
 // startCallees runs them in Envoys whose drains are over within a second.
@@ -188,6 +189,7 @@ func startCallees(t *testing.T) *callees {
 		if said.at.Sub(began) > 200*time.Millisecond {
 			return nil // on a busy machine: by then it may count as plaintext
 		}
+		s.inTime.Add(1)
 		return err
 	})
 	return s
@@ -226,6 +228,9 @@ func TestModeSwitchDrainsNoMTLS(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests, messages and connections, %d failed", s.sent.Load(), len(s.failures()))
+	if s.inTime.Load() == 0 {
+		t.Error("no new connection began its handshake in time: nothing is known of them")
+	}
 	for _, l := range []*live{s.http, s.grpc, s.tcp} {
 		if n := l.Stat("listener_manager.listener_in_place_updated"); n != 4 {
 			t.Errorf("%s: %d updates in place, want 4", l.input.Instance.Service.ID, n)

@@ -239,13 +239,49 @@ func (b *books) targets(in api.ShiftRequest) []target {
 // expand is what a request is about: its pairs, or those of all callers of its service.
 func (b *books) expand(in api.ShiftRequest, from *store.Reader) ([]target, error) {
 	if in.Service == "" {
-		return b.targets(in), nil
+		out := b.targets(in)
+		if in.Force {
+			return out, nil
+		}
+		known := b.known(from)
+		for _, t := range out {
+			wrong := checked(next(t.PairName, nil)) != nil // which is said in other words
+			for _, name := range []string{t.Source, t.Destination} {
+				if _, ok := known[name]; !ok && !wrong {
+					return nil, refuse(http.StatusNotFound, "%s: nobody has registered %q, declares it as an upstream, or names it in an entry; --force shifts the pair all the same", t.what("shift"), clipped(name))
+				}
+			}
+		}
+		return out, nil
 	}
 	out := b.callers(in.Service, from)
 	if len(out) == 0 {
 		return nil, refuse(http.StatusNotFound, "shift: service %q: nobody declares it as an upstream, and no traffic-shift names a caller of it", clipped(in.Service))
 	}
 	return out, nil
+}
+
+// known are the names that stand for something: services that are registered or declared as an upstream, and
+// what entries name.
+func (b *books) known(from *store.Reader) map[string]struct{} {
+	out := map[string]struct{}{config.Wildcard: {}}
+	for _, name := range b.snap.Services() {
+		out[name] = struct{}{}
+	}
+	for source, of := range b.declared() {
+		out[source] = struct{}{}
+		for destination := range of.calls {
+			out[destination] = struct{}{}
+		}
+	}
+	for _, row := range from.Entries("") {
+		if e, ok := row.Entry.(*config.TrafficShift); ok {
+			out[e.Source], out[e.Destination] = struct{}{}, struct{}{}
+		} else {
+			out[config.KeyOf(row.Entry).Name] = struct{}{}
+		}
+	}
+	return out
 }
 
 // callers are the pairs of a destination that are declared or have an entry.

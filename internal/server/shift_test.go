@@ -260,6 +260,8 @@ func TestShiftsRefuseBadInputAndChangeNothing(t *testing.T) {
 		{"shift", `{"pairs":[{"source":"a b","destination":"c"}],"via":{"direct":50}}`, 400, `shift "a b -> c": traffic-shift`},
 		{"shift", `{"pairs":[{"source":"a~b","destination":"c"}],"via":{"direct":50}}`, 400, `shift "a~b -> c": traffic-shift`},
 		{"shift", `{"pairs":[{"source":"web","destination":"catalog"},{"source":"web","destination":"catalog"}],"via":{"mtls":50}}`, 400, `shift "web -> catalog": the pair is given twice`},
+		{"shift", `{"pairs":[{"source":"web","destination":"catlog"}],"via":{"direct":50}}`, 404, `shift "web -> catlog": nobody has registered "catlog", declares it as an upstream, or names it in an entry; --force`},
+		{"shift", `{"pairs":[{"source":"wbe","destination":"catalog"}],"stage":"client"}`, 404, `shift "wbe -> catalog": nobody has registered "wbe"`},
 		{"shift", `{"service":"nobody","via":{"mtls":50}}`, 404, `shift: service "nobody": nobody declares it`},
 		{"shift", string(tooMany), 400, "shift: 5001 pairs: at most 5000 in one request"},
 		{"shift", `{"service":"` + strings.Repeat("x", api.MaxBody) + `"}`, 413, "shift: the request is larger than 1048576 bytes"},
@@ -285,6 +287,18 @@ func TestShiftsRefuseBadInputAndChangeNothing(t *testing.T) {
 	rows, err := c.Pairs(t.Context(), api.Filter{})
 	if err != nil || len(rows) != 1 || rows[0].Entry != "" {
 		t.Errorf("something was changed: %+v, %v", rows, err)
+	}
+	early := api.ShiftRequest{Pairs: only(pairOf("web", "to-come")), Via: map[string]float64{"direct": 50}}
+	if _, err := c.Shift(t.Context(), early); status(err) != http.StatusNotFound {
+		t.Errorf("a callee that nobody knows: %v", err)
+	}
+	early.Force = true
+	if _, err := c.Shift(t.Context(), early); err != nil {
+		t.Errorf("the same, forced: %v", err)
+	}
+	early.Force = false // now an entry names it
+	if _, err := c.Shift(t.Context(), early); err != nil {
+		t.Errorf("once an entry names it: %v", err)
 	}
 }
 
@@ -319,7 +333,7 @@ func TestWhoMayShift(t *testing.T) {
 	}
 	for name, in := range map[string]api.ShiftRequest{
 		"another's":         {Pairs: only(pairOf("admin", "payments")), Via: via},
-		"another's as well": {Pairs: only(pairOf("web", "x"), pairOf("admin", "payments")), Via: via},
+		"another's as well": {Pairs: only(pairOf("web", "catalog"), pairOf("admin", "payments")), Via: via},
 		"everybody's":       {Pairs: only(pairOf("*", "catalog")), Via: via},
 		"all callers":       {Service: "catalog", Via: via},
 	} {

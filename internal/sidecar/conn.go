@@ -23,9 +23,14 @@ import (
 // firstContact bounds the wait for servers at a start that can do without them.
 const firstContact = 2 * time.Second
 
-// anyServer is a gRPC connection to one server at a time, picked at random. A server that has
-// not finished its handshake after a moment is raced against the next.
-const anyServer = `{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`
+const (
+	// serversTarget is that of gRPC connections whose addresses a resolver of ours gives.
+	serversScheme = "crossfade"
+	serversTarget = serversScheme + ":///servers"
+	// anyServer is a gRPC connection to one server at a time, picked at random. A server that has
+	// not finished its handshake after a moment is raced against the next.
+	anyServer = `{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`
+)
 
 // contact is the one gRPC connection to the servers, and how their gRPC addresses
 // are learned from their HTTP addresses.
@@ -57,7 +62,7 @@ type contact struct {
 func newContact(o Options, a *agent, dir *stateDir) (*contact, error) {
 	c := &contact{
 		agent: a, dir: dir, log: o.Log, fixed: o.GRPCAddrs, found: make(chan struct{}), asked: make(chan struct{}),
-		resolver: manual.NewBuilderWithScheme("crossfade"),
+		resolver: manual.NewBuilderWithScheme(serversScheme),
 	}
 	if err := dir.readJSON(serversFile, &c.known); err != nil {
 		return nil, err
@@ -69,7 +74,7 @@ func newContact(o Options, a *agent, dir *stateDir) (*contact, error) {
 	}
 	c.resolver.InitialState(c.state())
 	var d net.Dialer
-	conn, err := grpc.NewClient("crossfade:///servers",
+	conn, err := grpc.NewClient(serversTarget,
 		grpc.WithResolvers(c.resolver),
 		grpc.WithTransportCredentials(a.cred.transport()),
 		grpc.WithDefaultServiceConfig(anyServer),
@@ -168,9 +173,9 @@ func (c *contact) joiner() (client *ca.Client, done func(), err error) {
 	if len(st.Endpoints) == 0 {
 		return nil, nil, errors.New("no server has told its gRPC address yet")
 	}
-	servers := manual.NewBuilderWithScheme("crossfade")
+	servers := manual.NewBuilderWithScheme(serversScheme)
 	servers.InitialState(st)
-	conn, err := c.agent.cred.joiner("crossfade:///servers", grpc.WithResolvers(servers), grpc.WithDefaultServiceConfig(anyServer))
+	conn, err := c.agent.cred.joiner(serversTarget, grpc.WithResolvers(servers), grpc.WithDefaultServiceConfig(anyServer))
 	if err != nil {
 		return nil, nil, err
 	}

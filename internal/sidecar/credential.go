@@ -153,7 +153,7 @@ func (c *credential) transport() credentials.TransportCredentials {
 	return credentials.NewTLS(c.trust.TLS(c.certificate))
 }
 
-// joiner connects to a server as one who has a join token and no leaf. The
+// joiner connects to a target of gRPC as one who has a join token and no leaf. The
 // connection is the caller's to close.
 func (c *credential) joiner(target string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	token, err := c.token()
