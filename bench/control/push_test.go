@@ -42,7 +42,7 @@ func listen(t testing.TB, n int) *audience {
 		Open: func(_ context.Context, n *corev3.Node) (string, error) { return n.GetId(), nil },
 		Log:  slog.New(slog.DiscardHandler),
 	})
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	g := grpc.NewServer(xds.ServerOptions()...)
 	a.server.Register(g)
 	lis := bufconn.Listen(1 << 20)
 	go g.Serve(lis)

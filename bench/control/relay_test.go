@@ -76,7 +76,7 @@ func pass(t testing.TB, upstreams int) *passage {
 	out.server.Update(xds.Update{Views: map[string]*xds.View{passenger: view}, Shared: shared})
 
 	ctx, cancel := context.WithCancel(context.Background())
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	g := grpc.NewServer(xds.ServerOptions()...)
 	out.server.Register(g)
 	lis := bufconn.Listen(1 << 20)
 	var wg sync.WaitGroup

@@ -71,7 +71,7 @@ func startLive(t *testing.T, scenario string, ca *meshtest.Authority, args ...st
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	g := grpc.NewServer(xds.ServerOptions()...)
 	l.server.Register(g)
 	go g.Serve(lis)
 	t.Cleanup(g.Stop)

@@ -31,7 +31,7 @@ func NewIssuer(o Options, base identity.SPIFFE, tokens map[string]string) (*Issu
 	out := &Issuer{tokens: tokens, base: base}
 	for range issuing {
 		conn, err := grpc.NewClient("passthrough:///"+o.Address, grpc.WithTransportCredentials(credentials.NewTLS(
-			&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: o.Roots, ServerName: o.Names})))
+			&tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: ca.Curves, RootCAs: o.Roots, ServerName: o.Names})))
 		if err != nil {
 			out.Close()
 			return nil, err

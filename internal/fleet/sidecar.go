@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 )
 
@@ -134,7 +135,7 @@ func (s *sidecar) dial(ctx context.Context) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: o.Roots, ServerName: o.Names, NextProtos: []string{"h2"}}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: ca.Curves, RootCAs: o.Roots, ServerName: o.Names, NextProtos: []string{"h2"}}
 	if leaf := s.leaf.Load(); leaf != nil {
 		config.Certificates = []tls.Certificate{*leaf}
 	}

@@ -159,34 +159,51 @@ func (d *door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 
 // stream lets a gRPC stream in for as long as its caller may stay.
 func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	ctx, leave := context.WithCancelCause(ss.Context())
-	defer leave(nil)
+	// To judge a certificate takes four times the stack on which a stream then waits, and stacks hardly shrink.
+	var let *letIn
+	var leave func()
+	var err error
+	var judged sync.WaitGroup
+	judged.Go(func() { let, leave, err = d.admit(ss, info.FullMethod) })
+	judged.Wait()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	err = handle(srv, let)
+	if cause := context.Cause(let.ctx); cause != nil && ss.Context().Err() == nil {
+		return cause
+	}
+	return err
+}
+
+// admit lets a stream in, until leave is called.
+func (d *door) admit(ss grpc.ServerStream, method string) (let *letIn, leave func(), err error) {
+	ctx, end := context.WithCancelCause(ss.Context())
 	var p access.Principal
 	var until time.Time
+	var g *guest
 	s, err := d.rpcShown(ctx)
 	if err == nil {
 		p, until, err = d.rpcCaller(s)
 	}
 	if err == nil {
-		g := d.enter(p, leave)
-		defer d.left(g)
+		g = d.enter(p, end)
 		_, _, err = d.rpcCaller(s) // what was revoked before enter
 	}
 	if err != nil {
-		d.log.Warn("stream refused", "call", info.FullMethod, "from", fromOf(ctx), "reason", status.Convert(err).Message())
-		return err
+		d.left(g)
+		end(nil)
+		d.log.Warn("stream refused", "call", method, "from", fromOf(ctx), "reason", status.Convert(err).Message())
+		return nil, nil, err
 	}
+	stop := func() bool { return true }
 	if !until.IsZero() {
-		end := time.AfterFunc(time.Until(until), func() {
-			leave(status.Error(codes.Unauthenticated, "what this stream was opened with has expired: connect again"))
-		})
-		defer end.Stop()
+		stop = time.AfterFunc(time.Until(until), func() {
+			end(status.Error(codes.Unauthenticated, "what this stream was opened with has expired: connect again"))
+		}).Stop
 	}
-	err = handle(srv, &letIn{ss, context.WithValue(ctx, callerKey{}, p)})
-	if cause := context.Cause(ctx); cause != nil && ss.Context().Err() == nil {
-		return cause
-	}
-	return err
+	return &letIn{ss, context.WithValue(ctx, callerKey{}, p)}, func() { stop(); d.left(g); end(nil) }, nil
 }
 
 // letIn is a stream whose context ends when its caller may stay no longer.

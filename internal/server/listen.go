@@ -123,6 +123,7 @@ func (s *Server) grpcSecurity() []grpc.ServerOption {
 	out := []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.door.unary), grpc.ChainStreamInterceptor(s.door.stream)}
 	if s.leaf != nil {
 		config := tlsConfig(s.leaf)
+		config.CurvePreferences = ca.Curves
 		config.GetConfigForClient = newGate(s.mesh.there).enter
 		out = append(out, grpc.Creds(passing{credentials.NewTLS(config)}))
 	}

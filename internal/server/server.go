@@ -328,8 +328,7 @@ func (s *Server) Run(ctx context.Context) error {
 	part("checks", func() error { return s.runChecks(ctx) })
 	part("DNS", func() error { return s.runDNS(ctx) })
 
-	g := grpc.NewServer(append(s.grpcSecurity(),
-		grpc.ForceServerCodecV2(xds.Codec()),
+	g := grpc.NewServer(append(append(s.grpcSecurity(), xds.ServerOptions()...),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		// A stream says little and mostly waits: no buffer of its own for reading, beside that of TLS, and
 		// windows that are not measured, as each measurement is a ping and its answer.

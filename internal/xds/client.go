@@ -42,7 +42,7 @@ type Response struct {
 
 // Connect opens a stream. It ends with ctx.
 func Connect(ctx context.Context, conn grpc.ClientConnInterface, node *corev3.Node, opts ...grpc.CallOption) (*Client, error) {
-	st, err := conn.NewStream(ctx, &serviceDesc.Streams[0], "/"+serviceDesc.ServiceName+"/"+serviceDesc.Streams[0].StreamName, append(opts, grpc.ForceCodecV2(Codec()))...)
+	st, err := conn.NewStream(ctx, &serviceDesc.Streams[0], deltaMethod, append(opts, grpc.ForceCodecV2(Codec()))...)
 	if err != nil {
 		return nil, fmt.Errorf("open ADS stream: %w", err)
 	}

@@ -14,8 +14,7 @@ import (
 // other messages take the ordinary protobuf codec.
 type codec struct{ encoding.CodecV2 }
 
-// Codec is for [google.golang.org/grpc.ForceServerCodecV2]; the server of package
-// xds needs it, other services on the same server don't notice it.
+// Codec is for [google.golang.org/grpc.ForceCodecV2] of a client, and part of [ServerOptions].
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2("proto")} }
 
 // rawResponse is a received DeltaDiscoveryResponse, not decoded.

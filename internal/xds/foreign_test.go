@@ -89,7 +89,7 @@ func (f *fleet) renew(node string) {
 
 func (f *fleet) connect(node string) *stream {
 	_, cancel := context.WithCancelCause(context.Background())
-	st := &stream{server: f.server, node: node, cancel: cancel, session: newSession(0), wake: make(chan struct{}, 1)}
+	st := &stream{server: f.server, node: node, cancel: cancel, session: newSession(0), sending: true}
 	f.server.mu.Lock()
 	defer f.server.mu.Unlock()
 	if f.server.streams[node] == nil {

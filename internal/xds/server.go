@@ -79,14 +79,20 @@ func NewServer(o Options) *Server {
 	}
 }
 
-// Register adds ADS to a gRPC server, which must use [Codec].
+// Register adds ADS to a gRPC server that was made with [ServerOptions].
 func (s *Server) Register(g *grpc.Server) { g.RegisterService(&serviceDesc, s) }
 
+const (
+	serviceName = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+	deltaStream = "DeltaAggregatedResources"
+	deltaMethod = "/" + serviceName + "/" + deltaStream
+)
+
 var serviceDesc = grpc.ServiceDesc{
-	ServiceName: "envoy.service.discovery.v3.AggregatedDiscoveryService",
+	ServiceName: serviceName,
 	HandlerType: (*any)(nil),
 	Streams: []grpc.StreamDesc{
-		{StreamName: "DeltaAggregatedResources", ServerStreams: true, ClientStreams: true, Handler: func(srv any, gs grpc.ServerStream) error {
+		{StreamName: deltaStream, ServerStreams: true, ClientStreams: true, Handler: func(srv any, gs grpc.ServerStream) error {
 			return srv.(*Server).serve(gs)
 		}},
 		{StreamName: "StreamAggregatedResources", ServerStreams: true, ClientStreams: true, Handler: func(any, grpc.ServerStream) error {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
@@ -40,7 +41,7 @@ func startWith(t *testing.T, o xds.Options) (*xds.Server, *grpc.ClientConn) {
 		return n.GetId(), nil
 	}
 	srv := xds.NewServer(o)
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	g := grpc.NewServer(xds.ServerOptions()...)
 	srv.Register(g)
 	lis := bufconn.Listen(1 << 20)
 	go g.Serve(lis)
@@ -357,5 +358,62 @@ func TestHostileStreams(t *testing.T) {
 			t.Errorf("more than 20,000 names: %v", err)
 		}
 		break
+	}
+}
+
+// A stream that is ended from outside tells its client why, also while it waits for a message, or for a
+// client that takes nothing; and nobody is left who sends on it.
+func TestDisconnectHasWords(t *testing.T) {
+	srv, conn := start(t)
+	for _, tc := range []struct {
+		name string
+		busy bool
+	}{{"idle", false}, {"its client reads nothing", true}} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := connect(t, conn, tc.name)
+			send(t, c, xds.Request{Type: xds.ClusterType})
+			meshtest.Within(t, 10*time.Second, tc.name, func() error {
+				if !slices.Contains(srv.Connected(), tc.name) {
+					return errors.New("not connected")
+				}
+				return nil
+			})
+			if tc.busy {
+				large := resource(t, xds.ClusterType, "a", strings.Repeat("a", 1<<20)) // more than a client's window takes
+				srv.Update(xds.Update{Views: map[string]*xds.View{tc.name: {Own: own(large)}}})
+			}
+			srv.Disconnect(tc.name, status.Error(codes.Aborted, "its id has become another's"))
+			meshtest.Within(t, 10*time.Second, tc.name, func() error {
+				if slices.Contains(srv.Connected(), tc.name) {
+					return errors.New("still connected")
+				}
+				return nil
+			})
+			var err error
+			for err == nil {
+				_, err = c.Recv()
+			}
+			if !strings.Contains(err.Error(), "another's") {
+				t.Errorf("the client was told %v", err)
+			}
+		})
+	}
+}
+
+func TestServerOptionsAreNeeded(t *testing.T) {
+	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	xds.NewServer(xds.Options{}).Register(g)
+	lis := bufconn.Listen(1 << 20)
+	go g.Serve(lis)
+	t.Cleanup(g.Stop)
+	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	c := connect(t, conn, "web")
+	if _, err := c.Recv(); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "ServerOptions") {
+		t.Errorf("the client was told %v", err)
 	}
 }

@@ -13,28 +13,44 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 )
 
-// stream is one ADS stream: a session, its place in the server, and its wires.
+// stream is one ADS stream: a session, its place in the server, and its wires. It has one goroutine, which
+// receives; another one sends while there is something to send, and no longer: of ten thousand streams
+// most have nothing to say, and a goroutine that waits keeps its stack.
 type stream struct {
 	server *Server
 	node   string
 	since  time.Time
-	cancel context.CancelCauseFunc
+	wire   grpc.ServerStream
+	ctx    context.Context         // the stream's; RecvMsg and SendMsg return when it ends
+	cancel context.CancelCauseFunc // ends it
 
 	mu      sync.Mutex // guards the following
 	session *session
-	view    *View // the node's, changed together with what it makes due; nil while there is none
-	urgent  bool  // the client waits for an answer: don't coalesce
-	ended   bool  // nothing of it may enter the server's index any more
+	view    *View       // the node's, changed together with what it makes due; nil while there is none
+	urgent  bool        // the client waits for an answer: don't coalesce
+	ended   bool        // nothing of it may enter the server's index any more, and nobody begins to send
+	sending bool        // somebody sends
+	poked   bool        // there may be more to send than who sends has seen
+	later   *time.Timer // for what is due later; nil: none was yet
 
-	wake chan struct{} // capacity 1
+	last  time.Time      // when something was sent; for who sends
+	sends sync.WaitGroup // done when nobody sends
 }
 
+// poke has what is due sent.
 func (st *stream) poke() {
-	select {
-	case st.wake <- struct{}{}:
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case st.ended:
+	case st.sending:
+		st.poked = true
 	default:
+		st.sending = true
+		st.sends.Go(st.send)
 	}
 }
 
@@ -91,13 +107,47 @@ func (st *stream) settled(key Key, version string) bool {
 
 var errEnded = errors.New("stream ended")
 
+// ServerOptions are what a gRPC server needs to serve ADS; its other services don't notice them.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ForceServerCodecV2(Codec()), grpc.InTapHandle(endable)}
+}
+
+// endKey is of the function in a stream's context that ends it.
+type endKey struct{}
+
+// endable lets a stream be ended from outside while its handler waits for a message: gRPC itself ends that
+// wait only together with the client or the connection.
+func endable(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if info.FullMethodName != deltaMethod {
+		return ctx, nil
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	return reasoned{context.WithValue(ctx, endKey{}, end)}, nil
+}
+
+// reasoned says with Err why it ended: gRPC tells the client that when it gives up waiting for a message.
+type reasoned struct{ context.Context }
+
+// Err implements [context.Context].
+func (c reasoned) Err() error {
+	if c.Context.Err() == nil {
+		return nil
+	}
+	return context.Cause(c.Context)
+}
+
 // serve runs one stream until either side ends it.
 func (s *Server) serve(gs grpc.ServerStream) error {
+	ctx := gs.Context()
+	cancel, ok := ctx.Value(endKey{}).(context.CancelCauseFunc)
+	if !ok {
+		return status.Error(codes.Internal, "the gRPC server was made without xds.ServerOptions")
+	}
 	first := &discoveryv3.DeltaDiscoveryRequest{}
 	if err := gs.RecvMsg(first); err != nil {
 		return err
 	}
-	key, err := s.opts.Open(gs.Context(), first.GetNode())
+	key, err := s.opts.Open(ctx, first.GetNode())
 	if _, worded := status.FromError(err); err != nil && !worded {
 		err = status.Error(codes.PermissionDenied, err.Error())
 	}
@@ -107,9 +157,7 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 	if err := gs.SendHeader(metadata.MD{}); err != nil { // see Client.Admitted
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(gs.Context())
-	defer cancel(errEnded)
-	st := &stream{server: s, node: key, since: time.Now(), cancel: cancel, session: newSession(s.opts.Linger), wake: make(chan struct{}, 1)}
+	st := &stream{server: s, node: key, since: time.Now(), wire: gs, ctx: ctx, cancel: cancel, session: newSession(s.opts.Linger)}
 	s.mu.Lock()
 	if s.streams[key] == nil {
 		s.streams[key] = map[*stream]struct{}{}
@@ -117,22 +165,26 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 	s.streams[key][st] = struct{}{}
 	st.view = s.views[key]
 	s.mu.Unlock()
-	defer s.leave(st)
 
-	go func() { cancel(st.receive(gs, first)) }()
-	err = st.send(ctx, gs)
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
+	// Whoever let the stream in ends a context of its own.
+	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	defer stop()
+	cancel(st.receive(first))
+	s.leave(st)
+	err = context.Cause(ctx)
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
 	return status.Error(codes.Unavailable, err.Error())
 }
 
+// leave takes out of the server what a stream has there, once nobody sends on it any more.
 func (s *Server) leave(st *stream) {
 	st.mu.Lock()
 	st.ended = true
+	if st.later != nil {
+		st.later.Stop()
+	}
 	var asked []Key
 	for t, sub := range st.session.subs {
 		for name := range sub.names.all() {
@@ -140,6 +192,7 @@ func (s *Server) leave(st *stream) {
 		}
 	}
 	st.mu.Unlock()
+	st.sends.Wait()
 
 	s.mu.Lock()
 	for _, k := range asked {
@@ -164,13 +217,13 @@ func (s *Server) unindex(k Key, st *stream) {
 	}
 }
 
-func (st *stream) receive(gs grpc.ServerStream, req *discoveryv3.DeltaDiscoveryRequest) error {
+func (st *stream) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
 	for {
 		if err := st.handle(req); err != nil {
 			return err
 		}
 		req = &discoveryv3.DeltaDiscoveryRequest{}
-		if err := gs.RecvMsg(req); err != nil {
+		if err := st.wire.RecvMsg(req); err != nil {
 			return err
 		}
 	}
@@ -266,44 +319,59 @@ func (st *stream) report(t Type, out *outcome) {
 	}
 }
 
-// send is the only goroutine that writes to the stream.
-func (st *stream) send(ctx context.Context, gs grpc.ServerStream) error {
-	var last time.Time
-	var later <-chan time.Time // nil: nothing is due later
+// send sends what is due, and ends when nothing is; nobody else writes to the stream meanwhile.
+func (st *stream) send() {
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-st.wake:
-		case <-later:
-		}
 		st.mu.Lock()
 		urgent := st.urgent
-		st.urgent = false
+		st.urgent, st.poked = false, false
 		st.mu.Unlock()
-		if pause := Coalesce - time.Since(last); !urgent && pause > 0 {
+		if pause := Coalesce - time.Since(st.last); !urgent && pause > 0 {
 			timer := time.NewTimer(pause)
 			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return ctx.Err()
+			case <-st.ctx.Done():
 			case <-timer.C:
 			}
+			timer.Stop()
 		}
 		for {
+			if st.ctx.Err() != nil {
+				st.rest(time.Time{})
+				return
+			}
 			r, at := st.pending(time.Now())
 			if r == nil {
-				if later = nil; !at.IsZero() {
-					later = time.After(time.Until(at))
+				if st.rest(at) {
+					return
 				}
 				break
 			}
-			if err := gs.SendMsg(r); err != nil {
-				return fmt.Errorf("send %s: %w", r.typ.Short(), err)
+			if err := st.wire.SendMsg(r); err != nil {
+				st.cancel(fmt.Errorf("send %s: %w", r.typ.Short(), err))
+				continue
 			}
-			last = time.Now()
+			st.last = time.Now()
 		}
 	}
+}
+
+// rest notes that nobody sends any more, until at if that is not zero, and reports whether it is so: not
+// when more has come up meanwhile.
+func (st *stream) rest(at time.Time) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.poked && st.ctx.Err() == nil {
+		return false
+	}
+	st.sending = false
+	switch {
+	case st.ended || at.IsZero():
+	case st.later == nil:
+		st.later = time.AfterFunc(time.Until(at), st.poke)
+	default:
+		st.later.Reset(time.Until(at))
+	}
+	return true
 }
 
 // pending is what to send now or, while that is nothing, when to look again: of the same moment, since

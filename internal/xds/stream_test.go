@@ -19,7 +19,7 @@ func TestNothingComesDueUnseen(t *testing.T) {
 	}
 	s.Update(Update{Views: map[string]*View{"n": {Own: map[Type]map[string]*Resource{ClusterType: {"a": res}}}}})
 	_, cancel := context.WithCancelCause(t.Context())
-	st := &stream{server: s, node: "n", cancel: cancel, session: newSession(linger), wake: make(chan struct{}, 1), view: s.View("n")}
+	st := &stream{server: s, node: "n", cancel: cancel, session: newSession(linger), sending: true, view: s.View("n")}
 	s.streams["n"] = map[*stream]struct{}{st: {}}
 	if err := st.handle(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: string(ClusterType)}); err != nil {
 		t.Fatal(err)

@@ -187,7 +187,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err := os.Chmod(r.opts.Socket, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("relay: %w", err), lis.Close())
 	}
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	g := grpc.NewServer(xds.ServerOptions()...)
 	r.server.Register(g)
 
 	var wg sync.WaitGroup

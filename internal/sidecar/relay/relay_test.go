@@ -54,7 +54,7 @@ func (w *world) serve() (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
+	g := grpc.NewServer(xds.ServerOptions()...)
 	w.server.Register(g)
 	done := make(chan struct{})
 	go func() { defer close(done); g.Serve(lis) }()
