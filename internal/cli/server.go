@@ -5,36 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/crossfade-mesh/crossfade/internal/server"
 )
-
-// gcPercent is how much garbage a server lets come together, in percent of what it holds. That is
-// mostly registry and streams, which stay: room for more garbage would be memory that buys little.
-const gcPercent = 40
-
-// startPercent is the same for startTime, in which the registry is read and a fleet comes back: each
-// collection then marks once more what only grows, and takes processors from those who wait.
-const (
-	startPercent = 150
-	startTime    = time.Minute
-)
-
-// mindGarbage sets both, unless the user has.
-func mindGarbage() {
-	if os.Getenv("GOGC") != "" {
-		return
-	}
-	debug.SetGCPercent(startPercent)
-	time.AfterFunc(startTime, func() {
-		debug.SetGCPercent(gcPercent)
-		debug.FreeOSMemory()
-	})
-}
 
 func newServer(s streams) *cobra.Command {
 	var o server.Options
@@ -146,7 +122,9 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			return err
 		}
 		o.Version = Version
-		mindGarbage()
+		if os.Getenv("GOGC") == "" {
+			defer mindGarbage()()
+		}
 		srv, err := startServer(cmd.Context(), o)
 		if err != nil || srv == nil {
 			return err
