@@ -10,7 +10,7 @@ import (
 // stays. Each collection marks all of that once more: while a fleet comes back, or an entry that touches everyone is
 // carried out, room for garbage saves processors from those who wait; at other times it is memory for nothing.
 const (
-	mostGarbage  = 150 // at the start, too: what is held only grows then
+	mostGarbage  = 100 // at the start, too: what is held only grows then
 	leastGarbage = 20
 )
 

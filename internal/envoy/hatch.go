@@ -97,7 +97,7 @@ func (b *builder) customOutboundListener(u proxy.Upstream) *listenerv3.Listener 
 	out := &listenerv3.Listener{}
 	if !b.hatch(u.ListenerName, config.ListenerHatch, u.ListenerJSON, out, func() {
 		out.Name, out.TrafficDirection = u.ListenerName, corev3.TrafficDirection_OUTBOUND
-		out.Address = cmp.Or(out.Address, upstreamAddress(u))
+		out.Address = cmp.Or(out.Address, UpstreamAddress(u))
 	}) {
 		return nil
 	}

@@ -129,7 +129,7 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	}
 	l := &listenerv3.Listener{
 		Name:             u.ListenerName,
-		Address:          upstreamAddress(u),
+		Address:          UpstreamAddress(u),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
 		FilterChains:     []*listenerv3.FilterChain{{Name: u.Name, Filters: []*listenerv3.Filter{filter}}},
 	}
@@ -139,7 +139,8 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 	return b.listener(l, u.ExactBalance)
 }
 
-func upstreamAddress(u proxy.Upstream) *corev3.Address {
+// UpstreamAddress is where the listener of an upstream listens.
+func UpstreamAddress(u proxy.Upstream) *corev3.Address {
 	if u.SocketPath != "" {
 		return pipeAddress(u.SocketPath, u.SocketMode)
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/crossfade-mesh/crossfade/api"
-	"github.com/crossfade-mesh/crossfade/internal/config"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
@@ -41,7 +40,7 @@ type concern struct {
 
 // note enters a sidecar that was built anew, if changed entries may be why. shared is
 // what changed of the endpoints.
-func (c *change) note(key string, n node, old, made *sidecar, changed []config.Key, shared map[xds.Key]*xds.Resource) {
+func (c *change) note(key string, n node, old, made *sidecar, changed map[entryKey]struct{}, shared map[xds.Key]*xds.Resource) {
 	if n.observer || old == nil || made == nil || !old.readsAny(changed) && !made.readsAny(changed) {
 		return
 	}

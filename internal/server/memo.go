@@ -3,11 +3,17 @@ package server
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"math"
 	"reflect"
 	"runtime"
 	"sync"
 	"weak"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
@@ -15,59 +21,89 @@ import (
 )
 
 // memo keeps resources by what they are made of, so that what many sidecars are told alike is
-// made, encoded and held once. What nobody holds any more is let go. Safe for concurrent use.
+// made, encoded and held once: whole resources, and of listeners all but where they listen, in which those of
+// a service's callers, and of its instances, differ. What nobody holds any more is let go. Safe for concurrent use.
 type memo struct {
-	mu   sync.Mutex
-	made map[fingerprint]weak.Pointer[xds.Resource]
-	bufs sync.Pool // of *[]byte, for what fingerprints are of
+	whole kept[xds.Resource]
+	rests kept[xds.Rest]
+	bufs  sync.Pool // of *[]byte, for what fingerprints are of
 }
 
 // fingerprint is of a value with all that it refers to: equal for equal values, and for no others.
 type fingerprint [16]byte
 
-func newMemo() *memo { return &memo{made: map[fingerprint]weak.Pointer[xds.Resource]{}} }
+func newMemo() *memo { return &memo{} }
 
-func (m *memo) get(of fingerprint) *xds.Resource {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.made[of].Value()
+// kept is a map that holds nothing.
+type kept[T any] struct {
+	mu   sync.Mutex
+	made map[fingerprint]weak.Pointer[T]
 }
 
-// put keeps a resource, unless there is one already, and returns which one counts.
-func (m *memo) put(of fingerprint, res *xds.Resource) *xds.Resource {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if was := m.made[of].Value(); was != nil {
+func (k *kept[T]) get(of fingerprint) *T {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.made[of].Value()
+}
+
+// put keeps a value, unless there is one already, and returns which one counts.
+func (k *kept[T]) put(of fingerprint, v *T) *T {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if was := k.made[of].Value(); was != nil {
 		return was
 	}
-	m.made[of] = weak.Make(res)
-	runtime.AddCleanup(res, m.drop, of)
-	return res
+	if k.made == nil {
+		k.made = map[fingerprint]weak.Pointer[T]{}
+	}
+	k.made[of] = weak.Make(v)
+	runtime.AddCleanup(v, k.drop, of)
+	return v
 }
 
-func (m *memo) drop(of fingerprint) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.made[of].Value() == nil {
-		delete(m.made, of)
+func (k *kept[T]) drop(of fingerprint) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.made[of].Value() == nil {
+		delete(k.made, of)
 	}
 }
 
 // recall fills out with the resources of a proxy that are there already, and remembers under
 // which fingerprints the others are to be put.
 type recall struct {
-	memo *memo
-	out  map[xds.Type]map[string]*xds.Resource
-	keys map[xds.Key]fingerprint
-	buf  []byte
+	memo  *memo
+	out   map[xds.Type]map[string]*xds.Resource
+	keys  map[xds.Key]fingerprint
+	rests map[string]fingerprint // by listener name: what it has in common with others
+	buf   []byte
+	err   error
+}
+
+func (m *memo) recall() *recall {
+	buf, _ := m.bufs.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	return &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}, rests: map[string]fingerprint{}, buf: *buf}
+}
+
+func (r *recall) done() { r.memo.bufs.Put(&r.buf) }
+
+// fingerprint is of what buf has.
+func (r *recall) fingerprint() (of fingerprint) {
+	sum := sha256.Sum256(r.buf)
+	return fingerprint(sum[:len(of)])
 }
 
 // has implements [envoy.BuildRest]'s question.
 func (r *recall) has(p envoy.Part) bool {
+	if u, ok := p.Of.(proxy.Upstream); ok {
+		return r.hasUpstream(u, p.Normalization)
+	}
 	r.buf = appendValue(r.buf[:0], reflect.ValueOf(p))
-	sum := sha256.Sum256(r.buf)
-	of := fingerprint(sum[:len(fingerprint{})])
-	if res := r.memo.get(of); res != nil {
+	of := r.fingerprint()
+	if res := r.memo.whole.get(of); res != nil {
 		put(r.out, res)
 		return true
 	}
@@ -76,12 +112,60 @@ func (r *recall) has(p envoy.Part) bool {
 		r.keys[xds.Key{Type: xds.ClusterType, Name: part.Name}] = of
 	case proxy.Group:
 		r.keys[xds.Key{Type: xds.ClusterType, Name: part.Name}] = of
-	case proxy.Upstream:
-		r.keys[xds.Key{Type: xds.ListenerType, Name: part.ListenerName}] = of
 	case proxy.Route:
 		r.keys[xds.Key{Type: xds.RouteType, Name: part.Name}] = of
 	}
 	return false
+}
+
+// hasUpstream is has for a listener, which is made here when only the place is new.
+func (r *recall) hasUpstream(u proxy.Upstream, n proxy.Normalization) bool {
+	common := u
+	common.ListenerName, common.SocketPath, common.SocketMode, common.Address, common.Port = "", "", 0, "", 0
+	r.buf = appendValue(r.buf[:0], reflect.ValueOf(envoy.Part{Of: common, Normalization: n}))
+	restOf := r.fingerprint()
+	r.buf = append(r.buf[:0], restOf[:]...)
+	for _, own := range []any{u.ListenerName, u.SocketPath, u.SocketMode, u.Address, u.Port} {
+		r.buf = appendValue(r.buf, reflect.ValueOf(own))
+	}
+	of := r.fingerprint()
+	if res := r.memo.whole.get(of); res != nil {
+		put(r.out, res)
+		return true
+	}
+	r.keys[xds.Key{Type: xds.ListenerType, Name: u.ListenerName}] = of
+	r.rests[u.ListenerName] = restOf
+	if rest := r.memo.rests.get(restOf); rest != nil {
+		r.keepListener(u.ListenerName, envoy.UpstreamAddress(u), rest)
+		return true
+	}
+	return false
+}
+
+// listener takes in a listener that was made after all. It is taken apart.
+func (r *recall) listener(l *listenerv3.Listener) {
+	name, address := l.GetName(), l.GetAddress()
+	l.Name, l.Address = "", nil
+	rest, err := xds.NewRest(l)
+	if err != nil {
+		r.err = errors.Join(r.err, fmt.Errorf("listener %q: %w", name, err))
+		return
+	}
+	of, ok := r.rests[name]
+	if !ok {
+		r.buf = append(r.buf[:0], rest.Bytes()...)
+		of = r.fingerprint()
+	}
+	r.keepListener(name, address, r.memo.rests.put(of, rest))
+}
+
+func (r *recall) keepListener(name string, address *corev3.Address, rest *xds.Rest) {
+	res, err := xds.NewResourceOf(xds.ListenerType, name, &listenerv3.Listener{Name: name, Address: address}, rest)
+	if err != nil {
+		r.err = errors.Join(r.err, err)
+		return
+	}
+	r.keep(res)
 }
 
 // keep takes in a resource that was made after all. What was not asked about, as it is made of the
@@ -90,10 +174,9 @@ func (r *recall) keep(res *xds.Resource) {
 	of, ok := r.keys[xds.Key{Type: res.Type, Name: res.Name}]
 	if !ok {
 		r.buf = append(append(append(append(append(r.buf[:0], res.Type...), 0), res.Name...), 0), res.Version...)
-		sum := sha256.Sum256(r.buf)
-		of = fingerprint(sum[:len(of)])
+		of = r.fingerprint()
 	}
-	put(r.out, r.memo.put(of, res))
+	put(r.out, r.memo.whole.put(of, res))
 }
 
 func put(out map[xds.Type]map[string]*xds.Resource, res *xds.Resource) {
@@ -160,4 +243,39 @@ func appendValue(b []byte, v reflect.Value) []byte {
 		return append(binary.AppendUvarint(b, uint64(v.Len())), sum[:]...)
 	}
 	panic("a value that has no fingerprint: " + v.Type().String())
+}
+
+// encode makes wire resources of a sidecar's Envoy resources. Beside them stands
+// what could not be read of what somebody wrote in Envoy's own words.
+func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
+	r := m.recall()
+	defer r.done()
+	made, err := envoy.BuildRest(p, r.has)
+	if err != nil {
+		return nil, nil, err
+	}
+	add := func(t xds.Type, name string, m proto.Message) {
+		res, err := xds.NewResource(t, name, m)
+		if err != nil {
+			r.err = errors.Join(r.err, err)
+			return
+		}
+		r.keep(res)
+	}
+	for _, c := range made.Clusters {
+		add(xds.ClusterType, c.GetName(), c)
+	}
+	for _, l := range made.Listeners {
+		r.listener(l)
+	}
+	for _, rt := range made.Routes {
+		add(xds.RouteType, rt.GetName(), rt)
+	}
+	for _, e := range made.Extensions {
+		add(xds.ExtensionType, e.GetName(), e)
+	}
+	for _, rt := range made.Runtimes {
+		add(xds.RuntimeType, rt.GetName(), rt)
+	}
+	return r.out, made.Problems, r.err
 }

@@ -5,10 +5,12 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
 
@@ -26,7 +28,7 @@ func TestMemoMakesNoDifference(t *testing.T) {
 		t.Fatal(files, err)
 	}
 	shared := newMemo()
-	given := 0
+	remembered := 0
 	var held []map[xds.Type]map[string]*xds.Resource // so that nothing is let go
 	for range 2 {
 		for _, file := range files {
@@ -34,13 +36,7 @@ func TestMemoMakesNoDifference(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var input []txtar.File
-			for _, f := range txtar.Parse(data).Files {
-				if !strings.HasPrefix(f.Name, "want/") {
-					input = append(input, f)
-				}
-			}
-			s := meshtest.Parse(t, input)
+			s := meshtest.Parse(t, given(data))
 			for seed := range uint64(8) {
 				entries := s.Config
 				if seed > 0 {
@@ -48,40 +44,101 @@ func TestMemoMakesNoDifference(t *testing.T) {
 				}
 				for _, in := range s.Sidecars {
 					p, _ := proxy.Build(proxy.Input{Instance: in, Config: entries, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain, DefaultAllow: s.DefaultAllow})
-					want, n := madeAlone(t, p)
-					got, _, err := shared.encode(p)
-					if err != nil {
-						t.Fatal(err)
-					}
-					held = append(held, got)
-					for typ, byName := range got {
-						for name, res := range byName {
-							if want[xds.Key{Type: typ, Name: name}] != res.Version {
-								t.Errorf("%s: %s: %s %q is not what is made for it alone", filepath.Base(file), in.Service.ID, typ.Short(), name)
+					for _, p := range []*proxy.Proxy{p, elsewhere(p)} {
+						want, n := madeAlone(t, p)
+						got, _, err := shared.encode(p)
+						if err != nil {
+							t.Fatal(err)
+						}
+						held = append(held, got)
+						for typ, byName := range got {
+							for name, res := range byName {
+								if want[xds.Key{Type: typ, Name: name}] != res.Version {
+									t.Errorf("%s: %s: %s %q is not what is made for it alone", filepath.Base(file), in.Service.ID, typ.Short(), name)
+								}
+								n--
 							}
-							n--
 						}
-					}
-					if n != 0 {
-						t.Errorf("%s: %s: %d resources are missing", filepath.Base(file), in.Service.ID, n)
-					}
-					r := &recall{memo: shared, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}}
-					if _, err := envoy.BuildRest(p, func(p envoy.Part) bool {
-						if r.has(p) {
-							given++
+						if n != 0 {
+							t.Errorf("%s: %s: %d resources are missing", filepath.Base(file), in.Service.ID, n)
 						}
-						return false
-					}); err != nil {
-						t.Fatal(err)
+						r := shared.recall()
+						if _, err := envoy.BuildRest(p, func(p envoy.Part) bool {
+							if r.has(p) {
+								remembered++
+							}
+							return false
+						}); err != nil {
+							t.Fatal(err)
+						}
 					}
 				}
 			}
 		}
 	}
-	if given == 0 {
+	if remembered == 0 {
 		t.Error("nothing was remembered")
 	}
 	runtime.KeepAlive(held)
+}
+
+// given are the files of a scenario without what it wants.
+func given(data []byte) (out []txtar.File) {
+	for _, f := range txtar.Parse(data).Files {
+		if !strings.HasPrefix(f.Name, "want/") {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// elsewhere is the same proxy with its upstreams on other ports, and no socket.
+func elsewhere(p *proxy.Proxy) *proxy.Proxy {
+	out := *p
+	out.Upstreams = slices.Clone(p.Upstreams)
+	for i := range out.Upstreams {
+		u := &out.Upstreams[i]
+		u.SocketPath, u.SocketMode, u.Address, u.Port = "", 0, "127.0.0.9", u.Port+1
+		u.ListenerName += ":elsewhere"
+	}
+	return &out
+}
+
+// Callers of a service that listen for it on different ports, and instances of one, hold most of their listeners once.
+func TestMemoSharesRests(t *testing.T) {
+	data, err := os.ReadFile("../envoy/testdata/http_caller.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := meshtest.Parse(t, given(data))
+	p, _ := proxy.Build(proxy.Input{Instance: s.Sidecars[0], Config: s.Config, Datacenter: meshtest.Datacenter, TrustDomain: meshtest.TrustDomain})
+	m := newMemo()
+	one, _, err := m.encode(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rests := len(m.rests.made)
+	asked, built := elsewhere(p), 0
+	r := m.recall()
+	made, err := envoy.BuildRest(asked, r.has)
+	if err != nil || r.err != nil {
+		t.Fatal(err, r.err)
+	}
+	for _, l := range made.Listeners {
+		if l.GetTrafficDirection() == corev3.TrafficDirection_OUTBOUND {
+			built++
+		}
+	}
+	asked.Inbound.ListenerName += ":elsewhere"
+	asked.Inbound.Port++
+	other, _, err := m.encode(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if built > 0 || len(m.rests.made) != rests || rests == 0 {
+		t.Errorf("%d listeners built again, and %d rests instead of %d", built, len(m.rests.made), rests)
+	}
+	runtime.KeepAlive([]any{one, other})
 }
 
 func madeAlone(t *testing.T, p *proxy.Proxy) (map[xds.Key]string, int) {
@@ -162,16 +219,16 @@ func TestMemoLetsGo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m.put(fingerprint{1}, res) != res || m.get(fingerprint{1}) != res {
+		if m.whole.put(fingerprint{1}, res) != res || m.whole.get(fingerprint{1}) != res {
 			t.Fatal("what was put is not there")
 		}
 		runtime.KeepAlive(res)
 	}()
 	meshtest.Eventually(t, "let go", func() error {
 		runtime.GC()
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if len(m.made) > 0 {
+		m.whole.mu.Lock()
+		defer m.whole.mu.Unlock()
+		if len(m.whole.made) > 0 {
 			return os.ErrExist
 		}
 		return nil

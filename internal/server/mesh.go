@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"slices"
@@ -12,12 +13,10 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/crossfade-mesh/crossfade/internal/access"
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/config"
-	"github.com/crossfade-mesh/crossfade/internal/envoy"
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 	"github.com/crossfade-mesh/crossfade/internal/routing"
 	"github.com/crossfade-mesh/crossfade/internal/telemetry"
@@ -98,8 +97,8 @@ type node struct {
 
 // sidecar is what was made for one connected node.
 type sidecar struct {
-	service *catalog.Service     // the registration it was made from
-	reads   []config.Key         // sorted
+	service *catalog.Service // the registration it was made from
+	reads   []entryKey
 	calls   []proxy.EndpointsRef // endpoints that it needs
 	own     map[xds.Type]map[string]*xds.Resource
 	secrets map[string]*xds.Resource // nil for a relayed one
@@ -308,7 +307,7 @@ func (m *mesh) run(ctx context.Context) {
 	}
 }
 
-func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, cuts []*cut, changed []config.Key, appeared, moved []string, now time.Time) bool {
+func (m *mesh) stale(s *sidecar, n node, snap *catalog.Snapshot, cuts []*cut, changed map[entryKey]struct{}, appeared, moved []string, now time.Time) bool {
 	in, ok := snap.Proxy(n.id, n.name)
 	if !ok {
 		return false // not registered yet, or no longer: then it keeps what it has while it drains
@@ -337,10 +336,24 @@ func movedServices(before, now *catalog.Snapshot, names []string) (out []string)
 	return out
 }
 
-func (s *sidecar) readsAny(keys []config.Key) bool {
-	return slices.ContainsFunc(keys, func(k config.Key) bool {
-		_, reads := slices.BinarySearchFunc(s.reads, k, config.Key.Compare)
-		return reads
+// entryKey stands for an entry in few bytes, which the collector need not look at: a sidecar reads some
+// fifty entries. That two have one is as unlikely as harmless: a sidecar would be looked at in vain.
+type entryKey uint64
+
+var entrySeed = maphash.MakeSeed()
+
+func entryKeys(keys []config.Key) []entryKey {
+	out := make([]entryKey, len(keys))
+	for i, k := range keys {
+		out[i] = entryKey(maphash.Comparable(entrySeed, k))
+	}
+	return out
+}
+
+func (s *sidecar) readsAny(changed map[entryKey]struct{}) bool {
+	return len(changed) > 0 && slices.ContainsFunc(s.reads, func(k entryKey) bool {
+		_, has := changed[k]
+		return has
 	})
 }
 
@@ -367,7 +380,7 @@ func (m *mesh) build(key string, n node, snap *catalog.Snapshot, entries *config
 		return
 	}
 	spares := m.spare(n, input, &made)
-	next := &sidecar{service: in.Service, cuts: input.Cuts, sources: p.Sources, reads: slices.Clone(p.Reads), own: made.own, shared: map[string]struct{}{}}
+	next := &sidecar{service: in.Service, cuts: input.Cuts, sources: p.Sources, reads: entryKeys(p.Reads), own: made.own, shared: map[string]struct{}{}}
 	for _, u := range p.Upstreams {
 		if u.Unknown {
 			next.unknown = append(next.unknown, u.Target.Service)
@@ -451,49 +464,6 @@ func (m *mesh) forget(key string, update xds.Update) {
 	delete(m.crowd.leaving, key)
 	delete(m.sidecars, key)
 	update.Views[key] = nil
-}
-
-// encode makes wire resources of a sidecar's Envoy resources. Beside them stands
-// what could not be read of what somebody wrote in Envoy's own words.
-func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
-	buf, _ := m.bufs.Get().(*[]byte)
-	if buf == nil {
-		buf = new([]byte)
-	}
-	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}, buf: *buf}
-	defer func() {
-		*buf = r.buf
-		m.bufs.Put(buf)
-	}()
-	made, err := envoy.BuildRest(p, r.has)
-	if err != nil {
-		return nil, nil, err
-	}
-	var errs []error
-	add := func(t xds.Type, name string, m proto.Message) {
-		res, err := xds.NewResource(t, name, m)
-		if err != nil {
-			errs = append(errs, err)
-			return
-		}
-		r.keep(res)
-	}
-	for _, c := range made.Clusters {
-		add(xds.ClusterType, c.GetName(), c)
-	}
-	for _, l := range made.Listeners {
-		add(xds.ListenerType, l.GetName(), l)
-	}
-	for _, rt := range made.Routes {
-		add(xds.RouteType, rt.GetName(), rt)
-	}
-	for _, e := range made.Extensions {
-		add(xds.ExtensionType, e.GetName(), e)
-	}
-	for _, rt := range made.Runtimes {
-		add(xds.RuntimeType, rt.GetName(), rt)
-	}
-	return r.out, made.Problems, errors.Join(errs...)
 }
 
 // waitIndex waits until streams are told of a snapshot at least that new.

@@ -33,6 +33,10 @@ func (m *mesh) step(now time.Time, all bool) {
 	changedNames := namesChanged(m.doneNames, names)
 	m.doneNames = names
 	m.chains.forget(changedEntries)
+	changedReads := map[entryKey]struct{}{}
+	for _, k := range entryKeys(changedEntries) {
+		changedReads[k] = struct{}{}
+	}
 	changedServices := catalog.Changed(m.doneCatalog, snap)
 	appeared := m.learn(changedServices, snap)
 	touched := affected(m.doneCatalog, snap, changedServices)
@@ -81,7 +85,7 @@ func (m *mesh) step(now time.Time, all bool) {
 			_, refusal = reconsider[old.of()]
 		}
 		switch {
-		case !refusal && !m.stale(old, n, snap, cuts, changedEntries, appeared, moved, now):
+		case !refusal && !m.stale(old, n, snap, cuts, changedReads, appeared, moved, now):
 		case old == nil:
 			m.crowd.queue(key)
 		default:
@@ -92,7 +96,7 @@ func (m *mesh) step(now time.Time, all bool) {
 	m.welcome(snap, entries, cuts, now, update)
 	m.rearrange(snap, now, update)
 	for key, old := range rebuilt {
-		record.note(key, m.crowd.nodes[key], old, m.sidecars[key], changedEntries, update.Shared)
+		record.note(key, m.crowd.nodes[key], old, m.sidecars[key], changedReads, update.Shared)
 	}
 	for key := range m.crowd.leaving {
 		s := m.sidecars[key]

@@ -34,10 +34,13 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		head = protowire.AppendTag(head, fieldResponseRemoved, protowire.BytesType)
 		head = protowire.AppendString(head, name)
 	}
-	out := make(mem.BufferSlice, 0, 1+len(r.resources))
+	out := make(mem.BufferSlice, 0, 1+2*len(r.resources))
 	out = append(out, mem.SliceBuffer(head))
 	for _, res := range r.resources {
 		out = append(out, mem.SliceBuffer(res.wire))
+		if res.rest != nil {
+			out = append(out, mem.SliceBuffer(res.rest.bytes))
+		}
 	}
 	return out, nil
 }

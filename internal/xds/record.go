@@ -13,6 +13,9 @@ func AppendRecord(b []byte, t Type, list []*Resource) []byte {
 	b = append(b, recordHead(t, list)...)
 	for _, res := range list {
 		b = append(b, res.wire...)
+		if res.rest != nil {
+			b = append(b, res.rest.bytes...)
+		}
 	}
 	return b
 }
@@ -26,6 +29,12 @@ func WriteRecord(w io.Writer, t Type, list []*Resource) error {
 		if _, err := w.Write(res.wire); err != nil {
 			return err
 		}
+		if res.rest == nil {
+			continue
+		}
+		if _, err := w.Write(res.rest.bytes); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -34,7 +43,7 @@ func WriteRecord(w io.Writer, t Type, list []*Resource) error {
 func recordHead(t Type, list []*Resource) []byte {
 	size := protowire.SizeTag(fieldResponseType) + protowire.SizeBytes(len(t))
 	for _, res := range list {
-		size += len(res.wire)
+		size += res.Size()
 	}
 	b := protowire.AppendVarint(nil, uint64(size))
 	b = protowire.AppendTag(b, fieldResponseType, protowire.BytesType)

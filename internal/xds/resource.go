@@ -58,8 +58,9 @@ type Resource struct {
 	Version string
 
 	// wire is the field "resources" of a DeltaDiscoveryResponse: tag, length and
-	// the discovery Resource message.
+	// the discovery Resource message, which rest continues.
 	wire []byte
+	rest *Rest // nil: there is no more
 	// endpoints is the name of the endpoint resource that a cluster has, if it has
 	// one; empty for other types.
 	endpoints string
@@ -88,34 +89,61 @@ const (
 // versionLength is that of a version: the first 8 bytes of a hash, in hexadecimal.
 const versionLength = 16
 
+// Rest is what several resources have in common, in its wire form: all that follows on the fields that are
+// their own. Immutable.
+type Rest struct{ bytes []byte }
+
+// NewRest encodes m, whose fields have higher numbers than those that the resources are to have for themselves.
+func NewRest(m proto.Message) (*Rest, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("%s: encode: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return &Rest{b}, nil
+}
+
+// Bytes are not to be changed.
+func (r *Rest) Bytes() []byte { return r.bytes }
+
 // NewResource encodes and hashes body, once.
 func NewResource(t Type, name string, body proto.Message) (*Resource, error) {
-	options := proto.MarshalOptions{Deterministic: true}
-	size := options.Size(body)
-	options.UseCachedSize = true
+	return NewResourceOf(t, name, body, nil)
+}
 
+// NewResourceOf is [NewResource] of a body of which a part is encoded already: own has the other fields. It is the same as
+// if it had been encoded whole.
+func NewResourceOf(t Type, name string, own proto.Message, rest *Rest) (*Resource, error) {
+	options := proto.MarshalOptions{Deterministic: true}
+	ownSize := options.Size(own)
+	options.UseCachedSize = true
+	size := ownSize
+	if rest != nil {
+		size += len(rest.bytes)
+	}
 	anySize := protowire.SizeTag(fieldAnyType) + protowire.SizeBytes(len(t)) + protowire.SizeTag(fieldAnyValue) + protowire.SizeBytes(size)
 	total := protowire.SizeTag(fieldResourceVersion) + protowire.SizeBytes(versionLength) +
-		protowire.SizeTag(fieldResourceBody) + protowire.SizeBytes(anySize) +
-		protowire.SizeTag(fieldResourceName) + protowire.SizeBytes(len(name))
+		protowire.SizeTag(fieldResourceName) + protowire.SizeBytes(len(name)) +
+		protowire.SizeTag(fieldResourceBody) + protowire.SizeBytes(anySize)
 
-	b := make([]byte, 0, protowire.SizeTag(fieldResponseResources)+protowire.SizeBytes(total))
+	b := make([]byte, 0, protowire.SizeTag(fieldResponseResources)+protowire.SizeBytes(total)-size+ownSize)
 	b = protowire.AppendTag(b, fieldResponseResources, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(total))
 	b = protowire.AppendTag(b, fieldResourceVersion, protowire.BytesType)
 	b = protowire.AppendVarint(b, versionLength)
 	at := len(b)
 	b = append(b, make([]byte, versionLength)...) // filled in below, when the body is there to be hashed
-	b = protowire.AppendTag(b, fieldResourceBody, protowire.BytesType)
+	b = protowire.AppendTag(b, fieldResourceName, protowire.BytesType)
+	b = protowire.AppendString(b, name)
+	b = protowire.AppendTag(b, fieldResourceBody, protowire.BytesType) // last, as rest follows
 	b = protowire.AppendVarint(b, uint64(anySize))
 	b = protowire.AppendTag(b, fieldAnyType, protowire.BytesType)
 	b = protowire.AppendString(b, string(t))
 	b = protowire.AppendTag(b, fieldAnyValue, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(size))
 	begin := len(b)
-	b, err := options.MarshalAppend(b, body)
-	if err == nil && len(b)-begin != size {
-		err = fmt.Errorf("it has %d bytes in place of %d: it was changed meanwhile", len(b)-begin, size)
+	b, err := options.MarshalAppend(b, own)
+	if err == nil && len(b)-begin != ownSize {
+		err = fmt.Errorf("it has %d bytes in place of %d: it was changed meanwhile", len(b)-begin, ownSize)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: encode: %w", t.Short(), name, err)
@@ -124,21 +152,31 @@ func NewResource(t Type, name string, body proto.Message) (*Resource, error) {
 	h.Write([]byte(t))
 	h.Write([]byte{0})
 	h.Write(b[begin:])
-	hex.Encode(b[at:at+versionLength], h.Sum(nil)[:versionLength/2])
-	r := &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength])}
-	if err := r.findEndpoints(b[begin:]); err != nil {
-		return nil, err
+	if rest != nil {
+		h.Write(rest.bytes)
 	}
-	b = protowire.AppendTag(b, fieldResourceName, protowire.BytesType)
-	r.wire = protowire.AppendString(b, name)
+	hex.Encode(b[at:at+versionLength], h.Sum(nil)[:versionLength/2])
+	r := &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength]), wire: b, rest: rest}
+	if t == ClusterType {
+		body, err := r.Body()
+		if err != nil {
+			return nil, err
+		}
+		return r, r.findEndpoints(body)
+	}
 	return r, nil
+}
+
+// whole is wire with what continues it.
+func (r *Resource) whole() []byte {
+	if r.rest == nil {
+		return r.wire
+	}
+	return append(r.wire[:len(r.wire):len(r.wire)], r.rest.bytes...)
 }
 
 // findEndpoints notes which endpoints a cluster has, by its encoded message.
 func (r *Resource) findEndpoints(body []byte) error {
-	if r.Type != ClusterType {
-		return nil
-	}
 	r.endpoints = r.Name
 	err := fields(body, func(num protowire.Number, eds []byte) error {
 		if num != fieldEDS {
@@ -223,7 +261,7 @@ func parseResource(t Type, payload []byte) (*Resource, error) {
 // Body is the encoded resource message itself (a Cluster, a Listener, …).
 func (r *Resource) Body() ([]byte, error) {
 	var body []byte
-	err := fields(r.wire, func(_ protowire.Number, res []byte) error {
+	err := fields(r.whole(), func(_ protowire.Number, res []byte) error {
 		return fields(res, func(num protowire.Number, v []byte) error {
 			if num != fieldResourceBody {
 				return nil
@@ -259,7 +297,7 @@ func (r *Resource) Renamed(name string) (*Resource, error) {
 	inner = protowire.AppendTag(inner, fieldResourceName, protowire.BytesType)
 	inner = protowire.AppendString(inner, name)
 	out := *r
-	out.Name = name
+	out.Name, out.rest = name, nil
 	out.wire = protowire.AppendBytes(protowire.AppendTag(nil, fieldResponseResources, protowire.BytesType), inner)
 	return &out, nil
 }
@@ -272,4 +310,9 @@ const SparePrefix = "revert~"
 func (r *Resource) Endpoints() string { return r.endpoints }
 
 // Size is the number of bytes the resource takes in a response.
-func (r *Resource) Size() int { return len(r.wire) }
+func (r *Resource) Size() int {
+	if r.rest == nil {
+		return len(r.wire)
+	}
+	return len(r.wire) + len(r.rest.bytes)
+}
