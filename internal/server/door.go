@@ -111,10 +111,8 @@ func (d *door) rpcShown(ctx context.Context) (shown, error) {
 		token = strings.Join(md.Get(tokenHeader), "")
 	}
 	var conn *tls.ConnectionState
-	if p, ok := peer.FromContext(ctx); ok {
-		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
-			conn = &info.State
-		}
+	if v := visitorOf(ctx); v.conn != nil {
+		conn = &v.State
 	}
 	s, err := d.look(token, conn)
 	if err != nil {
@@ -145,6 +143,7 @@ func callerOf(ctx context.Context) access.Principal {
 
 // unary lets a gRPC call in, and enters it into the trail.
 func (d *door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	visitorOf(ctx).conn.settled() // it wants no stream, or not first
 	var p access.Principal
 	s, err := d.rpcShown(ctx)
 	if err == nil {
@@ -282,16 +281,19 @@ type passing struct {
 func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	in := &entering{Conn: raw}
 	conn, info, err := c.TransportCredentials.ServerHandshake(in)
-	in.leave()
-	if err != nil {
+	in.place.leave()
+	t, ok := info.(credentials.TLSInfo)
+	if err != nil || !ok {
+		in.settled()
 		return conn, info, err
 	}
-	if t, ok := info.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
+	time.AfterFunc(settleTime, in.settled)
+	if len(t.State.PeerCertificates) > 0 {
 		if left := time.Until(t.State.PeerCertificates[0].NotAfter); left > 0 {
 			conn = &bounded{conn, time.AfterFunc(left, func() { raw.Close() })}
 		}
 	}
-	return conn, info, nil
+	return conn, visitor{t, in}, nil
 }
 
 // Clone implements [credentials.TransportCredentials].

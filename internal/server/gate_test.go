@@ -27,7 +27,8 @@ func TestGate(t *testing.T) {
 		if err := <-opened; err != nil {
 			t.Fatal(err)
 		}
-		first.leave()
+		first.place.leave()
+		first.settled()
 		places := handshakesEach * runtime.GOMAXPROCS(0)
 		conns := make([]*entering, places+2)
 		entered := make(chan error, len(conns))
@@ -48,7 +49,7 @@ func TestGate(t *testing.T) {
 		if len(entered) != places {
 			t.Fatalf("%d are inside of %d places", len(entered), places)
 		}
-		conns[0].leave()
+		conns[0].place.leave()
 		synctest.Wait()
 		if len(entered) != places+1 {
 			t.Errorf("one has gone: %d have entered, want %d", len(entered), places+1)
@@ -61,10 +62,12 @@ func TestGate(t *testing.T) {
 			t.Errorf("one is answered: %d have entered, want all %d", len(entered), places+2)
 		}
 		for _, c := range conns {
-			c.leave()
-			c.leave() // a place is given back once
+			c.place.leave()
+			c.place.leave() // a place is given back once
+			c.settled()
+			c.settled()
 		}
-		if n := len(g.places); n != 0 {
+		if n := len(g.places) + len(g.newcomers); n != 0 {
 			t.Errorf("%d places are taken by nobody", n)
 		}
 		for range conns {
@@ -87,6 +90,50 @@ func TestGate(t *testing.T) {
 		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err != nil || time.Since(began) != catalogWait {
 			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), catalogWait)
 		}
-		conns[0].leave()
+		conns[0].Conn.Close()
+	})
+}
+
+// Who is not served yet takes up one of a number of places; to be served, to hang up, or to want nothing makes room.
+func TestGateBoundsNewcomers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		catalog := make(chan struct{})
+		close(catalog)
+		g := newGate(catalog)
+		enter := func() (*entering, chan error) {
+			here, there := net.Pipe()
+			t.Cleanup(func() { there.Close() })
+			c, done := &entering{Conn: here}, make(chan error, 1)
+			go func() {
+				_, err := g.enter(&tls.ClientHelloInfo{Conn: c})
+				c.place.leave() // it has shaken hands
+				done <- err
+			}()
+			synctest.Wait()
+			return c, done
+		}
+		var in []*entering
+		for range cap(g.newcomers) {
+			c, done := enter()
+			if len(done) != 1 {
+				t.Fatalf("%d are newcomers, and no more are let in", len(in))
+			}
+			in = append(in, c)
+		}
+		for name, makeRoom := range map[string]func(*entering){"served": (*entering).settled, "gone": func(c *entering) { c.Close() }} {
+			c, done := enter()
+			if len(done) != 0 {
+				t.Fatalf("%d are newcomers, and one more", cap(g.newcomers))
+			}
+			makeRoom(in[0])
+			synctest.Wait()
+			if len(done) != 1 {
+				t.Errorf("one is %s, and nobody is let in", name)
+			}
+			in = append(in[1:], c)
+		}
+		if n := len(g.newcomers); n != cap(g.newcomers) {
+			t.Errorf("%d places are taken, want %d", n, cap(g.newcomers))
+		}
 	})
 }

@@ -93,6 +93,7 @@ type node struct {
 	// it is told about; empty for people, and in development mode.
 	service string
 	streams int
+	conn    *entering // by which the last of them came; nil without TLS
 }
 
 // sidecar is what was made for one connected node.
@@ -231,7 +232,7 @@ func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 			m.log.Info("sidecar connected that is not registered, it is served as soon as it is", "sidecar", in.id, "node", in.name)
 		}
 	}
-	in.streams = m.connected[key].streams + 1
+	in.streams, in.conn = m.connected[key].streams+1, visitorOf(ctx).conn
 	m.enterLocked(key, in)
 	return key, nil
 }

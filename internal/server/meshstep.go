@@ -93,7 +93,7 @@ func (m *mesh) step(now time.Time, all bool) {
 			rebuilt[key] = old
 		}
 	}
-	m.welcome(snap, entries, cuts, now, update)
+	served := m.welcome(snap, entries, cuts, now, update)
 	m.rearrange(snap, now, update)
 	for key, old := range rebuilt {
 		record.note(key, m.crowd.nodes[key], old, m.sidecars[key], changedReads, update.Shared)
@@ -112,6 +112,14 @@ func (m *mesh) step(now time.Time, all bool) {
 	}
 	m.doneCatalog, m.doneEntries = snap, entries
 	m.xds.Update(update)
+	for key, n := range connected {
+		if _, waits := m.crowd.queued[key]; !waits {
+			n.conn.settled()
+		}
+	}
+	for _, n := range served {
+		n.conn.settled()
+	}
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,23 +133,25 @@ func (m *mesh) step(now time.Time, all bool) {
 	}
 }
 
-// welcome builds for newcomers, for a while; the others have their turn in the next step, after
+// welcome builds for newcomers, for a while, and returns them; the others have their turn in the next step, after
 // what has changed by then.
-func (m *mesh) welcome(snap *catalog.Snapshot, entries *config.Set, cuts []*cut, now time.Time, update xds.Update) {
+func (m *mesh) welcome(snap *catalog.Snapshot, entries *config.Set, cuts []*cut, now time.Time, update xds.Update) (served []node) {
 	began := time.Now()
 	for i, key := range m.crowd.newcomers {
 		if i >= welcomeAtLeast && time.Since(began) > welcomeFor {
 			m.crowd.newcomers = slices.Clone(m.crowd.newcomers[i:])
 			m.poke()
-			return
+			return served
 		}
 		delete(m.crowd.queued, key)
 		n, here := m.crowd.nodes[key]
+		served = append(served, n)
 		if in, ok := snap.Proxy(n.id, n.name); here && m.sidecars[key] == nil && ok && n.mayBe(in) == nil {
 			m.build(key, n, snap, entries, cuts, now, update)
 		}
 	}
 	m.crowd.newcomers = nil
+	return served
 }
 
 // learn notes which services exist and returns those that never did before. One
