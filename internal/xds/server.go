@@ -108,18 +108,8 @@ func (s *Server) Update(u Update) {
 	s.updates.Lock()
 	defer s.updates.Unlock()
 	s.mu.Lock()
-	touched := map[*stream][]Key{}
+	touched := map[*stream][]Key{} // of those whose view changes
 	views := map[*stream]*View{}
-	for key, res := range u.Shared {
-		if res == nil {
-			delete(s.shared, key)
-		} else {
-			s.shared[key] = res
-		}
-		for st := range s.index[key] {
-			touched[st] = append(touched[st], key)
-		}
-	}
 	renewed := map[*stream]struct{}{}
 	for node, view := range u.Views {
 		old := s.views[node]
@@ -143,6 +133,27 @@ func (s *Server) Update(u Update) {
 			touched[st] = append(touched[st], Changes(old, view)...)
 		}
 	}
+	type asked struct {
+		key     Key
+		streams []*stream
+	}
+	var shared []asked
+	for key, res := range u.Shared {
+		if res == nil {
+			delete(s.shared, key)
+		} else {
+			s.shared[key] = res
+		}
+		of := asked{key, make([]*stream, 0, len(s.index[key]))}
+		for st := range s.index[key] {
+			if _, renewed := views[st]; renewed {
+				touched[st] = append(touched[st], key)
+			} else {
+				of.streams = append(of.streams, st)
+			}
+		}
+		shared = append(shared, of)
+	}
 	s.mu.Unlock()
 
 	for st, view := range views {
@@ -154,29 +165,19 @@ func (s *Server) Update(u Update) {
 			st.learnHeld()
 			cares = true
 		}
-		cares = st.mark(touched[st]) || cares || view != nil && view.Growing
-		st.mu.Unlock()
-		if cares {
-			st.poke()
+		for _, k := range touched[st] {
+			cares = st.session.mark(k.Type, k.Name) || cares
 		}
-		delete(touched, st)
-	}
-	for st, keys := range touched {
-		st.mu.Lock()
-		cares := st.mark(keys)
+		st.poke(cares || view != nil && view.Growing)
 		st.mu.Unlock()
-		if cares {
-			st.poke()
+	}
+	for _, of := range shared {
+		for _, st := range of.streams {
+			st.mu.Lock()
+			st.poke(st.session.mark(of.key.Type, of.key.Name))
+			st.mu.Unlock()
 		}
 	}
-}
-
-// mark makes resources due that the client asked for, and reports whether it did.
-func (st *stream) mark(keys []Key) (cares bool) {
-	for _, k := range keys {
-		cares = st.session.mark(k.Type, k.Name) || cares
-	}
-	return cares
 }
 
 // complete is the view with a map, if an empty one, for each wildcard type.
@@ -279,8 +280,8 @@ func (s *Server) Resend(node string, keys []Key) {
 			st.session.resend(t, of, st)
 		}
 		st.urgent = true
+		st.poke(true)
 		st.mu.Unlock()
-		st.poke()
 	}
 }
 

@@ -1,7 +1,7 @@
 package xds
 
 import (
-	"maps"
+	"iter"
 	"slices"
 	"strconv"
 	"time"
@@ -52,12 +52,22 @@ type subscription struct {
 
 // flight is a response on its way.
 type flight struct {
-	nonce    string
-	sent     time.Time
-	versions map[string]string
-	removed  []string
-	members  []*Resource
-	instead  map[string]Refusal // of members that stand for what others refused
+	nonce   string
+	sent    time.Time
+	members []*Resource
+	removed []string
+	instead map[string]Refusal // of members that stand for what others refused
+}
+
+// names are those of the members.
+func (f *flight) names() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, res := range f.members {
+			if !yield(res.Name) {
+				return
+			}
+		}
+	}
 }
 
 // Refusal is a NACK: Envoy's words for one version of one resource.
@@ -69,10 +79,9 @@ type Refusal struct {
 
 // outcome is what a request from the client said about an earlier response.
 type outcome struct {
-	acked   map[string]string // name -> version
+	taken   []*Resource
 	removed []string
 	refused map[string]Refusal // final: refused when sent alone
-	taken   []*Resource        // those of acked
 	retry   bool               // a response with several members was refused; they follow one by one
 	message string             // Envoy's words, if any
 }
@@ -189,19 +198,19 @@ func (sub *subscription) land(r request) *outcome {
 	f := sub.flight
 	sub.flight = nil
 	if !r.nack {
-		for name, v := range f.versions {
-			sub.acked.set(name, v)
-			sub.taken(name, f)
+		for _, res := range f.members {
+			sub.acked.set(res.Name, res.Version)
+			sub.taken(res.Name, f)
 		}
 		for _, name := range f.removed {
 			sub.acked.drop(name)
 			sub.refused.drop(name)
 		}
-		return &outcome{acked: f.versions, taken: f.members, removed: f.removed}
+		return &outcome{taken: f.members, removed: f.removed}
 	}
-	if len(f.versions)+len(f.removed) > 1 {
+	if len(f.members)+len(f.removed) > 1 {
 		// Envoy doesn't name the culprit, and may have dropped good members with it.
-		for _, name := range slices.Sorted(maps.Keys(f.versions)) {
+		for _, name := range slices.Sorted(f.names()) {
 			sub.solo = append(sub.solo, name)
 			sub.force.set(name, struct{}{})
 			sub.dirty.set(name, struct{}{})
@@ -214,9 +223,9 @@ func (sub *subscription) land(r request) *outcome {
 		return &outcome{retry: true, message: r.message}
 	}
 	out := &outcome{refused: map[string]Refusal{}, message: r.message}
-	for name, v := range f.versions {
-		sub.refused.set(name, Refusal{Version: v, Message: r.message})
-		out.refused[name] = sub.refused.get(name)
+	for _, res := range f.members {
+		out.refused[res.Name] = Refusal{Version: res.Version, Message: r.message}
+		sub.refused.set(res.Name, out.refused[res.Name])
 	}
 	return out
 }
@@ -259,7 +268,7 @@ func (s *session) resend(t Type, names []string, src source) {
 		return
 	}
 	if f := sub.flight; f != nil {
-		names = slices.Concat(names, slices.Collect(maps.Keys(f.versions)), f.removed)
+		names = slices.Concat(names, slices.Collect(f.names()), f.removed)
 		sub.flight = nil
 	}
 	for _, name := range names {
@@ -307,6 +316,11 @@ func (s *session) next(src source, now time.Time) *response {
 		}
 	}
 	return nil
+}
+
+// restless reports whether there may be a response to send.
+func (s *session) restless() bool {
+	return slices.ContainsFunc(s.order[:], func(sub *subscription) bool { return sub != nil && sub.flight == nil && sub.due() })
 }
 
 // due reports whether anything may have to be sent.
@@ -424,13 +438,12 @@ const absentVersion = "absent"
 func (s *session) take(sub *subscription, r *response, src source, now time.Time) {
 	s.nonce++
 	r.nonce = strconv.FormatUint(s.nonce, 16)
-	f := &flight{nonce: r.nonce, sent: now, versions: make(map[string]string, len(r.resources)), removed: r.removed, members: r.resources}
+	f := &flight{nonce: r.nonce, sent: now, members: r.resources, removed: r.removed}
 	sub.empty = false
 	for _, res := range r.resources {
 		if r.typ == ClusterType {
 			s.resendEndpoints(res.endpoints)
 		}
-		f.versions[res.Name] = res.Version
 		if now := sub.present(r.typ, res.Name, src); now != nil && now.Version != res.Version {
 			_, refusal := src.instead(now)
 			if f.instead == nil {
@@ -479,7 +492,7 @@ func (s *session) bare(src source) bool {
 		return false
 	}
 	if sub.flight != nil {
-		for name := range sub.flight.versions {
+		for name := range sub.flight.names() {
 			if !sub.acked.has(name) {
 				return true
 			}
@@ -503,7 +516,7 @@ func (s *session) busy(t Type, src source, removals bool) bool {
 	if sub == nil {
 		return false
 	}
-	if f := sub.flight; f != nil && (removals || len(f.versions) > 0) {
+	if f := sub.flight; f != nil && (removals || len(f.members) > 0) {
 		return true
 	}
 	for name := range sub.dirty.all() {

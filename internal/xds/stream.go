@@ -40,12 +40,10 @@ type stream struct {
 	sends sync.WaitGroup // done when nobody sends
 }
 
-// poke has what is due sent.
-func (st *stream) poke() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
+// poke has what is due sent, if anything is. The stream is locked.
+func (st *stream) poke(due bool) {
 	switch {
-	case st.ended:
+	case !due || st.ended:
 	case st.sending:
 		st.poked = true
 	default:
@@ -222,7 +220,6 @@ func (st *stream) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
 		if err := st.handle(req); err != nil {
 			return err
 		}
-		req = &discoveryv3.DeltaDiscoveryRequest{}
 		if err := st.wire.RecvMsg(req); err != nil {
 			return err
 		}
@@ -265,18 +262,9 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if len(added)+len(r.subscribe) > 0 {
 		st.urgent = true
 	}
-	s.mu.Lock()
-	for _, name := range added {
-		k := Key{t, name}
-		if s.index[k] == nil {
-			s.index[k] = map[*stream]struct{}{}
-		}
-		s.index[k][st] = struct{}{}
+	if len(added)+len(dropped) > 0 {
+		s.reindex(st, t, added, dropped)
 	}
-	for _, name := range dropped {
-		s.unindex(Key{t, name}, st)
-	}
-	s.mu.Unlock()
 	st.mu.Unlock()
 	if names > maxNames {
 		return tooMany(t, names)
@@ -295,8 +283,26 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 			s.opts.Settled(st.node, t, Outcome{Acked: r.initial})
 		}
 	}
-	st.poke()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.poke(st.session.restless())
 	return nil
+}
+
+// reindex notes what a stream asks for and what no more. The stream is locked.
+func (s *Server) reindex(st *stream, t Type, added, dropped []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range added {
+		k := Key{t, name}
+		if s.index[k] == nil {
+			s.index[k] = map[*stream]struct{}{}
+		}
+		s.index[k][st] = struct{}{}
+	}
+	for _, name := range dropped {
+		s.unindex(Key{t, name}, st)
+	}
 }
 
 func tooMany(t Type, names int) error {
@@ -314,9 +320,14 @@ func (st *stream) report(t Type, out *outcome) {
 		}
 	}
 	s.announce()
-	if s.opts.Settled != nil && !out.retry {
-		s.opts.Settled(st.node, t, Outcome{Acked: out.acked, Removed: out.removed, Refused: out.refused})
+	if s.opts.Settled == nil || out.retry {
+		return
 	}
+	o := Outcome{Acked: make(map[string]string, len(out.taken)), Removed: out.removed, Refused: out.refused}
+	for _, res := range out.taken {
+		o.Acked[res.Name] = res.Version
+	}
+	s.opts.Settled(st.node, t, o)
 }
 
 // send sends what is due, and ends when nothing is; nobody else writes to the stream meanwhile.
@@ -367,7 +378,11 @@ func (st *stream) rest(at time.Time) bool {
 	switch {
 	case st.ended || at.IsZero():
 	case st.later == nil:
-		st.later = time.AfterFunc(time.Until(at), st.poke)
+		st.later = time.AfterFunc(time.Until(at), func() {
+			st.mu.Lock()
+			defer st.mu.Unlock()
+			st.poke(true)
+		})
 	default:
 		st.later.Reset(time.Until(at))
 	}
