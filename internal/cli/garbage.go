@@ -10,13 +10,15 @@ import (
 // stays. Each collection marks all of that once more: while a fleet comes back, or an entry that touches everyone is
 // carried out, room for garbage saves processors from those who wait; at other times it is memory for nothing.
 const (
-	mostGarbage  = 100 // at the start, too: what is held only grows then
-	leastGarbage = 20
+	// mostGarbage is the room at the start, too, when what is held only grows. More would be memory that does not come
+	// back: what is held then lies scattered over it.
+	mostGarbage  = 100
+	leastGarbage = 40
 )
 
 // lookAtGarbage is how often the room is chosen anew. There is more after two collections within that time, and less
-// after as many looks in a row as calmLooks with one at most: with most room that would be one in four seconds with
-// least, so that it is not taken back and forth.
+// after as many looks in a row as calmLooks with one at most: with least room that would be one in ten seconds or
+// more, so that it is not taken back and forth.
 const (
 	lookAtGarbage = 5 * time.Second
 	calmLooks     = 6

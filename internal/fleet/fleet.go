@@ -52,6 +52,7 @@ type Fleet struct {
 
 	watches sync.Map // of *Watch, by watched
 	loose   sync.WaitGroup
+	server  atomic.Pointer[x509.Certificate] // the server's, verified
 
 	// Counters since the start.
 	bytes, responses, nacks, connects, broken atomic.Int64
@@ -289,7 +290,7 @@ func (n *names) of(b []byte) string {
 
 // backOff is the relay's and its connection's: from 100 ms to 3 s, with jitter.
 func backOff(attempt int) time.Duration {
-	d := 100 * time.Millisecond
+	d := 250 * time.Millisecond
 	for range min(attempt, 10) {
 		d = d * 8 / 5
 	}

@@ -22,6 +22,9 @@ const (
 	// two in terms of what one takes: a large catalog is written less often.
 	guardFileEvery = 2 * time.Second
 	guardFileShare = 20
+	// guardFileRest is how long after a start that had the file it is not written: a fleet comes back then, and what
+	// the file has is good.
+	guardFileRest = 20 * time.Second
 	// maxGuardFile bounds what is read, in bytes.
 	maxGuardFile = 1 << 30
 )
@@ -34,9 +37,10 @@ type guardFile struct {
 
 	writing sync.Mutex // one at a time
 
-	mu   sync.Mutex // guards what follows
-	snap *catalog.Snapshot
-	held []catalog.Held
+	mu     sync.Mutex // guards what follows
+	snap   *catalog.Snapshot
+	held   []catalog.Held
+	loaded time.Time // zero: it was not there
 }
 
 func newGuardFile(dir string, log *slog.Logger) *guardFile {
@@ -60,7 +64,7 @@ func (f *guardFile) load(have *catalog.Snapshot) (*catalog.Snapshot, []catalog.H
 		if snap, held, err = catalog.ReadSaved(io.LimitReader(file, maxGuardFile), have); err == nil {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			f.snap, f.held = snap, held
+			f.snap, f.held, f.loaded = snap, held, time.Now()
 			return snap, held
 		}
 	}
@@ -113,16 +117,23 @@ func (f *guardFile) run(ctx context.Context) {
 		failing = err != nil
 		return max(guardFileEvery, guardFileShare*time.Since(began))
 	}
+	pause := func(d time.Duration) {
+		wait := time.NewTimer(d)
+		defer wait.Stop()
+		select {
+		case <-ctx.Done():
+		case <-wait.C:
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 		case <-f.dirty:
-			wait := time.NewTimer(write())
-			select {
-			case <-ctx.Done():
-			case <-wait.C:
-			}
-			wait.Stop()
+			f.mu.Lock()
+			rest := time.Until(f.loaded.Add(guardFileRest))
+			f.mu.Unlock()
+			pause(rest)
+			pause(write())
 		}
 		if ctx.Err() != nil {
 			select {
