@@ -123,7 +123,7 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 		}
 		o.Version = Version
 		if os.Getenv("GOGC") == "" {
-			defer mindGarbage()()
+			mindGarbage()
 		}
 		srv, err := startServer(cmd.Context(), o)
 		if err != nil || srv == nil {

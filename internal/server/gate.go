@@ -22,7 +22,7 @@ const (
 	// all is made that their stream is told. Without that bound all who come at once get as far as all others before
 	// anybody is served, and of those that are there already nobody has a turn meanwhile. It is large enough for
 	// clients that are far away: they take up places while bytes travel.
-	newcomersEach = 25
+	newcomersEach = 50
 	// settleTime is how long a connection is a newcomer at most: it may want something else, or nothing.
 	settleTime = time.Second
 	// handshakeTimeout bounds a handshake with its wait.
