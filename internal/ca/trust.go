@@ -22,6 +22,8 @@ type Peer struct {
 	Through  string // accessor of the join token that the leaf comes through; empty where none is known
 	Serial   string // hex
 	NotAfter time.Time
+
+	roots *x509.CertPool // that it was verified by
 }
 
 // Verify says who the owner of a certificate chain is: a leaf of this authority, for
@@ -54,7 +56,17 @@ func (c *CA) Verify(chain []*x509.Certificate, now time.Time) (Peer, error) {
 	case id.TrustDomain != c.trustDomain || id.Datacenter != c.opts.Datacenter:
 		return Peer{}, fmt.Errorf("client certificate %x: %s is of another trust domain or datacenter", leaf.SerialNumber, id)
 	}
-	return Peer{ID: id, Through: c.provider.through(leaf), Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter}, nil
+	return Peer{ID: id, Through: c.provider.through(leaf), Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter, roots: pool}, nil
+}
+
+// VerifyAgain is [CA.Verify] of a chain of which it has returned before. While the roots are the same the
+// signatures need not be checked again.
+func (c *CA) VerifyAgain(before Peer, chain []*x509.Certificate, now time.Time) (Peer, error) {
+	if len(chain) == 0 || before.roots == nil || before.roots != c.trusted() || now.After(before.NotAfter) {
+		return c.Verify(chain, now)
+	}
+	before.Through = c.provider.through(chain[0])
+	return before, nil
 }
 
 // Trust is which servers a client believes: those with a certificate of a known root,

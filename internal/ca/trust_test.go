@@ -229,3 +229,34 @@ func TestRequestNamesNoToken(t *testing.T) {
 		t.Errorf("the leaf comes through %q, as its request said; %v", p.Through, err)
 	}
 }
+
+// Who was verified before is so again, until the leaf expires or its root is trusted no more.
+func TestVerifyAgain(t *testing.T) {
+	now := time.Now()
+	c, other := open(t, Options{}), open(t, Options{})
+	chain := shown(t, leafFor(t, c, "web", "token-1", now)).PeerCertificates
+	foreign := shown(t, leafFor(t, other, "web", "token-1", now)).PeerCertificates
+	p, err := c.Verify(chain, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := c.VerifyAgain(p, chain, now); err != nil || again != p {
+		t.Errorf("VerifyAgain = %+v, %v, want %+v", again, err, p)
+	}
+	if again, err := c.VerifyAgain(Peer{}, chain, now); err != nil || again != p {
+		t.Errorf("of one never seen: %+v, %v, want %+v", again, err, p)
+	}
+	if again, err := c.VerifyAgain(Peer{}, foreign, now); err == nil {
+		t.Errorf("of another authority's: %+v", again)
+	}
+	if again, err := c.VerifyAgain(p, nil, now); err == nil {
+		t.Errorf("without a chain: %+v", again)
+	}
+	if again, err := c.VerifyAgain(p, chain, p.NotAfter.Add(time.Second)); err == nil {
+		t.Errorf("of one that has expired: %+v", again)
+	}
+	c.publish(other.Roots())
+	if again, err := c.VerifyAgain(p, chain, now); err == nil {
+		t.Errorf("of one whose root is trusted no more: %+v", again)
+	}
+}

@@ -57,14 +57,14 @@ type shown struct {
 	leaf  ca.Peer // zero: none
 }
 
-// look reads what a caller shows. An error is a leaf that is none of this authority's.
-func (d *door) look(token string, conn *tls.ConnectionState) (s shown, err error) {
+// look reads what a caller shows; before is whose leaf it was when that was verified, if it was. An error is a leaf that is none of this authority's.
+func (d *door) look(token string, conn *tls.ConnectionState, before ca.Peer) (s shown, err error) {
 	switch {
 	case d.open:
 	case token != "":
 		s.token = token
 	case conn != nil && len(conn.PeerCertificates) > 0:
-		s.leaf, err = d.ca.Verify(conn.PeerCertificates, time.Now())
+		s.leaf, err = d.ca.VerifyAgain(before, conn.PeerCertificates, time.Now())
 	}
 	return s, err
 }
@@ -85,7 +85,7 @@ func (d *door) judge(s shown) (access.Principal, time.Time, error) {
 
 // who is the caller, and until when what it has shown counts (zero: for ever).
 func (d *door) who(token string, conn *tls.ConnectionState) (access.Principal, time.Time, error) {
-	s, err := d.look(token, conn)
+	s, err := d.look(token, conn, ca.Peer{})
 	if err != nil {
 		return access.Principal{}, time.Time{}, err
 	}
@@ -111,10 +111,11 @@ func (d *door) rpcShown(ctx context.Context) (shown, error) {
 		token = strings.Join(md.Get(tokenHeader), "")
 	}
 	var conn *tls.ConnectionState
-	if v := visitorOf(ctx); v.conn != nil {
+	v := visitorOf(ctx)
+	if v.conn != nil {
 		conn = &v.State
 	}
-	s, err := d.look(token, conn)
+	s, err := d.look(token, conn, v.leaf)
 	if err != nil {
 		return s, status.Error(codes.Unauthenticated, err.Error())
 	}
@@ -275,6 +276,7 @@ func fromOf(ctx context.Context) string {
 // the client has shown, so that it comes back with its new one.
 type passing struct {
 	credentials.TransportCredentials
+	ca *ca.CA
 }
 
 // ServerHandshake implements [credentials.TransportCredentials].
@@ -284,21 +286,23 @@ func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	in.place.leave()
 	t, ok := info.(credentials.TLSInfo)
 	if err != nil || !ok {
-		in.settled()
 		return conn, info, err
 	}
-	time.AfterFunc(settleTime, in.settled)
+	v := visitor{TLSInfo: t, conn: in}
 	if len(t.State.PeerCertificates) > 0 {
+		if v.leaf, err = c.ca.Verify(t.State.PeerCertificates, time.Now()); err == nil {
+			in.arrived()
+		}
 		if left := time.Until(t.State.PeerCertificates[0].NotAfter); left > 0 {
 			conn = &bounded{conn, time.AfterFunc(left, func() { raw.Close() })}
 		}
 	}
-	return conn, visitor{t, in}, nil
+	return conn, v, nil // whose leaf is nobody's is told so when it asks for something
 }
 
 // Clone implements [credentials.TransportCredentials].
 func (c passing) Clone() credentials.TransportCredentials {
-	return passing{c.TransportCredentials.Clone()}
+	return passing{c.TransportCredentials.Clone(), c.ca}
 }
 
 type bounded struct {

@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/crossfade-mesh/crossfade/internal/ca"
 )
 
 const (
@@ -18,12 +20,12 @@ const (
 	// the others wait here, where they cost nothing, and not in the queue for the processors
 	// behind which streams wait that are there already.
 	handshakesEach = 2
-	// newcomersEach is how many connections a processor has that are not served yet, from the handshake until
-	// all is made that their stream is told. Without that bound all who come at once get as far as all others before
-	// anybody is served, and of those that are there already nobody has a turn meanwhile. It is large enough for
+	// newcomersEach is how many sidecars a processor has that have shaken hands and are not served yet, before
+	// anybody else is let in. Without that bound all who come at once get as far as all others before anybody is
+	// served, and of those that are there already nobody has a turn meanwhile. It is large enough for
 	// clients that are far away: they take up places while bytes travel.
 	newcomersEach = 50
-	// settleTime is how long a connection is a newcomer at most: it may want something else, or nothing.
+	// settleTime is how long a sidecar is a newcomer at most: it may want something else, or nothing.
 	settleTime = time.Second
 	// handshakeTimeout bounds a handshake with its wait.
 	handshakeTimeout = 30 * time.Second
@@ -35,7 +37,7 @@ const (
 // gate lets connections in, a few at a time, in the order in which clients have spoken.
 type gate struct {
 	opens     context.Context // ended once somebody may come in
-	newcomers chan struct{}   // places until they are served
+	newcomers chan struct{}   // one for each newcomer
 	places    chan struct{}   // places for handshakes
 }
 
@@ -57,23 +59,13 @@ func newGate(catalog <-chan struct{}) *gate {
 // said its part, which is where most of the work is: a client that says no more holds nobody up.
 type entering struct {
 	net.Conn
+	gate     *gate // set by enter; nil: it has not been there
 	place    place // for the handshake
 	newcomer place
 }
 
 // place is one of a channel's, or none.
 type place struct{ of atomic.Pointer[chan struct{}] }
-
-// take waits for a place until late.
-func (p *place) take(of chan struct{}, late <-chan time.Time) error {
-	select {
-	case of <- struct{}{}:
-		p.of.Store(&of)
-		return nil
-	case <-late:
-		return errors.New("too many others wait")
-	}
-}
 
 // leave gives the place back, if there is one.
 func (p *place) leave() {
@@ -95,10 +87,34 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	case <-late.C:
 		return nil, errors.New("there is no catalog yet")
 	}
-	if err := conn.newcomer.take(g.newcomers, late.C); err != nil {
-		return nil, err
+	for _, of := range []chan struct{}{g.places, g.newcomers} {
+		select {
+		case of <- struct{}{}:
+		case <-late.C:
+			conn.place.leave()
+			return nil, errors.New("too many others wait")
+		}
+		if of == g.places {
+			conn.place.of.Store(&g.places)
+		}
 	}
-	return nil, conn.place.take(g.places, late.C)
+	<-g.newcomers // there was room: who it is will show
+	conn.gate = g
+	return nil, nil
+}
+
+// arrived makes a newcomer of a connection that has shown whose it is; nobody else counts, and nobody waits here. It
+// is one until it is settled.
+func (e *entering) arrived() {
+	if e.gate == nil {
+		return
+	}
+	select {
+	case e.gate.newcomers <- struct{}{}:
+		e.newcomer.of.Store(&e.gate.newcomers)
+		time.AfterFunc(settleTime, e.settled)
+	default:
+	}
 }
 
 // settled says that the connection is a newcomer no more. There may be none.
@@ -121,9 +137,11 @@ func (e *entering) Close() error {
 	return e.Conn.Close()
 }
 
-// visitor is what is known of a caller: what it has shown, and by which way it has come.
+// visitor is what is known of a caller: what it has shown, whose leaf that was then, if anybody's, and by which way
+// it has come.
 type visitor struct {
 	credentials.TLSInfo
+	leaf ca.Peer
 	conn *entering
 }
 

@@ -28,7 +28,6 @@ func TestGate(t *testing.T) {
 			t.Fatal(err)
 		}
 		first.place.leave()
-		first.settled()
 		places := handshakesEach * runtime.GOMAXPROCS(0)
 		conns := make([]*entering, places+2)
 		entered := make(chan error, len(conns))
@@ -64,8 +63,6 @@ func TestGate(t *testing.T) {
 		for _, c := range conns {
 			c.place.leave()
 			c.place.leave() // a place is given back once
-			c.settled()
-			c.settled()
 		}
 		if n := len(g.places) + len(g.newcomers); n != 0 {
 			t.Errorf("%d places are taken by nobody", n)
@@ -94,34 +91,43 @@ func TestGate(t *testing.T) {
 	})
 }
 
-// Who is not served yet takes up one of a number of places; to be served, to hang up, or to want nothing makes room.
+// While there are as many newcomers as there may be nobody else is let in. To be served, to hang up, or to want nothing
+// makes room; who has not shown whose it is counts for nothing, however many they are.
 func TestGateBoundsNewcomers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		catalog := make(chan struct{})
 		close(catalog)
 		g := newGate(catalog)
-		enter := func() (*entering, chan error) {
+		enter := func(known bool) (*entering, chan error) {
 			here, there := net.Pipe()
 			t.Cleanup(func() { there.Close() })
 			c, done := &entering{Conn: here}, make(chan error, 1)
 			go func() {
 				_, err := g.enter(&tls.ClientHelloInfo{Conn: c})
 				c.place.leave() // it has shaken hands
+				if known {
+					c.arrived()
+				}
 				done <- err
 			}()
 			synctest.Wait()
 			return c, done
 		}
+		for range 2 * cap(g.newcomers) {
+			if _, done := enter(false); len(done) != 1 {
+				t.Fatal("strangers hold others up")
+			}
+		}
 		var in []*entering
 		for range cap(g.newcomers) {
-			c, done := enter()
+			c, done := enter(true)
 			if len(done) != 1 {
 				t.Fatalf("%d are newcomers, and no more are let in", len(in))
 			}
 			in = append(in, c)
 		}
 		for name, makeRoom := range map[string]func(*entering){"served": (*entering).settled, "gone": func(c *entering) { c.Close() }} {
-			c, done := enter()
+			c, done := enter(true)
 			if len(done) != 0 {
 				t.Fatalf("%d are newcomers, and one more", cap(g.newcomers))
 			}
@@ -133,7 +139,12 @@ func TestGateBoundsNewcomers(t *testing.T) {
 			in = append(in[1:], c)
 		}
 		if n := len(g.newcomers); n != cap(g.newcomers) {
-			t.Errorf("%d places are taken, want %d", n, cap(g.newcomers))
+			t.Errorf("%d are newcomers, want %d", n, cap(g.newcomers))
+		}
+		time.Sleep(settleTime)
+		synctest.Wait()
+		if n := len(g.newcomers) + len(g.places); n != 0 {
+			t.Errorf("%d places are taken by those who want nothing", n)
 		}
 	})
 }

@@ -125,7 +125,7 @@ func (s *Server) grpcSecurity() []grpc.ServerOption {
 		config := tlsConfig(s.leaf)
 		config.CurvePreferences = ca.Curves
 		config.GetConfigForClient = newGate(s.mesh.there).enter
-		out = append(out, grpc.Creds(passing{credentials.NewTLS(config)}))
+		out = append(out, grpc.Creds(passing{credentials.NewTLS(config), s.door.ca}))
 	}
 	return out
 }
