@@ -153,6 +153,7 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 		return err
 	}
 	if err := gs.SendHeader(metadata.MD{}); err != nil { // see Client.Admitted
+		s.closed(key)
 		return err
 	}
 	st := &stream{server: s, node: key, since: time.Now(), wire: gs, ctx: ctx, cancel: cancel, session: newSession(s.opts.Linger)}
@@ -202,8 +203,12 @@ func (s *Server) leave(st *stream) {
 	}
 	s.mu.Unlock()
 	s.announce()
+	s.closed(st.node)
+}
+
+func (s *Server) closed(key string) {
 	if s.opts.Closed != nil {
-		s.opts.Closed(st.node)
+		s.opts.Closed(key)
 	}
 }
 

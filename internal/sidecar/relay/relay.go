@@ -86,6 +86,7 @@ type Relay struct {
 	pending  map[xds.Type]*pending                 // server responses that Envoy hasn't settled
 	upstream *xds.Client                           // nil while there is none
 	begun    map[xds.Type]bool                     // types already requested on upstream
+	streams  int                                   // of Envoy, open
 	gone     context.CancelFunc                    // ends the upstream of the Envoy stream that is open
 	cut      context.CancelFunc                    // ends the stream to a server alone; another follows
 	secrets  map[string]*xds.Resource
@@ -280,6 +281,7 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 	if r.gone != nil {
 		r.gone()
 	}
+	r.streams++
 	up, cancel := context.WithCancel(ctx)
 	r.gone = cancel
 	r.acked, r.wanted, r.pending = map[xds.Key]string{}, map[xds.Type]map[string]struct{}{}, map[xds.Type]*pending{}
@@ -297,11 +299,11 @@ func (r *Relay) opened(ctx context.Context, _ *corev3.Node) (string, error) {
 }
 
 func (r *Relay) closed(string) {
-	if len(r.server.Connected()) > 0 {
-		return // a newer stream took over
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.streams--; r.streams > 0 {
+		return // a newer stream took over
+	}
 	if r.gone != nil {
 		r.gone()
 	}
