@@ -161,6 +161,7 @@ func TestQuarantineOfAddedAndRemoved(t *testing.T) {
 	if l := w.relay.Status().Listeners; len(l) != 0 {
 		t.Errorf("Envoy is told of %v", l)
 	}
+	w.eventually("the server hears of it", func() bool { return len(w.serverSays(xds.ListenerType).Refused) > 0 })
 	w.tell(c1) // as before
 	w.eventually("the quarantine ends", func() bool { return w.relay.Status().Quarantine == nil })
 }
