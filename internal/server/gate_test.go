@@ -141,7 +141,7 @@ func TestGateBoundsNewcomers(t *testing.T) {
 		if n := len(g.newcomers); n != cap(g.newcomers) {
 			t.Errorf("%d are newcomers, want %d", n, cap(g.newcomers))
 		}
-		time.Sleep(settleTime)
+		<-time.After(settleTime)
 		synctest.Wait()
 		if n := len(g.newcomers) + len(g.places); n != 0 {
 			t.Errorf("%d places are taken by those who want nothing", n)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -172,7 +173,7 @@ func (r *Resource) whole() []byte {
 	if r.rest == nil {
 		return r.wire
 	}
-	return append(r.wire[:len(r.wire):len(r.wire)], r.rest.bytes...)
+	return slices.Concat(r.wire, r.rest.bytes)
 }
 
 // findEndpoints notes which endpoints a cluster has, by its encoded message.
