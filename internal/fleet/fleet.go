@@ -288,7 +288,7 @@ func (n *names) of(b []byte) string {
 	return s
 }
 
-// backOff is the relay's and its connection's: from 100 ms to 3 s, with jitter.
+// backOff is the relay's and its connection's: from 250 ms to 3 s, with jitter.
 func backOff(attempt int) time.Duration {
 	d := 250 * time.Millisecond
 	for range min(attempt, 10) {

@@ -57,7 +57,8 @@ type shown struct {
 	leaf  ca.Peer // zero: none
 }
 
-// look reads what a caller shows; before is whose leaf it was when that was verified, if it was. An error is a leaf that is none of this authority's.
+// look reads what a caller shows; before is whose leaf that was when it was verified, if it was. An error
+// is a leaf that is none of this authority's.
 func (d *door) look(token string, conn *tls.ConnectionState, before ca.Peer) (s shown, err error) {
 	switch {
 	case d.open:

@@ -87,18 +87,20 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	case <-late.C:
 		return nil, errors.New("there is no catalog yet")
 	}
-	for _, of := range []chan struct{}{g.places, g.newcomers} {
-		select {
-		case of <- struct{}{}:
-		case <-late.C:
-			conn.place.leave()
-			return nil, errors.New("too many others wait")
-		}
-		if of == g.places {
-			conn.place.of.Store(&g.places)
-		}
+	tooMany := errors.New("too many others wait")
+	select {
+	case g.places <- struct{}{}:
+		conn.place.of.Store(&g.places)
+	case <-late.C:
+		return nil, tooMany
 	}
-	<-g.newcomers // there was room: who it is will show
+	select {
+	case g.newcomers <- struct{}{}:
+		<-g.newcomers // there is room: who it is will show
+	case <-late.C:
+		conn.place.leave()
+		return nil, tooMany
+	}
 	conn.gate = g
 	return nil, nil
 }

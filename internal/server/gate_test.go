@@ -87,7 +87,7 @@ func TestGate(t *testing.T) {
 		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err != nil || time.Since(began) != catalogWait {
 			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), catalogWait)
 		}
-		conns[0].Conn.Close()
+		conns[0].place.leave()
 	})
 }
 

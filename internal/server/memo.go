@@ -81,14 +81,18 @@ type recall struct {
 }
 
 func (m *memo) recall() *recall {
-	buf, _ := m.bufs.Get().(*[]byte)
-	if buf == nil {
-		buf = new([]byte)
+	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}, rests: map[string]fingerprint{}}
+	if buf, _ := m.bufs.Get().(*[]byte); buf != nil {
+		r.buf = *buf
 	}
-	return &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}, rests: map[string]fingerprint{}, buf: *buf}
+	return r
 }
 
-func (r *recall) done() { r.memo.bufs.Put(&r.buf) }
+// done leaves the buffer, and nothing else, to the next.
+func (r *recall) done() {
+	buf := r.buf
+	r.memo.bufs.Put(&buf)
+}
 
 // fingerprint is of what buf has.
 func (r *recall) fingerprint() (of fingerprint) {

@@ -12,10 +12,7 @@ import (
 func AppendRecord(b []byte, t Type, list []*Resource) []byte {
 	b = append(b, recordHead(t, list)...)
 	for _, res := range list {
-		b = append(b, res.wire...)
-		if res.rest != nil {
-			b = append(b, res.rest.bytes...)
-		}
+		b = append(append(b, res.wire...), res.rest.Bytes()...)
 	}
 	return b
 }
@@ -26,14 +23,10 @@ func WriteRecord(w io.Writer, t Type, list []*Resource) error {
 		return err
 	}
 	for _, res := range list {
-		if _, err := w.Write(res.wire); err != nil {
-			return err
-		}
-		if res.rest == nil {
-			continue
-		}
-		if _, err := w.Write(res.rest.bytes); err != nil {
-			return err
+		for _, part := range [][]byte{res.wire, res.rest.Bytes()} {
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

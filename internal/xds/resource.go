@@ -103,8 +103,13 @@ func NewRest(m proto.Message) (*Rest, error) {
 	return &Rest{b}, nil
 }
 
-// Bytes are not to be changed.
-func (r *Rest) Bytes() []byte { return r.bytes }
+// Bytes are not to be changed; nil has none.
+func (r *Rest) Bytes() []byte {
+	if r == nil {
+		return nil
+	}
+	return r.bytes
+}
 
 // NewResource encodes and hashes body, once.
 func NewResource(t Type, name string, body proto.Message) (*Resource, error) {
@@ -117,10 +122,7 @@ func NewResourceOf(t Type, name string, own proto.Message, rest *Rest) (*Resourc
 	options := proto.MarshalOptions{Deterministic: true}
 	ownSize := options.Size(own)
 	options.UseCachedSize = true
-	size := ownSize
-	if rest != nil {
-		size += len(rest.bytes)
-	}
+	size := ownSize + len(rest.Bytes())
 	anySize := protowire.SizeTag(fieldAnyType) + protowire.SizeBytes(len(t)) + protowire.SizeTag(fieldAnyValue) + protowire.SizeBytes(size)
 	total := protowire.SizeTag(fieldResourceVersion) + protowire.SizeBytes(versionLength) +
 		protowire.SizeTag(fieldResourceName) + protowire.SizeBytes(len(name)) +
@@ -153,19 +155,10 @@ func NewResourceOf(t Type, name string, own proto.Message, rest *Rest) (*Resourc
 	h.Write([]byte(t))
 	h.Write([]byte{0})
 	h.Write(b[begin:])
-	if rest != nil {
-		h.Write(rest.bytes)
-	}
+	h.Write(rest.Bytes())
 	hex.Encode(b[at:at+versionLength], h.Sum(nil)[:versionLength/2])
 	r := &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength]), wire: b, rest: rest}
-	if t == ClusterType {
-		body, err := r.Body()
-		if err != nil {
-			return nil, err
-		}
-		return r, r.findEndpoints(body)
-	}
-	return r, nil
+	return r, r.findEndpoints()
 }
 
 // whole is wire with what continues it.
@@ -177,9 +170,16 @@ func (r *Resource) whole() []byte {
 }
 
 // findEndpoints notes which endpoints a cluster has, by its encoded message.
-func (r *Resource) findEndpoints(body []byte) error {
+func (r *Resource) findEndpoints() error {
+	if r.Type != ClusterType {
+		return nil
+	}
+	body, err := r.Body()
+	if err != nil {
+		return err
+	}
 	r.endpoints = r.Name
-	err := fields(body, func(num protowire.Number, eds []byte) error {
+	err = fields(body, func(num protowire.Number, eds []byte) error {
 		if num != fieldEDS {
 			return nil
 		}
@@ -249,14 +249,7 @@ func parseResource(t Type, payload []byte) (*Resource, error) {
 	r.wire = make([]byte, 0, 1+protowire.SizeBytes(len(payload)))
 	r.wire = protowire.AppendTag(r.wire, fieldResponseResources, protowire.BytesType)
 	r.wire = protowire.AppendBytes(r.wire, payload)
-	if t == ClusterType {
-		body, err := r.Body()
-		if err != nil {
-			return nil, err
-		}
-		return r, r.findEndpoints(body)
-	}
-	return r, nil
+	return r, r.findEndpoints()
 }
 
 // Body is the encoded resource message itself (a Cluster, a Listener, …).
@@ -311,9 +304,4 @@ const SparePrefix = "revert~"
 func (r *Resource) Endpoints() string { return r.endpoints }
 
 // Size is the number of bytes the resource takes in a response.
-func (r *Resource) Size() int {
-	if r.rest == nil {
-		return len(r.wire)
-	}
-	return len(r.wire) + len(r.rest.bytes)
-}
+func (r *Resource) Size() int { return len(r.wire) + len(r.rest.Bytes()) }

@@ -146,7 +146,7 @@ func (s *Server) Update(u Update) {
 		}
 		of := asked{key, make([]*stream, 0, len(s.index[key]))}
 		for st := range s.index[key] {
-			if _, renewed := views[st]; renewed {
+			if _, too := views[st]; too {
 				touched[st] = append(touched[st], key)
 			} else {
 				of.streams = append(of.streams, st)

@@ -43,6 +43,12 @@ func startWith(t *testing.T, o xds.Options) (*xds.Server, *grpc.ClientConn) {
 	srv := xds.NewServer(o)
 	g := grpc.NewServer(xds.ServerOptions()...)
 	srv.Register(g)
+	return srv, serve(t, g)
+}
+
+// serve is a connection to a server.
+func serve(t *testing.T, g *grpc.Server) *grpc.ClientConn {
+	t.Helper()
 	lis := bufconn.Listen(1 << 20)
 	go g.Serve(lis)
 	t.Cleanup(g.Stop)
@@ -52,7 +58,7 @@ func startWith(t *testing.T, o xds.Options) (*xds.Server, *grpc.ClientConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return srv, conn
+	return conn
 }
 
 func connect(t *testing.T, conn *grpc.ClientConn, node string) *xds.Client {
@@ -403,16 +409,7 @@ func TestDisconnectHasWords(t *testing.T) {
 func TestServerOptionsAreNeeded(t *testing.T) {
 	g := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
 	xds.NewServer(xds.Options{}).Register(g)
-	lis := bufconn.Listen(1 << 20)
-	go g.Serve(lis)
-	t.Cleanup(g.Stop)
-	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	c := connect(t, conn, "web")
+	c := connect(t, serve(t, g), "web")
 	if _, err := c.Recv(); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "ServerOptions") {
 		t.Errorf("the client was told %v", err)
 	}
