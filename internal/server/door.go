@@ -160,13 +160,7 @@ func (d *door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 
 // stream lets a gRPC stream in for as long as its caller may stay.
 func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	// To judge a certificate takes four times the stack on which a stream then waits, and stacks hardly shrink.
-	var let *letIn
-	var leave func()
-	var err error
-	var judged sync.WaitGroup
-	judged.Go(func() { let, leave, err = d.admit(ss, info.FullMethod) })
-	judged.Wait()
+	let, leave, err := d.admit(ss, info.FullMethod)
 	if err != nil {
 		return err
 	}
@@ -178,7 +172,7 @@ func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	return err
 }
 
-// admit lets a stream in, until leave is called.
+// admit lets a stream in, until leave is called. It is apart from [door.stream], on whose stack a stream waits.
 func (d *door) admit(ss grpc.ServerStream, method string) (let *letIn, leave func(), err error) {
 	ctx, end := context.WithCancelCause(ss.Context())
 	var p access.Principal
