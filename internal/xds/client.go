@@ -10,6 +10,8 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // Client is the client's end of one delta ADS stream. Send may be called from
@@ -75,11 +77,21 @@ func (c *Client) Admitted() error {
 	return err
 }
 
+// ended is the error with which the server ended the stream, where it says that; err otherwise.
+func (c *Client) ended(err error) error {
+	said := c.stream.Trailer().Get(endTrailer)
+	end := &rpcstatus.Status{}
+	if len(said) == 0 || proto.Unmarshal([]byte(said[0]), end) != nil || end.GetCode() == int32(codes.OK) {
+		return err
+	}
+	return status.FromProto(end).Err()
+}
+
 // Recv waits for the next response.
 func (c *Client) Recv() (Response, error) {
 	raw := &rawResponse{}
 	if err := c.stream.RecvMsg(raw); err != nil {
-		return Response{}, err
+		return Response{}, c.ended(err)
 	}
 	r, err := parseResponse(raw.bytes)
 	if err != nil {

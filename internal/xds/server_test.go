@@ -399,7 +399,7 @@ func TestDisconnectHasWords(t *testing.T) {
 			for err == nil {
 				_, err = c.Recv()
 			}
-			if !strings.Contains(err.Error(), "another's") {
+			if status.Code(err) != codes.Aborted || status.Convert(err).Message() != "its id has become another's" {
 				t.Errorf("the client was told %v", err)
 			}
 		})

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/proto"
 )
 
 // stream is one ADS stream: a session, its place in the server, and its wires. It has one goroutine, which
@@ -110,6 +111,9 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ForceServerCodecV2(Codec()), grpc.InTapHandle(endable)}
 }
 
+// endTrailer has the status with which a server ended a stream: gRPC's own says Internal, with the words in it.
+const endTrailer = "crossfade-end-bin"
+
 // endKey is of the function in a stream's context that ends it.
 type endKey struct{}
 
@@ -137,9 +141,17 @@ func (c reasoned) Err() error {
 // serve runs one stream until either side ends it.
 func (s *Server) serve(gs grpc.ServerStream) error {
 	ctx := gs.Context()
-	cancel, ok := ctx.Value(endKey{}).(context.CancelCauseFunc)
+	end, ok := ctx.Value(endKey{}).(context.CancelCauseFunc)
 	if !ok {
 		return status.Error(codes.Internal, "the gRPC server was made without xds.ServerOptions")
+	}
+	cancel := func(reason error) {
+		if st, ok := status.FromError(reason); ok {
+			if b, err := proto.Marshal(st.Proto()); err == nil {
+				gs.SetTrailer(metadata.Pairs(endTrailer, string(b)))
+			}
+		}
+		end(reason)
 	}
 	first := &discoveryv3.DeltaDiscoveryRequest{}
 	if err := gs.RecvMsg(first); err != nil {
