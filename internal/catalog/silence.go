@@ -40,9 +40,26 @@ func (c *Check) Unrun() bool {
 	return false
 }
 
-// unrun reports whether the instance is critical for nothing but checks that have not run yet.
-func (i Instance) unrun() bool {
-	return i.Status() == Critical && !slices.ContainsFunc(i.Checks, func(c *Check) bool { return c.Status == Critical && !c.Unrun() })
+// unrun reports whether the instance is critical for checks that have not run yet, and for nothing
+// else but silence.
+func (i Instance) unrun() (unrun bool) {
+	for _, c := range i.Checks {
+		if c.Unrun() {
+			unrun = true
+		} else if c.Status == Critical && !c.Silent() {
+			return false
+		}
+	}
+	return unrun
+}
+
+// ran is the instance without its checks that have not run yet, if nothing but these, and silence, is critical.
+func (i Instance) ran() Instance {
+	if !i.unrun() {
+		return i
+	}
+	i.Checks = slices.DeleteFunc(slices.Clone(i.Checks), (*Check).Unrun)
+	return i
 }
 
 // silent reports whether the instance is critical for nothing but silence.
@@ -64,12 +81,13 @@ func (i Instance) silent() bool {
 // is as likely to be at fault: then a set keeps [GuardPolicy.Most]'s complement of those that would be well but for the
 // silence, the last to fall silent first. Nobody listening there is no worse than a 503.
 
-// runWithin is how long an instance keeps its health while its checks have not run.
+// runWithin is how long an instance that is heard of keeps its health while its checks have not run.
 const runWithin = time.Minute
 
-// awaited returns the instances with those well that sidecars were told are well and whose
-// checks have not run since: such a check says nothing yet, and an agent that restarts, or is filled
-// anew, has many of them at once. After [runWithin] it is believed.
+// awaited returns the instances without the checks that have not run, of those that sidecars were
+// told are well and whose checks have not run since: such a check says nothing yet, and an agent
+// that restarts, or is filled anew, has many of them at once. After [runWithin] it is believed, unless
+// nobody hears of the agent that would run it.
 func (g Guard) awaited(now time.Time, s *guard, raw, was []Instance) []Instance {
 	if !g.Policy.Agents {
 		return raw
@@ -79,12 +97,14 @@ func (g Guard) awaited(now time.Time, s *guard, raw, was []Instance) []Instance 
 		if !in.unrun() {
 			continue
 		}
-		before, ok := slices.BinarySearchFunc(was, in, CompareInstances)
-		if !ok || was[before].Status() == Critical {
+		at, there := slices.BinarySearchFunc(was, in, CompareInstances)
+		since, known := s.unrun[KeyOf(in)]
+		ran := in.ran()
+		silent := ran.silent()
+		if !there || was[at].Status() == Critical && !(known && silent) {
 			continue
 		}
-		since, known := s.unrun[KeyOf(in)]
-		if !known {
+		if !known || silent {
 			since = now
 		}
 		if now.Sub(since) > runWithin {
@@ -94,7 +114,7 @@ func (g Guard) awaited(now time.Time, s *guard, raw, was []Instance) []Instance 
 		if &out[0] == &raw[0] {
 			out = slices.Clone(raw)
 		}
-		out[i].Checks = slices.DeleteFunc(slices.Clone(in.Checks), (*Check).Unrun)
+		out[i] = ran
 	}
 	s.unrun = unrun
 	return out
@@ -108,7 +128,14 @@ func (g Guard) hush(now time.Time, raw *Snapshot, changed []string) {
 		}
 	}
 	for _, name := range changed {
-		for _, in := range fallen(instances(raw.Set(name)), instances(g.passed.Set(name))) {
+		set := instances(raw.Set(name))
+		if g.Policy.Agents && slices.ContainsFunc(set, Instance.unrun) {
+			set = slices.Clone(set)
+			for i := range set {
+				set[i] = set[i].ran()
+			}
+		}
+		for _, in := range fallen(set, instances(g.passed.Set(name))) {
 			if _, known := g.sets[name].silent[KeyOf(in)]; !known {
 				g.quiet[in.Node.Name] = now
 			}

@@ -21,7 +21,7 @@ func newHeard() *heard {
 	return &heard{snap: NewSnapshot("dc1", 0, nil), nodes: map[string]*Node{}, made: map[string]*Service{}}
 }
 
-// says is the snapshot for "a b! c? d~": b says that it is ill, c is silent, d's check has not run. What
+// says is the snapshot for "a b! c? d~ e~?": b says that it is ill, c is silent, d's check has not run, e is both. What
 // follows a slash is the node, "a/n1"; else each has its own.
 func (h *heard) says(text string) *Snapshot {
 	var list []Instance
@@ -45,6 +45,8 @@ func (h *heard) says(text string) *Snapshot {
 			own.Status, own.Output = Critical, ""
 		case "?":
 			serf.Status = Critical
+		case "~?":
+			own.Status, own.Output, serf.Status = Critical, "", Critical
 		}
 		list = append(list, Instance{Node: h.nodes[node], Service: h.made[id], Checks: []*Check{serf, own}})
 	}
@@ -118,6 +120,21 @@ func TestHealthFloor(t *testing.T) {
 			       | a b
 			a~ b~  | a b
 			a! b   | a! b`},
+		{"nor of one that is silent as well, however long", `
+			a b    | a b
+			a~? b  | a! b
+			a~? b? | a! b  | b
+			a~? b~? | a! b  | b
+			a~? b~? | a! b  | b
+			a~ b~  | a! b
+			a~ b~  | a! b!`},
+		{"half of those stay that are silent, though no check of theirs has run", `
+			a b c d     | a b c d
+			a b c~ d~   | a b c d
+			a~? b~? c~? d~? | a b c! d! | a b
+			a~? b~? c~? d~? | a b c! d! | a b
+			a! b~? c~? d~?  | a! b c d! | b c
+			a b c d     | a b c d`},
 		{"who was ill, or not there, gets nothing before", `
 			a! b      | a! b
 			a~ b c~   | a! b c!`},
