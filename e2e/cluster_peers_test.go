@@ -217,12 +217,12 @@ func TestPeersConsulCluster(t *testing.T) {
 			a.restart(by)
 			c.serf(a.node+" is heard of", map[string]string{a.node: "passing"})
 		}
+		for _, a := range c.clients[1:] {
+			a.passing()
+		}
+		c.whole()
 		c.none(fmt.Sprintf("both were restarted by %v", by))
 	}
-	for _, a := range c.clients[1:] {
-		a.passing()
-	}
-	c.whole()
 
 	c.part()
 	c.holds(true)

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -23,19 +24,25 @@ func (c *Check) Silent() bool {
 	return c.ServiceID == "" && c.CheckID == SerfHealth || (c.Type == "ttl" || c.Type == "") && strings.HasPrefix(c.Output, TTLExpired)
 }
 
+// ranWell is the output of checks that passed, in Consul's words; no check that failed has such a one.
+var ranWell = regexp.MustCompile(`^(TCP|TCP\+TLS|UDP) connect .*: Success$|^HTTP [A-Z]+ \S+: 2\d\d |^HTTP2 ping was successful$|^gRPC check .*: success$`)
+
 // Unrun reports whether the check is critical only because it has not run since it was registered
-// or its agent was restarted: Consul lets a check begin so. What has run has an output; that of a
+// or its agent was restarted: Consul lets a check begin so, with no output, or the one that it had
+// when the agent wrote it to its disk. What has run and failed says so; the output of a
 // script may be empty and so may the note of who sets a TTL check, so these count only as long as
 // nothing has changed them.
 func (c *Check) Unrun() bool {
-	if c.Status != Critical || c.Output != "" || c.ServiceID == "" {
+	if c.Status != Critical || c.ServiceID == "" {
 		return false
 	}
 	switch c.Type {
-	case "http", "tcp", "udp", "grpc", "h2ping", "os_service", "alias":
-		return true
+	case "http", "tcp", "udp", "grpc", "h2ping":
+		return c.Output == "" || ranWell.MatchString(c.Output)
+	case "os_service", "alias":
+		return c.Output == ""
 	case "ttl", "script", "docker":
-		return c.ModifyIndex == c.CreateIndex
+		return c.Output == "" && c.ModifyIndex == c.CreateIndex
 	}
 	return false
 }
