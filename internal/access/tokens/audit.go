@@ -63,15 +63,23 @@ func (t *Tokens) poke() {
 	}
 }
 
+// flushPause is between two writes of what does not have to be on disk at once.
+const flushPause = 100 * time.Millisecond
+
 // keep writes to the disk what does not have to be there at once.
 func (t *Tokens) keep() {
 	defer close(t.done)
+	defer t.flush()
 	for {
 		select {
 		case <-t.wake:
 			t.flush()
 		case <-t.quit:
-			t.flush()
+			return
+		}
+		select {
+		case <-time.After(flushPause):
+		case <-t.quit:
 			return
 		}
 	}
@@ -89,12 +97,8 @@ func (t *Tokens) flush() {
 		}
 	}
 	clear(t.dirty)
-	var entries []Entry
-	for _, e := range t.trail.entries {
-		if e.Index > t.trail.saved {
-			entries = append(entries, e)
-		}
-	}
+	unsaved := int(min(t.trail.next-t.trail.saved, uint64(len(t.trail.entries))))
+	entries := slices.Clone(t.trail.entries[len(t.trail.entries)-unsaved:])
 	newest := t.trail.next
 	t.mu.Unlock()
 	if len(rows)+len(entries) == 0 {
