@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"reflect"
 	"strconv"
+	"strings"
 	"sync"
 	"unique"
 
@@ -172,6 +173,20 @@ func own(b []byte, out *string) bool {
 	return ok
 }
 
+// within reads one that is mostly a part of another text of the row.
+func within(b []byte, whole string, out *string) bool {
+	s, ok := plain(b)
+	if !ok {
+		return false
+	}
+	if i := strings.Index(whole, string(s)); i >= 0 && len(s) > 0 {
+		*out = whole[i : i+len(s)]
+	} else {
+		*out = string(s)
+	}
+	return true
+}
+
 func number[T int | uint64](b []byte, out *T) bool {
 	if len(b) == 0 || b[0] < '0' || b[0] > '9' || len(b) > 1 && b[0] == '0' {
 		return false
@@ -226,7 +241,7 @@ func (a *alike) service(b []byte, s *catalog.Service) bool {
 			return truth(v, &s.EnableTagOverride)
 		case "Proxy":
 			s.Proxy = &catalog.Proxy{}
-			return a.proxy(v, s.Proxy)
+			return a.proxy(v, s.ID, s.Proxy)
 		case "Connect":
 			return value(a, v, &s.Connect)
 		case "CreateIndex":
@@ -238,13 +253,13 @@ func (a *alike) service(b []byte, s *catalog.Service) bool {
 	})
 }
 
-func (a *alike) proxy(b []byte, p *catalog.Proxy) bool {
+func (a *alike) proxy(b []byte, id string, p *catalog.Proxy) bool {
 	return members(b, func(name string, v []byte) bool {
 		switch name {
 		case "DestinationServiceName":
 			return text(a, v, &p.DestinationServiceName)
 		case "DestinationServiceID":
-			return own(v, &p.DestinationServiceID)
+			return within(v, id, &p.DestinationServiceID)
 		case "LocalServiceAddress":
 			return text(a, v, &p.LocalServiceAddress)
 		case "LocalServicePort":
@@ -293,7 +308,7 @@ func (a *alike) check(b []byte, c *catalog.Check) bool {
 		case "Output":
 			return own(v, &c.Output)
 		case "ServiceID":
-			return own(v, &c.ServiceID)
+			return within(v, c.CheckID, &c.ServiceID)
 		case "ServiceName":
 			return text(a, v, &c.ServiceName)
 		case "ServiceTags":

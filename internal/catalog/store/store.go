@@ -166,6 +166,7 @@ func (s *Store) NodeAddress() string { return s.options.NodeAddress }
 func (s *Store) load() error {
 	txn := s.txn(true)
 	defer txn.Abort()
+	trees := map[*table][]any{} // rows that go there
 	err := s.disk.decoded(func(l loaded) error {
 		t, key, row, err := l.t, l.key, l.row, l.err
 		if err != nil && t.name == tableEntries {
@@ -191,9 +192,16 @@ func (s *Store) load() error {
 		if session, ok := row.(*Session); ok && session.ttl() > 0 {
 			s.expiry.start(session.ID, session.ttl()) // its holder could not renew it meanwhile
 		}
+		if t.orders != nil {
+			trees[t] = append(trees[t], row)
+			return nil
+		}
 		return txn.put(t, row)
 	})
 	if err == nil {
+		for t, rows := range trees {
+			txn.plant(t, rows)
+		}
 		err = txn.commit()
 	}
 	if err != nil {

@@ -150,6 +150,38 @@ func (t *txn) put(of *table, row any) error {
 	return nil
 }
 
+// plant enters rows in trees that have none yet. In nodes of trees that grow by one row after the other,
+// in order, half of the room stays empty: here every other row comes first, and then those between them.
+func (t *txn) plant(of *table, rows []any) {
+	type placed struct {
+		at  path
+		row any
+	}
+	in := make([]placed, 0, len(rows))
+	for i, tree := range t.edit(of) {
+		in = in[:0]
+		for _, row := range rows {
+			if at, ok := of.orders[i].of(row); ok {
+				in = append(in, placed{at, row})
+			}
+		}
+		slices.SortFunc(in, func(a, b placed) int {
+			switch {
+			case a.at.before(&b.at):
+				return -1
+			case b.at.before(&a.at):
+				return 1
+			}
+			return 0
+		})
+		for first := range 2 {
+			for k := first; k < len(in); k += 2 {
+				tree.ReplaceOrInsert(in[k].row)
+			}
+		}
+	}
+}
+
 func (t *txn) remove(of *table, row any) error {
 	if of.orders == nil {
 		return t.Delete(of.name, row)

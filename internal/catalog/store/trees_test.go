@@ -56,6 +56,25 @@ func TestTreesAreAPlainList(t *testing.T) {
 				}
 			}
 		}
+		some := func(node, id string) *serviceRow {
+			row := &serviceRow{node, catalog.Service{ID: id, Name: rapid.SampledFrom([]string{"web", "Web", "api"}).Draw(t, "name"), Port: rapid.IntRange(1, 9).Draw(t, "port")}}
+			if rapid.Bool().Draw(t, "proxy") {
+				row.Service.Kind, row.Service.Proxy = catalog.ConnectProxy, &catalog.Proxy{DestinationServiceName: rapid.SampledFrom([]string{"web", "api"}).Draw(t, "callee")}
+			}
+			return row
+		}
+		w := begin(true)
+		var planted []any
+		for i := range rapid.IntRange(0, 200).Draw(t, "planted") {
+			row := some(fmt.Sprint("n", i%3), fmt.Sprint("i", i))
+			planted = append(planted, row)
+			plain[row.Node+"/"+row.Service.ID] = row
+		}
+		w.plant(of, planted)
+		check(w, plain)
+		if err := w.commit(); err != nil {
+			t.Fatal(err)
+		}
 		for range rapid.IntRange(1, 6).Draw(t, "transactions") {
 			before, old := begin(false), maps.Clone(plain)
 			w := begin(true)
@@ -70,10 +89,7 @@ func TestTreesAreAPlainList(t *testing.T) {
 					delete(next, at)
 					continue
 				}
-				row := &serviceRow{node, catalog.Service{ID: id, Name: rapid.SampledFrom([]string{"web", "Web", "api"}).Draw(t, "name"), Port: rapid.IntRange(1, 9).Draw(t, "port")}}
-				if rapid.Bool().Draw(t, "proxy") {
-					row.Service.Kind, row.Service.Proxy = catalog.ConnectProxy, &catalog.Proxy{DestinationServiceName: rapid.SampledFrom([]string{"web", "api"}).Draw(t, "callee")}
-				}
+				row := some(node, id)
 				if err := w.put(of, row); err != nil {
 					t.Fatal(err)
 				}
