@@ -47,6 +47,13 @@ func (m *byName[V]) set(name string, v V) {
 	m.list = slices.Insert(m.list, i, named[V]{v, name})
 }
 
+// room makes place for n names, and no more than that, where there are none yet.
+func (m *byName[V]) room(n int) {
+	if m.list == nil && n > 1 {
+		m.list = make([]named[V], 0, n)
+	}
+}
+
 func (m *byName[V]) drop(name string) {
 	i, ok := m.at(name)
 	switch {

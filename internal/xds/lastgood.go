@@ -196,7 +196,8 @@ func (st *stream) learnHeld() {
 		return
 	}
 	for t, sub := range st.session.subs {
-		for name, version := range sub.acked.all() {
+		for name := range sub.told.all() {
+			version, _ := sub.acked(name)
 			if res := st.view.Own[t][name]; res != nil && res.Version == version && st.server.alike(Key{t, name}) {
 				st.server.memory.held(st.view.Group, res)
 			}

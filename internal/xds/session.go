@@ -39,8 +39,8 @@ type session struct {
 type subscription struct {
 	wildcard bool
 	names    byName[struct{}] // asked for by name
-	told     byName[string]   // version the client was last sent, or said that it holds
-	acked    byName[string]   // version the client acknowledged
+	told     byName[string]   // version the client was last sent, or said that it holds; see tell
+	behind   byName[string]   // version the client acknowledged, where it is another than that; "": none
 	refused  byName[Refusal]  // by name: a version that was refused when sent alone
 
 	dirty  byName[struct{}] // to be compared with what was told
@@ -117,15 +117,15 @@ func (s *session) handle(r request, src source) (added, dropped []string, out *o
 		sub = &subscription{}
 		s.subs[r.typ] = sub
 		s.order[slices.Index(Types[:], r.typ)] = sub
+		sub.told.room(len(r.initial))
 		for name, v := range r.initial {
-			name = once(name)
-			sub.told.set(name, v)
-			sub.acked.set(name, v)
+			sub.told.set(once(name), v)
 		}
 		if r.typ.wildcard() && len(r.subscribe) == 0 {
 			sub.subscribeAll(r.typ, src)
 		}
 	}
+	sub.names.room(len(r.subscribe))
 	for _, name := range r.subscribe {
 		if name == "*" {
 			sub.subscribeAll(r.typ, src)
@@ -187,10 +187,51 @@ func (sub *subscription) forget(name string) {
 		return
 	}
 	sub.told.drop(name)
-	sub.acked.drop(name)
+	sub.behind.drop(name)
 	sub.refused.drop(name)
 	sub.dirty.drop(name)
 	sub.force.drop(name)
+}
+
+// acked is the version that the client acknowledged.
+func (sub *subscription) acked(name string) (version string, ok bool) {
+	if v, is := sub.behind.look(name); is {
+		return v, v != ""
+	}
+	return sub.told.look(name)
+}
+
+func (sub *subscription) hasAcked(name string) bool {
+	_, ok := sub.acked(name)
+	return ok
+}
+
+// has reports whether the client was sent the version last, and acknowledged it.
+func (sub *subscription) has(name, version string) bool {
+	return !sub.behind.has(name) && sub.told.get(name) == version
+}
+
+// tell notes the version that the client is sent, which changes nothing about what it acknowledged.
+func (sub *subscription) tell(name, version string) {
+	acked, _ := sub.acked(name)
+	sub.told.set(name, version)
+	sub.acknowledge(name, acked)
+}
+
+// untell notes that it is as if the client had been sent nothing.
+func (sub *subscription) untell(name string) {
+	acked, _ := sub.acked(name)
+	sub.told.drop(name)
+	sub.acknowledge(name, acked)
+}
+
+// acknowledge notes the version that the client acknowledged last, or that it has none: "".
+func (sub *subscription) acknowledge(name, version string) {
+	if told, is := sub.told.look(name); is && told != version || !is && version != "" {
+		sub.behind.set(name, version)
+	} else {
+		sub.behind.drop(name)
+	}
 }
 
 // land closes the response in flight by the client's answer to it.
@@ -199,11 +240,11 @@ func (sub *subscription) land(r request) *outcome {
 	sub.flight = nil
 	if !r.nack {
 		for _, res := range f.members {
-			sub.acked.set(res.Name, res.Version)
+			sub.acknowledge(res.Name, res.Version)
 			sub.taken(res.Name, f)
 		}
 		for _, name := range f.removed {
-			sub.acked.drop(name)
+			sub.acknowledge(name, "")
 			sub.refused.drop(name)
 		}
 		return &outcome{taken: f.members, removed: f.removed}
@@ -218,7 +259,7 @@ func (sub *subscription) land(r request) *outcome {
 		for _, name := range f.removed {
 			sub.dirty.set(name, struct{}{})
 			sub.solo = append(sub.solo, name)
-			sub.told.set(name, "") // not gone yet
+			sub.tell(name, "") // not gone yet
 		}
 		return &outcome{retry: true, message: r.message}
 	}
@@ -238,10 +279,10 @@ func (sub *subscription) taken(name string, f *flight) {
 	case !instead:
 		sub.refused.drop(name)
 	case sub.refused.get(name).Version == r.Version:
-		sub.told.set(name, r.Version)
+		sub.tell(name, r.Version)
 	case r.fatal():
 		sub.refused.set(name, r)
-		sub.told.set(name, r.Version)
+		sub.tell(name, r.Version)
 	default:
 		sub.refused.drop(name)
 		sub.dirty.set(name, struct{}{})
@@ -253,8 +294,8 @@ func (sub *subscription) taken(name string, f *flight) {
 // what stands instead.
 func (s *session) retreat(t Type, name string) {
 	sub := s.subs[t]
-	if !sub.acked.has(name) {
-		sub.told.drop(name)
+	if !sub.hasAcked(name) {
+		sub.untell(name)
 		sub.dirty.set(name, struct{}{})
 	}
 }
@@ -273,7 +314,7 @@ func (s *session) resend(t Type, names []string, src source) {
 	}
 	for _, name := range names {
 		if sub.present(t, name, src) == nil {
-			sub.told.set(name, "") // it may be there
+			sub.tell(name, "") // it may be there
 		} else {
 			sub.force.set(name, struct{}{})
 		}
@@ -409,7 +450,7 @@ func (sub *subscription) want(t Type, name string, src source) (res *Resource, g
 	if res == nil {
 		return nil, (was || named) && told != absentVersion && src.absent(t, name)
 	}
-	if !sub.acked.has(name) {
+	if !sub.hasAcked(name) {
 		if good, _ := src.instead(res); good != nil {
 			res = good
 		}
@@ -440,6 +481,8 @@ func (s *session) take(sub *subscription, r *response, src source, now time.Time
 	r.nonce = strconv.FormatUint(s.nonce, 16)
 	f := &flight{nonce: r.nonce, sent: now, members: r.resources, removed: r.removed}
 	sub.empty = false
+	sub.told.room(len(r.resources))
+	sub.behind.room(len(r.resources))
 	for _, res := range r.resources {
 		if r.typ == ClusterType {
 			s.resendEndpoints(res.endpoints)
@@ -451,7 +494,7 @@ func (s *session) take(sub *subscription, r *response, src source, now time.Time
 			}
 			f.instead[res.Name] = refusal
 		}
-		sub.told.set(res.Name, res.Version)
+		sub.tell(res.Name, res.Version)
 		sub.dirty.drop(res.Name)
 		sub.force.drop(res.Name)
 	}
@@ -460,9 +503,9 @@ func (s *session) take(sub *subscription, r *response, src source, now time.Time
 			delete(s.leaving, name)
 		}
 		if sub.names.has(name) {
-			sub.told.set(name, absentVersion)
+			sub.tell(name, absentVersion)
 		} else {
-			sub.told.drop(name)
+			sub.untell(name)
 		}
 		sub.dirty.drop(name)
 		sub.force.drop(name)
@@ -493,13 +536,13 @@ func (s *session) bare(src source) bool {
 	}
 	if sub.flight != nil {
 		for name := range sub.flight.names() {
-			if !sub.acked.has(name) {
+			if !sub.hasAcked(name) {
 				return true
 			}
 		}
 	}
 	for name := range sub.dirty.all() {
-		if sub.acked.has(name) {
+		if sub.hasAcked(name) {
 			continue
 		}
 		if res, _ := sub.want(EndpointType, name, src); res != nil {

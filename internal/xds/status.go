@@ -52,14 +52,14 @@ func (st *stream) status() StreamStatus {
 				continue
 			}
 			ts.Sent++
-			if sub.acked.get(name) == v {
+			if acked, _ := sub.acked(name); acked == v {
 				ts.Acked++
 			}
 		}
 		if sub.refused.size() > 0 {
 			ts.Refused = maps.Collect(sub.refused.all())
 			for name, r := range ts.Refused {
-				r.Runs = sub.acked.get(name)
+				r.Runs, _ = sub.acked(name)
 				ts.Refused[name] = r
 			}
 		}

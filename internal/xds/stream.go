@@ -97,11 +97,11 @@ func (st *stream) settled(key Key, version string) bool {
 	if sub == nil || st.get(key.Type, key.Name) == nil && version != absentVersion {
 		return true
 	}
+	acked, holds := sub.acked(key.Name)
 	if version == absentVersion {
-		holds := sub.acked.has(key.Name)
 		return !holds
 	}
-	return sub.acked.get(key.Name) == version || sub.refused.get(key.Name).Version == version
+	return acked == version || sub.refused.get(key.Name).Version == version
 }
 
 var errEnded = errors.New("stream ended")

@@ -107,14 +107,14 @@ func (st *stream) judge(keys []Key, v *Verdict) {
 		switch {
 		case res == nil:
 			// A cluster lingers when nothing refers to it any more, which others of the keys say.
-			if sub.acked.has(k.Name) && k.Type != ClusterType {
+			if sub.hasAcked(k.Name) && k.Type != ClusterType {
 				v.Waiting = append(v.Waiting, k)
 			}
 		case sub.refused.get(k.Name).Version == res.Version:
 			r := sub.refused.get(k.Name)
 			r.Message = strings.TrimPrefix(r.Message, k.String()+": ") // a relay's
 			v.Refused = append(v.Refused, Refused{k, r})
-		case sub.told.get(k.Name) != res.Version || sub.acked.get(k.Name) != res.Version:
+		case !sub.has(k.Name, res.Version):
 			v.Waiting = append(v.Waiting, k)
 		}
 	}
