@@ -86,3 +86,26 @@ func (m *byName[V]) names() []string {
 	}
 	return out
 }
+
+// byKey is the same for all types. The zero value is empty.
+type byKey[V any] struct{ of [len(Types)]byName[V] }
+
+func (m *byKey[V]) at(t Type) *byName[V] { return &m.of[slices.Index(Types[:], t)] }
+
+// get is the zero value where there is none.
+func (m *byKey[V]) get(k Key) V { return m.at(k.Type).get(k.Name) }
+
+func (m *byKey[V]) set(k Key, v V) { m.at(k.Type).set(k.Name, v) }
+
+// keep drops what f does not want, and reports whether anything is left.
+func (m *byKey[V]) keep(f func(k Key) bool) (left bool) {
+	for i, t := range Types {
+		list := slices.DeleteFunc(m.of[i].list, func(n named[V]) bool { return !f(Key{t, n.name}) })
+		if len(list) == 0 {
+			list = nil
+		}
+		m.of[i].list = list
+		left = left || list != nil
+	}
+	return left
+}

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -18,14 +17,14 @@ type memory struct {
 }
 
 type groupMemory struct {
-	good    map[Key]*Resource
+	good    byKey[*Resource]
 	refused map[Key]Refusal
 }
 
 func (m *memory) group(name string) *groupMemory {
 	g := m.groups[name]
 	if g == nil {
-		g = &groupMemory{good: map[Key]*Resource{}, refused: map[Key]Refusal{}}
+		g = &groupMemory{refused: map[Key]Refusal{}}
 		if m.groups == nil {
 			m.groups = map[string]*groupMemory{}
 		}
@@ -40,10 +39,10 @@ func (m *memory) acked(group string, res *Resource, now string) (over bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g, k := m.group(group), Key{res.Type, res.Name}
-	if good := g.good[k]; good != nil && good.Version == now && res.Version != now {
+	if good := g.good.get(k); good != nil && good.Version == now && res.Version != now {
 		return false // it is late, others have gone on
 	}
-	g.good[k] = res
+	g.good.set(k, res)
 	if r, bad := g.refused[k]; bad && r.Version == res.Version {
 		delete(g.refused, k)
 		return true
@@ -58,7 +57,7 @@ func (m *memory) held(group string, res *Resource) {
 	defer m.mu.Unlock()
 	g, k := m.group(group), Key{res.Type, res.Name}
 	if g.refused[k].Version != res.Version {
-		g.good[k] = res
+		g.good.set(k, res)
 	}
 }
 
@@ -71,7 +70,7 @@ func (m *memory) refusedBy(group string, k Key, r Refusal) (news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g := m.group(group)
-	if good := g.good[k]; good != nil && good.Version == r.Version || g.refused[k].Version == r.Version {
+	if good := g.good.get(k); good != nil && good.Version == r.Version || g.refused[k].Version == r.Version {
 		return false
 	}
 	g.refused[k] = r
@@ -86,7 +85,7 @@ func (m *memory) instead(group string, res *Resource) (*Resource, Refusal) {
 	if g == nil || g.refused[k].Version != res.Version {
 		return nil, Refusal{}
 	}
-	return g.good[k], g.refused[k]
+	return g.good.get(k), g.refused[k]
 }
 
 // troubles are Envoy's words, in lower case, for what is wrong with one host: there, the
@@ -135,11 +134,7 @@ func (s *Server) Good(group string, t Type) map[string]*Resource {
 	defer s.memory.mu.Unlock()
 	out := map[string]*Resource{}
 	if g := s.memory.groups[group]; g != nil {
-		for k, res := range g.good {
-			if k.Type == t {
-				out[k.Name] = res
-			}
-		}
+		maps.Insert(out, g.good.at(t).all())
 	}
 	return out
 }
@@ -149,9 +144,9 @@ func (s *Server) Forget(keep func(group string, k Key) bool) {
 	s.memory.mu.Lock()
 	defer s.memory.mu.Unlock()
 	for name, g := range s.memory.groups {
-		maps.DeleteFunc(g.good, func(k Key, _ *Resource) bool { return !keep(name, k) })
+		left := g.good.keep(func(k Key) bool { return keep(name, k) })
 		maps.DeleteFunc(g.refused, func(k Key, _ Refusal) bool { return !keep(name, k) })
-		if len(g.good)+len(g.refused) == 0 {
+		if !left && len(g.refused) == 0 {
 			delete(s.memory.groups, name)
 		}
 	}
@@ -214,12 +209,12 @@ func (s *Server) Remembered(group string) (good []*Resource, refused map[Key]Ref
 	if g == nil || len(g.refused) == 0 {
 		return nil, nil
 	}
-	for _, res := range g.good {
-		good = append(good, res)
+	for i := range g.good.of {
+		for _, res := range g.good.of[i].all() {
+			good = append(good, res)
+		}
 	}
-	slices.SortFunc(good, func(a, b *Resource) int {
-		return cmp.Or(strings.Compare(string(a.Type), string(b.Type)), strings.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(good, func(a, b *Resource) int { return Key{a.Type, a.Name}.Compare(Key{b.Type, b.Name}) })
 	return good, maps.Clone(g.refused)
 }
 
@@ -229,7 +224,9 @@ func (s *Server) Remember(group string, good []*Resource, refused map[Key]Refusa
 	defer s.memory.mu.Unlock()
 	g := s.memory.group(group)
 	for _, res := range good {
-		g.good[Key{res.Type, res.Name}] = res
+		if slices.Contains(Types[:], res.Type) { // the file may be another version's
+			g.good.set(Key{res.Type, res.Name}, res)
+		}
 	}
 	maps.Copy(g.refused, refused)
 }
