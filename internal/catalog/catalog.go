@@ -193,6 +193,9 @@ func (i Instance) same(o Instance) bool {
 	return i.Node == o.Node && i.Service == o.Service && slices.Equal(i.Checks, o.Checks)
 }
 
+// standsFor reports whether the instance is a connect-proxy that says for which service.
+func (i Instance) standsFor() bool { return i.Service.Kind == ConnectProxy && i.Service.Proxy != nil }
+
 // Address is where the instance listens: the service's address or the node's.
 func (i Instance) Address() string {
 	if i.Service.Address != "" {
@@ -258,7 +261,7 @@ func (s *Set) proxies() (out []Instance) {
 		return nil
 	}
 	for _, in := range s.Instances {
-		if in.Service.Kind == ConnectProxy && in.Service.Proxy != nil {
+		if in.standsFor() {
 			out = append(out, in)
 		}
 	}

@@ -1,7 +1,9 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -23,8 +25,8 @@ type Snapshot struct {
 	Index uint64
 
 	sets    table[*Set]
-	proxies table[[]Instance] // connect-proxies by service ID; several nodes may use one ID
-	callees table[[]string]   // destination -> names of the proxy services that stand for it
+	proxies table[[]string] // service ID -> names of the services that have a connect-proxy with it
+	callees table[[]string] // destination -> names of the proxy services that stand for it
 }
 
 // NewSnapshot joins sets. Sets are not copied.
@@ -53,27 +55,24 @@ func (s *Snapshot) with(index uint64, changed map[string]*Set, dropEmpty bool) *
 		before, now := s.Set(name).proxies(), set.proxies()
 		for _, in := range before {
 			stands[in.Service.Proxy.DestinationServiceName] = false
-			at, is := slices.BinarySearchFunc(now, in, CompareInstances)
-			if is && now[at].same(in) {
-				continue
-			}
-			was, _ := proxies.get(in.Service.ID)
-			left := slices.DeleteFunc(slices.Clone(was), func(o Instance) bool { return byService(o, in) == 0 })
-			if len(left) == 0 {
-				proxies.drop(in.Service.ID)
-			} else {
-				proxies.set(in.Service.ID, left)
-			}
 		}
 		for _, in := range now {
 			stands[in.Service.Proxy.DestinationServiceName] = true
-			at, is := slices.BinarySearchFunc(before, in, CompareInstances)
-			if is && before[at].same(in) {
-				continue
+		}
+		alone := []string{name} // of all IDs that no other service has
+		for id, has := range differingIDs(before, now) {
+			names, _ := proxies.get(id)
+			at, is := slices.BinarySearch(names, name)
+			switch {
+			case has && len(names) == 0:
+				proxies.set(id, alone)
+			case has && !is:
+				proxies.set(id, slices.Insert(slices.Clone(names), at, name))
+			case !has && len(names) == 1:
+				proxies.drop(id)
+			case !has:
+				proxies.set(id, slices.Delete(slices.Clone(names), at, at+1))
 			}
-			was, _ := proxies.get(in.Service.ID)
-			at, _ = slices.BinarySearchFunc(was, in, byService)
-			proxies.set(in.Service.ID, slices.Insert(slices.Clone(was), at, in))
 		}
 		for _, dst := range slices.Sorted(maps.Keys(stands)) {
 			names, _ := callees.get(dst)
@@ -91,6 +90,42 @@ func (s *Snapshot) with(index uint64, changed map[string]*Set, dropEmpty bool) *
 	return &Snapshot{Datacenter: s.Datacenter, Index: index, sets: sets.table, proxies: proxies.table, callees: callees.table}
 }
 
+// differingIDs is the service IDs that only one of two sorted lists has, and whether it is the second.
+func differingIDs(before, now []Instance) iter.Seq2[string, bool] {
+	return func(yield func(id string, has bool) bool) {
+		for len(before)+len(now) > 0 {
+			order := 0
+			switch {
+			case len(now) == 0:
+				order = -1
+			case len(before) == 0:
+				order = 1
+			default:
+				order = cmp.Compare(before[0].Service.ID, now[0].Service.ID)
+			}
+			var id string
+			if order <= 0 {
+				id, before = next(before)
+			}
+			if order >= 0 {
+				id, now = next(now)
+			}
+			if order != 0 && !yield(id, order > 0) {
+				return
+			}
+		}
+	}
+}
+
+// next is the service ID that a sorted list begins with, and the list without those that have it.
+func next(list []Instance) (id string, rest []Instance) {
+	id = list[0].Service.ID
+	for len(list) > 0 && list[0].Service.ID == id {
+		list = list[1:]
+	}
+	return id, list
+}
+
 // Services lists the names in the snapshot, sorted.
 func (s *Snapshot) Services() []string { return s.sets.keys() }
 
@@ -103,23 +138,31 @@ func (s *Snapshot) Set(name string) *Set {
 // Proxy finds a connect-proxy by service ID. node may be empty when the ID is
 // registered on one node only.
 func (s *Snapshot) Proxy(id, node string) (Instance, bool) {
-	found, _ := s.proxies.get(id)
-	if node == "" && len(found) == 1 {
-		return found[0], true
-	}
-	for _, in := range found {
-		if in.Node.Name == node {
-			return in, true
+	var found []Instance
+	names, _ := s.proxies.get(id)
+	for _, name := range names {
+		set := s.Set(name).Instances
+		at, _ := slices.BinarySearchFunc(set, id, func(in Instance, id string) int { return cmp.Compare(in.Service.ID, id) })
+		for _, in := range set[at:] {
+			if in.Service.ID != id {
+				break
+			}
+			if in.standsFor() && (node == "" || in.Node.Name == node) {
+				found = append(found, in)
+			}
 		}
 	}
-	return Instance{}, false
+	if len(found) == 0 || node == "" && len(found) > 1 {
+		return Instance{}, false
+	}
+	return found[0], true
 }
 
 // Proxies lists all connect-proxies, sorted by [CompareInstances].
 func (s *Snapshot) Proxies() []Instance {
 	var out []Instance
-	for _, list := range s.proxies.all() {
-		out = append(out, list...)
+	for _, set := range s.sets.all() {
+		out = append(out, set.proxies()...)
 	}
 	slices.SortFunc(out, CompareInstances)
 	return out
@@ -129,9 +172,9 @@ func (s *Snapshot) Proxies() []Instance {
 // (Consul's -sidecar-for).
 func (s *Snapshot) ProxyFor(serviceID, node string) (Instance, bool) {
 	var found []Instance
-	for _, list := range s.proxies.all() {
-		for _, in := range list {
-			if in.Service.Proxy.DestinationServiceID == serviceID && (node == "" || in.Node.Name == node) {
+	for _, set := range s.sets.all() {
+		for _, in := range set.Instances {
+			if in.standsFor() && in.Service.Proxy.DestinationServiceID == serviceID && (node == "" || in.Node.Name == node) {
 				found = append(found, in)
 			}
 		}

@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -132,9 +131,4 @@ func differing[V comparable](a, b table[V]) (out []string) {
 		}
 	}
 	return out
-}
-
-// byService is the order of the proxies that have one ID.
-func byService(a, b Instance) int {
-	return cmp.Or(cmp.Compare(a.Service.Name, b.Service.Name), CompareInstances(a, b))
 }
