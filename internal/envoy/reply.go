@@ -14,7 +14,7 @@ import (
 // reply is what Envoy says when it answers in place of the callee.
 type reply struct {
 	flag string // Envoy's response flag, see its access log documentation
-	text string // a substitution format string
+	text string // a substitution format string where it has a "%"
 }
 
 // The first that matches counts. A retry that also failed has its own flag and
@@ -54,23 +54,39 @@ func (b *builder) inboundReplies(service, protocol string) *hcmv3.LocalReplyConf
 	return b.replies(strings.ReplaceAll(fmt.Sprintf("service %q", service), "%", "%%"), protocol, inbound)
 }
 
-// replies are about subject, which is a substitution format string as their texts are.
+// replies are about subject, which is a substitution format string. What they have in common is said
+// by one format for all: in Envoy each part of a format takes memory, for every upstream.
 func (b *builder) replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
-	out := &hcmv3.LocalReplyConfig{}
+	out := &hcmv3.LocalReplyConfig{BodyFormat: format(explain(subject, replyBody, protocol))}
 	add := func(filter *accesslogv3.AccessLogFilter, text string) {
-		out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{
-			Filter: filter,
-			BodyFormatOverride: &corev3.SubstitutionFormatString{
-				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(explain(subject, text, protocol))},
-			},
-		})
+		m := &hcmv3.ResponseMapper{Filter: filter}
+		if strings.Contains(text, "%") {
+			m.BodyFormatOverride = format(explain(subject, text, protocol))
+		} else {
+			m.Body = inlineString(text)
+		}
+		out.Mappers = append(out.Mappers, m)
 	}
 	for _, r := range table {
 		add(once(b, filterKey(r.flag), func() *accesslogv3.AccessLogFilter { return flagFilter(r.flag) }), r.text+" ("+r.flag+")")
 	}
 	// What the codec or path normalization refuses has no flag.
 	add(once(b, filterKey("400"), func() *accesslogv3.AccessLogFilter { return statusFilter(400) }), "the request is refused: %RESPONSE_CODE_DETAILS%")
+	// All else, such as what a route answers itself, stays as it is.
+	out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{Filter: once(b, filterKey(""), anyReply), BodyFormatOverride: format(replyBody)})
 	return out
+}
+
+// replyBody is what an answer says so far.
+const replyBody = "%LOCAL_REPLY_BODY%"
+
+func format(text string) *corev3.SubstitutionFormatString {
+	return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(text)}}
+}
+
+// anyReply selects all local replies: none is an event of a kind.
+func anyReply() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_LogTypeFilter{LogTypeFilter: &accesslogv3.LogTypeFilter{Exclude: true}}}
 }
 
 // filterKey is that of a filter among the parts made once.

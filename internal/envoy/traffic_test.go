@@ -381,7 +381,7 @@ func (s *shop) testReplies(t *testing.T) {
 		s.toDown:      `service "down": the app refused the connection`,
 	} {
 		status, _, body := get(t, addr)
-		if status != 503 || !strings.HasPrefix(body, "crossfade: "+want) || !strings.HasSuffix(body, "\n") {
+		if status != 503 || !strings.HasPrefix(body, "crossfade: "+want) || !strings.HasSuffix(body, "\n") || strings.Count(body, "crossfade") != 1 {
 			t.Errorf("%d %q, want 503 and %q", status, body, want)
 		}
 	}
