@@ -13,7 +13,7 @@ const gcPercent = 40
 // collection then marks once more what only grows, and takes processors from those who wait. More room than that would
 // not quite come back, as what is held then lies scattered over it.
 const (
-	startPercent = 100
+	startPercent = 60
 	startTime    = time.Minute
 )
 
