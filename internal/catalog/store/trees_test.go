@@ -65,7 +65,7 @@ func TestTreesAreAPlainList(t *testing.T) {
 		}
 		w := begin(true)
 		var planted []any
-		for i := range rapid.IntRange(0, 200).Draw(t, "planted") {
+		for i := range rapid.IntRange(0, 80).Draw(t, "planted") {
 			row := some(fmt.Sprint("n", i%3), fmt.Sprint("i", i))
 			planted = append(planted, row)
 			plain[row.Node+"/"+row.Service.ID] = row
