@@ -41,7 +41,7 @@ type socket struct {
 	left int
 }
 
-const messagesEach = 20
+const messagesEach = 5
 
 // Message sends message n and wants it back. It is a [load.Call].
 func (c *chatClient) Message(n uint64, deadline time.Time) (load.Answer, error) {

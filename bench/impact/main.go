@@ -105,11 +105,11 @@ func run(ctx context.Context, s settings, out, progress io.Writer) error {
 	if err := load.await(ctx, s.Requests); err != nil {
 		return err
 	}
-	if l.Ways, err = w.ways(ctx); err != nil {
-		return err
-	}
 	load.stop()
 	l.Seconds = time.Since(begun).Seconds()
+	if err := l.count(ctx, w); err != nil {
+		return err
+	}
 	load.report(&l)
 	l.PerSecond = float64(l.Requests) / l.Seconds
 	b, err := json.Marshal(l)
@@ -120,12 +120,37 @@ func run(ctx context.Context, s settings, out, progress io.Writer) error {
 	return l.verdict()
 }
 
+// countedWithin is how long it may take until Envoy has counted what has ended.
+const countedWithin = 5 * time.Second
+
+// count takes in what went by which way, once everything is counted that was open when the load ended.
+func (l *line) count(ctx context.Context, w *world) (err error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		if l.Ways, err = w.ways(ctx); err != nil || l.unseen() == nil || time.Since(began) > countedWithin {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // verdict is nil only if nothing failed, and everything went by every way.
 func (l line) verdict() error {
 	var errs []error
 	if l.Failed > 0 {
 		errs = append(errs, fmt.Errorf("%d of %d requests failed", l.Failed, l.Requests))
 	}
+	return errors.Join(append(errs, l.unseen())...)
+}
+
+// unseen says which way nothing went.
+func (l line) unseen() error {
+	var errs []error
 	for _, p := range pairs {
 		for _, way := range ways {
 			if l.Ways[p.service][shift.Way(way)] == 0 {
