@@ -3,7 +3,6 @@ package catalog
 import (
 	"cmp"
 	"context"
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -60,18 +59,23 @@ func (s *Snapshot) with(index uint64, changed map[string]*Set, dropEmpty bool) *
 			stands[in.Service.Proxy.DestinationServiceName] = true
 		}
 		alone := []string{name} // of all IDs that no other service has
-		for id, has := range differingIDs(before, now) {
-			names, _ := proxies.get(id)
-			at, is := slices.BinarySearch(names, name)
-			switch {
-			case has && len(names) == 0:
-				proxies.set(id, alone)
-			case has && !is:
-				proxies.set(id, slices.Insert(slices.Clone(names), at, name))
-			case !has && len(names) == 1:
-				proxies.drop(id)
-			case !has:
-				proxies.set(id, slices.Delete(slices.Clone(names), at, at+1))
+		for _, in := range without(now, before) {
+			names, _ := proxies.get(in.Service.ID)
+			switch at, is := slices.BinarySearch(names, name); {
+			case len(names) == 0:
+				proxies.set(in.Service.ID, alone)
+			case !is:
+				proxies.set(in.Service.ID, slices.Insert(slices.Clone(names), at, name))
+			}
+		}
+		for _, in := range without(before, now) {
+			names, _ := proxies.get(in.Service.ID)
+			switch at, is := slices.BinarySearch(names, name); {
+			case !is || len(withID(now, in.Service.ID)) > 0: // another node's
+			case len(names) == 1:
+				proxies.drop(in.Service.ID)
+			default:
+				proxies.set(in.Service.ID, slices.Delete(slices.Clone(names), at, at+1))
 			}
 		}
 		for _, dst := range slices.Sorted(maps.Keys(stands)) {
@@ -90,40 +94,14 @@ func (s *Snapshot) with(index uint64, changed map[string]*Set, dropEmpty bool) *
 	return &Snapshot{Datacenter: s.Datacenter, Index: index, sets: sets.table, proxies: proxies.table, callees: callees.table}
 }
 
-// differingIDs is the service IDs that only one of two sorted lists has, and whether it is the second.
-func differingIDs(before, now []Instance) iter.Seq2[string, bool] {
-	return func(yield func(id string, has bool) bool) {
-		for len(before)+len(now) > 0 {
-			order := 0
-			switch {
-			case len(now) == 0:
-				order = -1
-			case len(before) == 0:
-				order = 1
-			default:
-				order = cmp.Compare(before[0].Service.ID, now[0].Service.ID)
-			}
-			var id string
-			if order <= 0 {
-				id, before = next(before)
-			}
-			if order >= 0 {
-				id, now = next(now)
-			}
-			if order != 0 && !yield(id, order > 0) {
-				return
-			}
-		}
+// withID is the part of a sorted list that has a service ID.
+func withID(list []Instance, id string) []Instance {
+	at, _ := slices.BinarySearchFunc(list, id, func(in Instance, id string) int { return cmp.Compare(in.Service.ID, id) })
+	end := at
+	for end < len(list) && list[end].Service.ID == id {
+		end++
 	}
-}
-
-// next is the service ID that a sorted list begins with, and the list without those that have it.
-func next(list []Instance) (id string, rest []Instance) {
-	id = list[0].Service.ID
-	for len(list) > 0 && list[0].Service.ID == id {
-		list = list[1:]
-	}
-	return id, list
+	return list[at:end]
 }
 
 // Services lists the names in the snapshot, sorted.
@@ -141,12 +119,7 @@ func (s *Snapshot) Proxy(id, node string) (Instance, bool) {
 	var found []Instance
 	names, _ := s.proxies.get(id)
 	for _, name := range names {
-		set := s.Set(name).Instances
-		at, _ := slices.BinarySearchFunc(set, id, func(in Instance, id string) int { return cmp.Compare(in.Service.ID, id) })
-		for _, in := range set[at:] {
-			if in.Service.ID != id {
-				break
-			}
+		for _, in := range withID(s.Set(name).Instances, id) {
 			if in.standsFor() && (node == "" || in.Node.Name == node) {
 				found = append(found, in)
 			}

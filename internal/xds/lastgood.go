@@ -192,8 +192,7 @@ func (st *stream) learnHeld() {
 	}
 	for t, sub := range st.session.subs {
 		for name := range sub.told.all() {
-			version, _ := sub.acked(name)
-			if res := st.view.Own[t][name]; res != nil && res.Version == version && st.server.alike(Key{t, name}) {
+			if res := st.view.Own[t][name]; res != nil && res.Version == sub.acked(name) && st.server.alike(Key{t, name}) {
 				st.server.memory.held(st.view.Group, res)
 			}
 		}

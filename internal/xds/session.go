@@ -193,17 +193,12 @@ func (sub *subscription) forget(name string) {
 	sub.force.drop(name)
 }
 
-// acked is the version that the client acknowledged.
-func (sub *subscription) acked(name string) (version string, ok bool) {
+// acked is the version that the client acknowledged, or "".
+func (sub *subscription) acked(name string) string {
 	if v, is := sub.behind.look(name); is {
-		return v, v != ""
+		return v
 	}
-	return sub.told.look(name)
-}
-
-func (sub *subscription) hasAcked(name string) bool {
-	_, ok := sub.acked(name)
-	return ok
+	return sub.told.get(name)
 }
 
 // has reports whether the client was sent the version last, and acknowledged it.
@@ -213,24 +208,24 @@ func (sub *subscription) has(name, version string) bool {
 
 // tell notes the version that the client is sent, which changes nothing about what it acknowledged.
 func (sub *subscription) tell(name, version string) {
-	acked, _ := sub.acked(name)
+	acked := sub.acked(name)
 	sub.told.set(name, version)
 	sub.acknowledge(name, acked)
 }
 
 // untell notes that it is as if the client had been sent nothing.
 func (sub *subscription) untell(name string) {
-	acked, _ := sub.acked(name)
+	acked := sub.acked(name)
 	sub.told.drop(name)
 	sub.acknowledge(name, acked)
 }
 
 // acknowledge notes the version that the client acknowledged last, or that it has none: "".
 func (sub *subscription) acknowledge(name, version string) {
-	if told, is := sub.told.look(name); is && told != version || !is && version != "" {
-		sub.behind.set(name, version)
-	} else {
+	if sub.told.get(name) == version {
 		sub.behind.drop(name)
+	} else {
+		sub.behind.set(name, version)
 	}
 }
 
@@ -294,7 +289,7 @@ func (sub *subscription) taken(name string, f *flight) {
 // what stands instead.
 func (s *session) retreat(t Type, name string) {
 	sub := s.subs[t]
-	if !sub.hasAcked(name) {
+	if sub.acked(name) == "" {
 		sub.untell(name)
 		sub.dirty.set(name, struct{}{})
 	}
@@ -450,7 +445,7 @@ func (sub *subscription) want(t Type, name string, src source) (res *Resource, g
 	if res == nil {
 		return nil, (was || named) && told != absentVersion && src.absent(t, name)
 	}
-	if !sub.hasAcked(name) {
+	if sub.acked(name) == "" {
 		if good, _ := src.instead(res); good != nil {
 			res = good
 		}
@@ -536,13 +531,13 @@ func (s *session) bare(src source) bool {
 	}
 	if sub.flight != nil {
 		for name := range sub.flight.names() {
-			if !sub.hasAcked(name) {
+			if sub.acked(name) == "" {
 				return true
 			}
 		}
 	}
 	for name := range sub.dirty.all() {
-		if sub.hasAcked(name) {
+		if sub.acked(name) != "" {
 			continue
 		}
 		if res, _ := sub.want(EndpointType, name, src); res != nil {

@@ -297,7 +297,7 @@ func TestNACKIsContained(t *testing.T) {
 	}
 	s.ack(s.want("RouteConfiguration:+c")...)
 	s.want("") // the refused version is not sent again
-	if held, _ := s.s.subs[RouteType].acked("b"); held == s.src[RouteType]["b"].Version {
+	if held := s.s.subs[RouteType].acked("b"); held == s.src[RouteType]["b"].Version {
 		t.Error("the refused version counts as held")
 	}
 	s.put(RouteType, "b", "mended")

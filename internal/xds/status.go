@@ -52,14 +52,14 @@ func (st *stream) status() StreamStatus {
 				continue
 			}
 			ts.Sent++
-			if acked, _ := sub.acked(name); acked == v {
+			if sub.acked(name) == v {
 				ts.Acked++
 			}
 		}
 		if sub.refused.size() > 0 {
 			ts.Refused = maps.Collect(sub.refused.all())
 			for name, r := range ts.Refused {
-				r.Runs, _ = sub.acked(name)
+				r.Runs = sub.acked(name)
 				ts.Refused[name] = r
 			}
 		}

@@ -97,9 +97,9 @@ func (st *stream) settled(key Key, version string) bool {
 	if sub == nil || st.get(key.Type, key.Name) == nil && version != absentVersion {
 		return true
 	}
-	acked, holds := sub.acked(key.Name)
+	acked := sub.acked(key.Name)
 	if version == absentVersion {
-		return !holds
+		return acked == ""
 	}
 	return acked == version || sub.refused.get(key.Name).Version == version
 }

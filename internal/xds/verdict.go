@@ -107,7 +107,7 @@ func (st *stream) judge(keys []Key, v *Verdict) {
 		switch {
 		case res == nil:
 			// A cluster lingers when nothing refers to it any more, which others of the keys say.
-			if sub.hasAcked(k.Name) && k.Type != ClusterType {
+			if sub.acked(k.Name) != "" && k.Type != ClusterType {
 				v.Waiting = append(v.Waiting, k)
 			}
 		case sub.refused.get(k.Name).Version == res.Version:

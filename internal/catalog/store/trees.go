@@ -165,15 +165,7 @@ func (t *txn) plant(of *table, rows []any) {
 				in = append(in, placed{at, row})
 			}
 		}
-		slices.SortFunc(in, func(a, b placed) int {
-			switch {
-			case a.at.before(&b.at):
-				return -1
-			case b.at.before(&a.at):
-				return 1
-			}
-			return 0
-		})
+		slices.SortFunc(in, func(a, b placed) int { return slices.Compare(a.at[:], b.at[:]) })
 		for first := range 2 {
 			for k := first; k < len(in); k += 2 {
 				tree.ReplaceOrInsert(in[k].row)
