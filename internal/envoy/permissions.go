@@ -6,7 +6,6 @@ import (
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
@@ -29,9 +28,7 @@ func (b *builder) pathForRules() *httpfilterstatev3.Config {
 	return &httpfilterstatev3.Config{OnRequestHeaders: []*filterstatev3.FilterStateValue{{
 		Key:        &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: pathState},
 		FactoryKey: "envoy.string",
-		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString("%PATH(NQ:PATH)%")},
-		}},
+		Value:      &filterstatev3.FilterStateValue_FormatString{FormatString: textFormat("%PATH(NQ:PATH)%")},
 	}}}
 }
 

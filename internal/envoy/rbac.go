@@ -118,10 +118,8 @@ func (b *builder) admission(a *proxy.Admission) *corev3.TypedExtensionConfig {
 // appAddress is where the cluster of the app connects to, as a substitution format string.
 func appAddress(format string) *filterstatev3.FilterStateValue {
 	return &filterstatev3.FilterStateValue{
-		Key: &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.transport_socket.original_dst_address"},
-		Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(format)},
-		}},
+		Key:         &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.transport_socket.original_dst_address"},
+		Value:       &filterstatev3.FilterStateValue_FormatString{FormatString: textFormat(format)},
 		SkipIfEmpty: true,
 	}
 }

@@ -57,11 +57,11 @@ func (b *builder) inboundReplies(service, protocol string) *hcmv3.LocalReplyConf
 // replies are about subject, which is a substitution format string. What they have in common is said
 // by one format for all: in Envoy each part of a format takes memory, for every upstream.
 func (b *builder) replies(subject, protocol string, table []reply) *hcmv3.LocalReplyConfig {
-	out := &hcmv3.LocalReplyConfig{BodyFormat: format(explain(subject, replyBody, protocol))}
+	out := &hcmv3.LocalReplyConfig{BodyFormat: textFormat(explain(subject, replyBody, protocol))}
 	add := func(filter *accesslogv3.AccessLogFilter, text string) {
 		m := &hcmv3.ResponseMapper{Filter: filter}
 		if strings.Contains(text, "%") {
-			m.BodyFormatOverride = format(explain(subject, text, protocol))
+			m.BodyFormatOverride = textFormat(explain(subject, text, protocol))
 		} else {
 			m.Body = inlineString(text)
 		}
@@ -73,14 +73,15 @@ func (b *builder) replies(subject, protocol string, table []reply) *hcmv3.LocalR
 	// What the codec or path normalization refuses has no flag.
 	add(once(b, filterKey("400"), func() *accesslogv3.AccessLogFilter { return statusFilter(400) }), "the request is refused: %RESPONSE_CODE_DETAILS%")
 	// All else, such as what a route answers itself, stays as it is.
-	out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{Filter: once(b, filterKey(""), anyReply), BodyFormatOverride: format(replyBody)})
+	out.Mappers = append(out.Mappers, &hcmv3.ResponseMapper{Filter: once(b, filterKey(""), anyReply), BodyFormatOverride: textFormat(replyBody)})
 	return out
 }
 
 // replyBody is what an answer says so far.
 const replyBody = "%LOCAL_REPLY_BODY%"
 
-func format(text string) *corev3.SubstitutionFormatString {
+// textFormat is a substitution format string as Envoy wants it.
+func textFormat(text string) *corev3.SubstitutionFormatString {
 	return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: inlineString(text)}}
 }
 
