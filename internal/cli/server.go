@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -122,8 +123,9 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			return err
 		}
 		o.Version = Version
-		if os.Getenv("GOGC") == "" {
-			mindGarbage()
+		mindful := os.Getenv("GOGC") == ""
+		if mindful {
+			debug.SetGCPercent(startPercent)
 		}
 		srv, err := startServer(cmd.Context(), o)
 		if err != nil || srv == nil {
@@ -160,6 +162,9 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 		}
 		if file := srv.OperatorFile(); file != "" {
 			fmt.Fprintf(s.err, "  operator token   in %s: keep it safe, it may do everything\n", file)
+		}
+		if mindful {
+			go mindGarbage(cmd.Context(), srv.Sent)
 		}
 		return srv.Run(cmd.Context())
 	}

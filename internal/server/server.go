@@ -287,6 +287,9 @@ func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 // GRPCAddr is where ADS and the CA are served.
 func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 
+// Sent is how many xDS responses were sent so far.
+func (s *Server) Sent() uint64 { return s.mesh.xds.Sent() }
+
 // TrustDomain is the CA's.
 func (s *Server) TrustDomain() string { return s.ca.TrustDomain() }
 

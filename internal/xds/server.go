@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -60,6 +61,8 @@ type Server struct {
 	opts Options
 
 	memory memory
+
+	sent atomic.Uint64 // responses
 
 	updates sync.Mutex // held by Update; taken before stream.mu
 
@@ -241,6 +244,9 @@ func (s *Server) Connected() []string {
 	defer s.mu.RUnlock()
 	return slices.Sorted(maps.Keys(s.streams))
 }
+
+// Sent is how many responses were sent so far.
+func (s *Server) Sent() uint64 { return s.sent.Load() }
 
 // View is the node's present view, or nil.
 func (s *Server) View(key string) *View {

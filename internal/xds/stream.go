@@ -379,6 +379,7 @@ func (st *stream) send() {
 				continue
 			}
 			st.last = time.Now()
+			st.server.sent.Add(1)
 		}
 	}
 }
