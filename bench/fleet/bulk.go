@@ -109,18 +109,18 @@ func deploy(ctx context.Context, w *world, m *meter, l *line) error {
 	stop := make(chan struct{})
 	go func() {
 		defer close(watched)
-		for i := 0; ; i++ {
-			times, err := w.change(ctx, 0, i%2 == 0)
+		for turns := 0; ; {
+			times, err := w.renew(ctx, 0, turns)
 			if err != nil {
 				watched <- err
 				return
 			}
 			seen = append(seen, times...)
+			turns++
 			select {
 			case <-stop:
-				if i%2 == 1 {
-					return
-				}
+				watched <- w.renewed(ctx, 0, turns)
+				return
 			case <-time.After(time.Second):
 			}
 		}

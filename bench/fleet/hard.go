@@ -46,8 +46,8 @@ func (w *world) guest(ctx context.Context) (*xds.Client, func(), error) {
 func (w *world) meanwhile(ctx context.Context, l *line, d time.Duration) error {
 	var all []time.Duration
 	end := time.Now().Add(d)
-	for i := 0; time.Now().Before(end) || i%2 == 1; i++ {
-		times, err := w.change(ctx, 0, i%2 == 0)
+	for time.Now().Before(end) {
+		times, err := w.renew(ctx, 0, l.Changes)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (w *world) meanwhile(ctx context.Context, l *line, d time.Duration) error {
 		}
 	}
 	l.spread(all)
-	return nil
+	return w.renewed(ctx, 0, l.Changes)
 }
 
 // neverReads is a client that asks for everything and takes nothing.

@@ -339,17 +339,37 @@ func (w *world) flip(ctx context.Context, service int, critical bool) error {
 
 // change flips a service and returns when its callers have it, with the times after which each had it.
 func (w *world) change(ctx context.Context, service int, critical bool) ([]time.Duration, error) {
+	return w.changeBy(ctx, service, func(ctx context.Context) error { return w.flip(ctx, service, critical) })
+}
+
+// renew is change for while sidecars connect anew: it puts an instance of which nobody has heard in the place of the last turn's.
+// One that has refused a change, and was not connected during the next, would hold what a change back makes, and be told nothing.
+func (w *world) renew(ctx context.Context, service, turn int) ([]time.Duration, error) {
+	ops := w.set(instance{service: service, number: w.each() + 1 + turn})
+	if turn > 0 {
+		ops = append(ops, w.drop(instance{service: service, number: w.each() + turn}))
+	}
+	return w.changeBy(ctx, service, func(ctx context.Context) error { return w.txn(ctx, ops) })
+}
+
+// renewed takes the last instance away that so many turns have made.
+func (w *world) renewed(ctx context.Context, service, turns int) error {
+	return w.txn(ctx, []op{w.drop(instance{service: service, number: w.each() + turns})})
+}
+
+func (w *world) changeBy(ctx context.Context, service int, write func(context.Context) error) ([]time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	watch := w.fleet.Watch(xds.EndpointType, w.cluster(service), w.callers(service))
-	if err := w.flip(ctx, service, critical); err != nil {
+	if err := write(ctx); err != nil {
 		watch.End()
 		return nil, err
 	}
 	err := watch.Wait(ctx)
 	times := watch.End()
 	if err != nil {
-		err = fmt.Errorf("a change of %s: %d of %d sidecars have it: %w", w.service(service), len(times), w.callers(service), err)
+		err = fmt.Errorf("a change of %s: %d of %d sidecars have it: %w; of the others: %q; of all: %v, %+v",
+			w.service(service), len(times), w.callers(service), err, watch.Missing(), w.fleet.Endpoints()[w.cluster(service)], w.fleet.Totals())
 	}
 	return times, err
 }

@@ -17,6 +17,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -248,6 +249,30 @@ func (w *Watch) CountBelow(n int) (count int) {
 		}
 	}
 	return count
+}
+
+// Missing says of the first sidecars that do not have it, ten at most, what they have.
+func (w *Watch) Missing() (out []string) {
+	for i, s := range w.fleet.sidecars {
+		if w.at[i].Load() > 0 {
+			continue
+		}
+		s.mu.Lock()
+		state := "not connected"
+		if s.conn != nil {
+			state = "connected"
+		}
+		for _, h := range s.held {
+			if h.typ == w.what.typ && h.name == w.what.name {
+				state += fmt.Sprintf(", version %x", h.version)
+			}
+		}
+		s.mu.Unlock()
+		if out = append(out, s.ID+": "+state); len(out) == 10 {
+			break
+		}
+	}
+	return out
 }
 
 // End stops watching and returns the times after which sidecars had it, in no order.
