@@ -279,15 +279,16 @@ func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	in := &entering{Conn: raw}
 	conn, info, err := c.TransportCredentials.ServerHandshake(in)
 	in.place.leave()
+	known := false
+	defer func() { in.arrived(known) }()
 	t, ok := info.(credentials.TLSInfo)
 	if err != nil || !ok {
 		return conn, info, err
 	}
 	v := visitor{TLSInfo: t, conn: in}
 	if len(t.State.PeerCertificates) > 0 {
-		if v.leaf, err = c.ca.Verify(t.State.PeerCertificates, time.Now()); err == nil {
-			in.arrived()
-		}
+		v.leaf, err = c.ca.Verify(t.State.PeerCertificates, time.Now())
+		known = err == nil
 		if left := time.Until(t.State.PeerCertificates[0].NotAfter); left > 0 {
 			conn = &bounded{conn, time.AfterFunc(left, func() { raw.Close() })}
 		}

@@ -20,11 +20,14 @@ const (
 	// the others wait here, where they cost nothing, and not in the queue for the processors
 	// behind which streams wait that are there already.
 	handshakesEach = 2
-	// newcomersEach is how many sidecars a processor has that have shaken hands and are not served yet, before
+	// newcomersEach is how many sidecars a processor has that shake hands, or have, and are not served yet, before
 	// anybody else is let in. Without that bound all who come at once get as far as all others before anybody is
 	// served, and of those that are there already nobody has a turn meanwhile. It is large enough for
 	// clients that are far away: they take up places while bytes travel.
 	newcomersEach = 50
+	// proveTime is how long somebody is a newcomer who has not shown a leaf yet: what is to come from clients takes
+	// longer than what is done here, and thousands would be between the two. Strangers hold nobody up for longer.
+	proveTime = 250 * time.Millisecond
 	// settleTime is how long a sidecar is a newcomer at most: it may want something else, or nothing.
 	settleTime = time.Second
 	// handshakeTimeout bounds a handshake with its wait.
@@ -62,6 +65,7 @@ type entering struct {
 	gate     *gate // set by enter; nil: it has not been there
 	place    place // for the handshake
 	newcomer place
+	unproved *time.Timer // makes it a newcomer no more; set with gate
 }
 
 // place is one of a channel's, or none.
@@ -96,27 +100,36 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	select {
 	case g.newcomers <- struct{}{}:
-		<-g.newcomers // there is room: who it is will show
+		conn.newcomer.of.Store(&g.newcomers)
 	case <-late.C:
 		conn.place.leave()
 		return nil, tooMany
 	}
 	conn.gate = g
+	conn.unproved = time.AfterFunc(proveTime, conn.settled)
 	return nil, nil
 }
 
-// arrived makes a newcomer of a connection that has shown whose it is; nobody else counts, and nobody waits here. It
-// is one until it is settled.
-func (e *entering) arrived() {
+// arrived says that the handshake is over, and whether the client has shown whose it is: only then it is a newcomer still, until
+// it is settled. Nobody waits here.
+func (e *entering) arrived(known bool) {
 	if e.gate == nil {
 		return
 	}
-	select {
-	case e.gate.newcomers <- struct{}{}:
-		e.newcomer.of.Store(&e.gate.newcomers)
-		time.AfterFunc(settleTime, e.settled)
-	default:
+	inTime := e.unproved.Stop()
+	if !known {
+		e.settled()
+		return
 	}
+	if !inTime {
+		select {
+		case e.gate.newcomers <- struct{}{}:
+			e.newcomer.of.Store(&e.gate.newcomers)
+		default:
+			return
+		}
+	}
+	time.AfterFunc(settleTime, e.settled)
 }
 
 // settled says that the connection is a newcomer no more. There may be none.

@@ -28,6 +28,7 @@ func TestGate(t *testing.T) {
 			t.Fatal(err)
 		}
 		first.place.leave()
+		first.arrived(false)
 		places := handshakesEach * runtime.GOMAXPROCS(0)
 		conns := make([]*entering, places+2)
 		entered := make(chan error, len(conns))
@@ -63,6 +64,7 @@ func TestGate(t *testing.T) {
 		for _, c := range conns {
 			c.place.leave()
 			c.place.leave() // a place is given back once
+			c.arrived(false)
 		}
 		if n := len(g.places) + len(g.newcomers); n != 0 {
 			t.Errorf("%d places are taken by nobody", n)
@@ -88,6 +90,7 @@ func TestGate(t *testing.T) {
 			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), catalogWait)
 		}
 		conns[0].place.leave()
+		conns[0].arrived(false)
 	})
 }
 
@@ -98,15 +101,16 @@ func TestGateBoundsNewcomers(t *testing.T) {
 		catalog := make(chan struct{})
 		close(catalog)
 		g := newGate(catalog)
-		enter := func(known bool) (*entering, chan error) {
+		const nobody, stranger, sidecar = 0, 1, 2 // nobody says no more
+		enter := func(who int) (*entering, chan error) {
 			here, there := net.Pipe()
 			t.Cleanup(func() { there.Close() })
 			c, done := &entering{Conn: here}, make(chan error, 1)
 			go func() {
 				_, err := g.enter(&tls.ClientHelloInfo{Conn: c})
-				c.place.leave() // it has shaken hands
-				if known {
-					c.arrived()
+				c.place.leave() // it has been answered
+				if who != nobody {
+					c.arrived(who == sidecar)
 				}
 				done <- err
 			}()
@@ -114,20 +118,31 @@ func TestGateBoundsNewcomers(t *testing.T) {
 			return c, done
 		}
 		for range 2 * cap(g.newcomers) {
-			if _, done := enter(false); len(done) != 1 {
+			if _, done := enter(stranger); len(done) != 1 {
 				t.Fatal("strangers hold others up")
 			}
 		}
+		for range cap(g.newcomers) {
+			enter(nobody)
+		}
+		began := time.Now()
+		if c, done := enter(sidecar); len(done) != 0 {
+			t.Error("thousands are let in before the first has shown who it is")
+		} else if <-done; time.Since(began) != proveTime {
+			t.Errorf("those who say no more hold others up for %v, want %v", time.Since(began), proveTime)
+		} else {
+			c.Close()
+		}
 		var in []*entering
 		for range cap(g.newcomers) {
-			c, done := enter(true)
+			c, done := enter(sidecar)
 			if len(done) != 1 {
 				t.Fatalf("%d are newcomers, and no more are let in", len(in))
 			}
 			in = append(in, c)
 		}
 		for name, makeRoom := range map[string]func(*entering){"served": (*entering).settled, "gone": func(c *entering) { c.Close() }} {
-			c, done := enter(true)
+			c, done := enter(sidecar)
 			if len(done) != 0 {
 				t.Fatalf("%d are newcomers, and one more", cap(g.newcomers))
 			}
