@@ -59,7 +59,7 @@ func newGate(catalog <-chan struct{}) *gate {
 }
 
 // entering is a connection that comes in. Its place for the handshake is free again when the server has
-// said its part, which is where most of the work is: a client that says no more holds nobody up.
+// said its part, which is where most of the work is: a client that says no more has a newcomer's place alone, for proveTime.
 type entering struct {
 	net.Conn
 	gate     *gate // set by enter; nil: it has not been there
