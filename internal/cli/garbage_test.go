@@ -49,10 +49,13 @@ func TestGarbageIsCollectedInQuietMoments(t *testing.T) {
 	thrown = nil
 	runtime.ReadMemStats(&before)
 	go mindGarbage(t.Context(), func() uint64 { return 0 })
-	for deadline := time.Now().Add(20 * time.Second); now.NumForcedGC <= before.NumForcedGC; runtime.ReadMemStats(&now) {
-		if time.Now().After(deadline) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for limit := time.After(20 * time.Second); now.NumForcedGC <= before.NumForcedGC; runtime.ReadMemStats(&now) {
+		select {
+		case <-tick.C:
+		case <-limit:
 			t.Fatalf("nothing was collected: %+v", heapNow(0))
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }

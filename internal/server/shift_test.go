@@ -117,7 +117,14 @@ func TestShiftAndRevertOverHTTP(t *testing.T) {
 	if out := shift(first, "web -> catalog: legacy 90%, mtls 10%, same"); out.Index != 0 {
 		t.Errorf("the same again has index %d", out.Index)
 	}
-	shift(api.ShiftRequest{Pairs: pair, Via: map[string]float64{"mtls": 20}}, "web -> catalog: legacy 90%, mtls 10% -> legacy 80%, mtls 20%")
+	more := api.ShiftRequest{Pairs: pair, Via: map[string]float64{"mtls": 20}}
+	meshtest.Eventually(t, "catalog's sidecar is in service", func() error {
+		dry := more
+		dry.DryRun = true
+		_, err := c.Shift(ctx, dry)
+		return err
+	})
+	shift(more, "web -> catalog: legacy 90%, mtls 10% -> legacy 80%, mtls 20%")
 	shift(api.ShiftRequest{Service: "catalog", Via: map[string]float64{"legacy": 50, "direct": 50}}, "web -> catalog: legacy 80%, mtls 20% -> legacy 50%, direct 50%")
 
 	// The pair, with all that is known of it.
