@@ -27,7 +27,7 @@ const (
 	newcomersEach = 50
 	// proveTime is how long somebody is a newcomer who has not shown a leaf yet: what is to come from clients takes
 	// longer than what is done here, and thousands would be between the two. Strangers hold nobody up for longer.
-	proveTime = 250 * time.Millisecond
+	proveTime = 100 * time.Millisecond
 	// settleTime is how long a sidecar is a newcomer at most: it may want something else, or nothing.
 	settleTime = time.Second
 	// handshakeTimeout bounds a handshake with its wait.
