@@ -109,17 +109,16 @@ func deploy(ctx context.Context, w *world, m *meter, l *line) error {
 	stop := make(chan struct{})
 	go func() {
 		defer close(watched)
-		for turns := 0; ; {
-			times, err := w.renew(ctx, 0, turns)
+		for {
+			times, err := w.renew(ctx)
 			if err != nil {
 				watched <- err
 				return
 			}
 			seen = append(seen, times...)
-			turns++
 			select {
 			case <-stop:
-				watched <- w.renewed(ctx, 0, turns)
+				watched <- w.txn(ctx, w.renewed())
 				return
 			case <-time.After(time.Second):
 			}

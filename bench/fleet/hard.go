@@ -47,7 +47,7 @@ func (w *world) meanwhile(ctx context.Context, l *line, d time.Duration) error {
 	var all []time.Duration
 	end := time.Now().Add(d)
 	for time.Now().Before(end) {
-		times, err := w.renew(ctx, 0, l.Changes)
+		times, err := w.renew(ctx)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (w *world) meanwhile(ctx context.Context, l *line, d time.Duration) error {
 		}
 	}
 	l.spread(all)
-	return w.renewed(ctx, 0, l.Changes)
+	return w.txn(ctx, w.renewed())
 }
 
 // neverReads is a client that asks for everything and takes nothing.
@@ -240,14 +240,7 @@ func restart(ctx context.Context, w *world, m *meter, l *line) error {
 	if err := w.profile(ctx, "/cpu/start", "restart.cpu"); err != nil {
 		return err
 	}
-	watch := w.fleet.Watch(xds.EndpointType, w.cluster(0), w.Streams)
-	// Whoever has refused a version holds the one before: what is written now nobody has ever held.
-	more := instance{service: 0, number: w.each() + 1}
-	if err := w.transact(ctx, [][]op{w.set(more)}); err != nil {
-		return err
-	}
-	err := watch.Wait(ctx)
-	times := watch.End()
+	times, err := w.renew(ctx)
 	if err != nil {
 		return fmt.Errorf("%d of %d sidecars are back: %w", len(times), w.Streams, err)
 	}
@@ -257,5 +250,5 @@ func restart(ctx context.Context, w *world, m *meter, l *line) error {
 	l.Changes = 1
 	l.spread(times)
 	w.say("restart: the server answers after %.1f s", answered.Seconds())
-	return w.transact(ctx, [][]op{{w.drop(more)}})
+	return w.txn(ctx, w.renewed())
 }

@@ -47,6 +47,8 @@ type world struct {
 	fleetOptions fleet.Options
 	issuer       *fleet.Issuer
 	real         *realEnvoys
+	extra        *instance // see renew; nil: there is none
+	renewals     int
 
 	stops []func()
 }
@@ -342,19 +344,24 @@ func (w *world) change(ctx context.Context, service int, critical bool) ([]time.
 	return w.changeBy(ctx, service, func(ctx context.Context) error { return w.flip(ctx, service, critical) })
 }
 
-// renew is change for while sidecars connect anew: it puts an instance of which nobody has heard in the place of the last turn's.
-// One that has refused a change, and was not connected during the next, would hold what a change back makes, and be told nothing.
-func (w *world) renew(ctx context.Context, service, turn int) ([]time.Duration, error) {
-	ops := w.set(instance{service: service, number: w.each() + 1 + turn})
-	if turn > 0 {
-		ops = append(ops, w.drop(instance{service: service, number: w.each() + turn}))
-	}
-	return w.changeBy(ctx, service, func(ctx context.Context) error { return w.txn(ctx, ops) })
+// renew is a change that all see, for while sidecars connect anew: it puts an instance of which nobody has heard in the place of
+// the one before. One that has refused a change, and was not connected during the next, would hold what a change back makes, and
+// be told nothing.
+func (w *world) renew(ctx context.Context) ([]time.Duration, error) {
+	ops := w.renewed()
+	w.renewals++
+	w.extra = &instance{service: 0, number: w.each() + w.renewals}
+	ops = append(w.set(*w.extra), ops...)
+	return w.changeBy(ctx, 0, func(ctx context.Context) error { return w.txn(ctx, ops) })
 }
 
-// renewed takes the last instance away that so many turns have made.
-func (w *world) renewed(ctx context.Context, service, turns int) error {
-	return w.txn(ctx, []op{w.drop(instance{service: service, number: w.each() + turns})})
+// renewed takes away what [world.renew] has made.
+func (w *world) renewed() (ops []op) {
+	if w.extra != nil {
+		ops = append(ops, w.drop(*w.extra))
+	}
+	w.extra = nil
+	return ops
 }
 
 func (w *world) changeBy(ctx context.Context, service int, write func(context.Context) error) ([]time.Duration, error) {

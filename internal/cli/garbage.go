@@ -32,9 +32,10 @@ const (
 	enoughGarbage = 0.65
 )
 
-// mindGarbage collects garbage in quiet moments, and makes the room for it smaller in the first of them after startTime,
-// until ctx ends. Sent is how many responses streams were sent.
+// mindGarbage collects garbage in quiet moments until ctx ends, from the start of a server, and makes the room for it smaller in
+// the first of them after startTime. Sent is how many responses streams were sent.
 func mindGarbage(ctx context.Context, sent func() uint64) {
+	debug.SetGCPercent(startPercent)
 	tick := time.NewTicker(quietTime)
 	defer tick.Stop()
 	begun, before := time.Now(), heapNow(sent())
@@ -54,7 +55,7 @@ func mindGarbage(ctx context.Context, sent func() uint64) {
 		case is.quiet && is.full:
 			runtime.GC()
 		}
-		before = heapNow(sent())
+		before = now
 	}
 }
 
@@ -64,7 +65,7 @@ type heap struct {
 	cpu  time.Duration // taken since the process began
 	sent uint64        // responses
 	// In bytes: what a collection found in use last, all that is taken now, and how much may be before the next one.
-	held, taken, most uint64
+	held, taken, most float64
 }
 
 // spell is what happened between two of them.
@@ -74,7 +75,7 @@ func (h heap) until(now heap) spell {
 	share := float64(now.cpu-h.cpu) / float64(now.at.Sub(h.at))
 	return spell{
 		quiet: now.sent == h.sent && share <= quietShare,
-		full:  now.most > now.held && now.taken > now.held && float64(now.taken-now.held) >= enoughGarbage*float64(now.most-now.held),
+		full:  now.most > now.held && now.taken-now.held >= enoughGarbage*(now.most-now.held),
 	}
 }
 
@@ -82,7 +83,8 @@ func (h heap) until(now heap) spell {
 func heapNow(sent uint64) heap {
 	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/goal:bytes"}}
 	metrics.Read(samples)
-	h := heap{at: time.Now(), sent: sent, held: samples[0].Value.Uint64(), taken: samples[1].Value.Uint64(), most: samples[2].Value.Uint64()}
+	bytes := func(i int) float64 { return float64(samples[i].Value.Uint64()) }
+	h := heap{at: time.Now(), sent: sent, held: bytes(0), taken: bytes(1), most: bytes(2)}
 	var used syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &used) == nil {
 		h.cpu = time.Duration(used.Utime.Nano() + used.Stime.Nano())

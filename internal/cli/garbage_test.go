@@ -12,7 +12,7 @@ func TestSpell(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cpu               time.Duration // of quietTime
 		sent              uint64
-		held, taken, most uint64
+		held, taken, most float64
 		want              spell
 	}{
 		"nothing happened":          {0, 0, 100, 105, 140, spell{quiet: true}},
@@ -36,7 +36,7 @@ var kept, thrown [][]byte
 
 // What has come together is collected in a quiet moment, although there is room for more.
 func TestGarbageIsCollectedInQuietMoments(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
+	defer debug.SetGCPercent(debug.SetGCPercent(startPercent))
 	defer func() { kept, thrown = nil, nil }()
 	for range 100 {
 		kept = append(kept, make([]byte, 1<<20))

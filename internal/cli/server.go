@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -123,10 +122,6 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			return err
 		}
 		o.Version = Version
-		mindful := os.Getenv("GOGC") == ""
-		if mindful {
-			debug.SetGCPercent(startPercent)
-		}
 		srv, err := startServer(cmd.Context(), o)
 		if err != nil || srv == nil {
 			return err
@@ -163,7 +158,7 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 		if file := srv.OperatorFile(); file != "" {
 			fmt.Fprintf(s.err, "  operator token   in %s: keep it safe, it may do everything\n", file)
 		}
-		if mindful {
+		if os.Getenv("GOGC") == "" {
 			go mindGarbage(cmd.Context(), srv.Sent)
 		}
 		return srv.Run(cmd.Context())

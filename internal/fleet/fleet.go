@@ -251,24 +251,20 @@ func (w *Watch) CountBelow(n int) (count int) {
 	return count
 }
 
-// Missing says of the first sidecars that do not have it, ten at most, what they have.
+// Missing says of the first sidecars that asked for it and do not have it, ten at most, what they have.
 func (w *Watch) Missing() (out []string) {
 	for i, s := range w.fleet.sidecars {
 		if w.at[i].Load() > 0 {
 			continue
 		}
 		s.mu.Lock()
-		state := "not connected"
-		if s.conn != nil {
-			state = "connected"
-		}
 		for _, h := range s.held {
 			if h.typ == w.what.typ && h.name == w.what.name {
-				state += fmt.Sprintf(", version %x", h.version)
+				out = append(out, fmt.Sprintf("%s: version %x, connected %v", s.ID, h.version, s.conn != nil))
 			}
 		}
 		s.mu.Unlock()
-		if out = append(out, s.ID+": "+state); len(out) == 10 {
+		if len(out) == 10 {
 			break
 		}
 	}

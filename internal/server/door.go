@@ -279,19 +279,22 @@ func (c passing) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	in := &entering{Conn: raw}
 	conn, info, err := c.TransportCredentials.ServerHandshake(in)
 	in.place.leave()
-	known := false
-	defer func() { in.arrived(known) }()
 	t, ok := info.(credentials.TLSInfo)
 	if err != nil || !ok {
+		in.settled()
 		return conn, info, err
 	}
 	v := visitor{TLSInfo: t, conn: in}
 	if len(t.State.PeerCertificates) > 0 {
 		v.leaf, err = c.ca.Verify(t.State.PeerCertificates, time.Now())
-		known = err == nil
 		if left := time.Until(t.State.PeerCertificates[0].NotAfter); left > 0 {
 			conn = &bounded{conn, time.AfterFunc(left, func() { raw.Close() })}
 		}
+	}
+	if v.leaf == (ca.Peer{}) {
+		in.settled()
+	} else {
+		in.arrived()
 	}
 	return conn, v, nil // whose leaf is nobody's is told so when it asks for something
 }

@@ -110,18 +110,12 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return nil, nil
 }
 
-// arrived says that the handshake is over, and whether the client has shown whose it is: only then it is a newcomer still, until
-// it is settled. Nobody waits here.
-func (e *entering) arrived(known bool) {
+// arrived says that the client has shown whose it is: it is a newcomer until it is settled, or for settleTime. Nobody waits here.
+func (e *entering) arrived() {
 	if e.gate == nil {
 		return
 	}
-	inTime := e.unproved.Stop()
-	if !known {
-		e.settled()
-		return
-	}
-	if !inTime {
+	if !e.unproved.Stop() {
 		select {
 		case e.gate.newcomers <- struct{}{}:
 			e.newcomer.of.Store(&e.gate.newcomers)

@@ -28,7 +28,7 @@ func TestGate(t *testing.T) {
 			t.Fatal(err)
 		}
 		first.place.leave()
-		first.arrived(false)
+		first.settled()
 		places := handshakesEach * runtime.GOMAXPROCS(0)
 		conns := make([]*entering, places+2)
 		entered := make(chan error, len(conns))
@@ -64,7 +64,7 @@ func TestGate(t *testing.T) {
 		for _, c := range conns {
 			c.place.leave()
 			c.place.leave() // a place is given back once
-			c.arrived(false)
+			c.settled()
 		}
 		if n := len(g.places) + len(g.newcomers); n != 0 {
 			t.Errorf("%d places are taken by nobody", n)
@@ -90,7 +90,7 @@ func TestGate(t *testing.T) {
 			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), catalogWait)
 		}
 		conns[0].place.leave()
-		conns[0].arrived(false)
+		conns[0].settled()
 	})
 }
 
@@ -109,8 +109,11 @@ func TestGateBoundsNewcomers(t *testing.T) {
 			go func() {
 				_, err := g.enter(&tls.ClientHelloInfo{Conn: c})
 				c.place.leave() // it has been answered
-				if who != nobody {
-					c.arrived(who == sidecar)
+				switch who {
+				case stranger:
+					c.settled()
+				case sidecar:
+					c.arrived()
 				}
 				done <- err
 			}()
