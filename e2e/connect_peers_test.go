@@ -47,6 +47,7 @@ func newConnectFleet(t *testing.T) *connectFleet {
 		}
 		return err
 	})
+	meshtest.ConsulSettled(t, "http://"+f.http)
 	http, grpc := f.port(), f.port()
 	f.ours = "127.0.0.1:" + http
 	f.serverArgs = []string{"server", "--data-dir", f.data, "--consul", "http://" + f.http, "--ca", "consul", "--http-port", http, "--grpc-port", grpc}

@@ -64,6 +64,7 @@ func (g *guarded) startConsul() {
 		}
 		return err
 	})
+	meshtest.ConsulSettled(g.t, g.consulURL)
 }
 
 func (g *guarded) killConsul() {

@@ -88,6 +88,7 @@ func newNomadFleet(t *testing.T) *nomadFleet {
 	spawn(t, f.env, filepath.Join(f.bin, "consul"), "agent", "-dev", "-node", "n1", "-bind", meshtest.HostAddress, "-client", "127.0.0.1 "+meshtest.HostAddress,
 		"-log-level", "warn", "-grpc-tls-port", "-1", "-dns-port", "-1")
 	answers(t, consulAt+"/v1/connect/ca/roots", "TrustDomain")
+	meshtest.ConsulSettled(t, consulAt)
 	f.do("consul", "config", "write", write(t, dir, "global.hcl", "Kind = \"proxy-defaults\"\nName = \"global\"\nConfig { protocol = \"http\" }\n"))
 	spawn(t, f.env, filepath.Join(f.bin, "crossfade"), "server", "--data-dir", data, "--consul", consulAt, "--ca", "consul", "--bind", meshtest.HostAddress)
 	meshtest.Eventually(t, "our server answers", func() error {

@@ -67,13 +67,7 @@ func TestPeersConsulAsSource(t *testing.T) {
 	consulAddr, httpAddr := "127.0.0.1:"+p(0), "127.0.0.1:"+p(1)
 	run(t, nil, consul, "agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-node", "n1", "-http-port", p(0), "-grpc-port", p(11),
 		"-grpc-tls-port", "-1", "-dns-port", "-1", "-server-port", p(3), "-serf-lan-port", p(4), "-serf-wan-port", p(5))
-	meshtest.Eventually(t, "consul has a leader", func() error {
-		_, body, err := ask("http://"+consulAddr+"/v1/status/leader", "")
-		if err == nil && len(body) < 5 {
-			err = fmt.Errorf("no leader yet: %q", body)
-		}
-		return err
-	})
+	meshtest.ConsulSettled(t, "http://"+consulAddr)
 	run(t, nil, bin, "server", "--dev", "--consul", "http://"+consulAddr, "--ca", "consul", "--http-port", p(1), "--grpc-port", p(2))
 	answers(t, "http://"+httpAddr+"/v1/status/leader", "")
 	if code, body, err := ask("http://"+httpAddr+"/v1/catalog/services", ""); err != nil || code != http.StatusNotImplemented || !strings.Contains(body, consulAddr) {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -52,10 +53,14 @@ func StartConsul(ctx context.Context, b Binaries, dir string, more ...string) (*
 	if err != nil {
 		return nil, err
 	}
-	err = c.Await(ctx, "leading", func() (bool, error) {
+	err = c.Await(ctx, "leading, and its agent known", func() (bool, error) {
 		// Roots are there once there is a leader and its certificate authority.
-		_, err := get(ctx, c.HTTPAddr+"/v1/connect/ca/roots")
-		return err == nil, err
+		if _, err := get(ctx, c.HTTPAddr+"/v1/connect/ca/roots"); err != nil {
+			return false, err
+		}
+		// An agent that something is registered with as it first tells of itself is late with its checks.
+		node, err := get(ctx, c.HTTPAddr+"/v1/catalog/node/bench")
+		return bytes.Contains(node, []byte(`"lan_ipv4"`)), err
 	})
 	if err != nil {
 		c.Stop()

@@ -19,6 +19,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul/api"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 func consulBinary(t *testing.T) string { return binary(t, "consul", "CROSSFADE_CONSUL") }
@@ -60,6 +62,7 @@ func startConsul(t *testing.T) string {
 		list, _, err := client.Health().Service("consul", "", true, nil)
 		return err == nil && len(list) == 1
 	})
+	meshtest.ConsulSettled(t, url)
 	return url
 }
 

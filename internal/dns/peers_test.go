@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 // TestAnswersConsul asks a real Consul the same questions.
@@ -42,5 +44,6 @@ func TestAnswersConsul(t *testing.T) {
 			t.Fatal("Consul has not registered itself within 20s")
 		}
 	}
+	meshtest.ConsulSettled(t, "http://"+ip+":18500")
 	testAnswers(t, ip+":18600", c)
 }

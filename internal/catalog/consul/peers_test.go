@@ -23,6 +23,7 @@ import (
 
 	"github.com/crossfade-mesh/crossfade/internal/catalog"
 	"github.com/crossfade-mesh/crossfade/internal/catalog/store"
+	"github.com/crossfade-mesh/crossfade/internal/meshtest"
 )
 
 // patience bounds every wait on a real process.
@@ -76,7 +77,7 @@ func (a *agent) start() {
 	deadline := time.Now().Add(patience)
 	for {
 		if code, body := a.try(http.MethodGet, "/v1/health/service/consul?passing", nil); code == 200 && bytes.Contains(body, []byte("serfHealth")) {
-			return
+			break
 		}
 		if time.Now().After(deadline) {
 			log, _ := os.ReadFile(a.log)
@@ -84,6 +85,7 @@ func (a *agent) start() {
 		}
 		<-time.After(50 * time.Millisecond)
 	}
+	meshtest.ConsulSettled(a.t, "http://"+a.address())
 }
 
 func (a *agent) kill() {
