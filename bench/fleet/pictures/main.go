@@ -3,8 +3,8 @@
 //	go run ./bench/fleet/pictures OUT LINES…
 //
 // In: files of JSON lines. Out, in the folder OUT: propagation.svg, how many sidecars have a change after how
-// long, of the lines with the most streams; streams.svg, the server's memory, and its CPU for a change that all
-// see, against the number of streams.
+// long, of the lines with the most streams; streams.svg, the server's memory after idle, and its CPU for a change
+// that all see, against the number of streams.
 package main
 
 import (
@@ -85,7 +85,7 @@ func propagation(all []line) string {
 	return c.svg()
 }
 
-// streams is memory and CPU against the number of streams, of the registry that was measured with
+// streams is memory at rest and CPU against the number of streams, of the registry that was measured with
 // the most of them.
 func streams(all []line) string {
 	by := map[int]int{}
@@ -97,11 +97,14 @@ func streams(all []line) string {
 			}
 		}
 	}
-	memory := series{name: "resident memory, MiB"}
+	memory := series{name: "resident memory at rest, MiB"}
 	cpu := series{name: "CPU of a change that all see, ms"}
 	for _, l := range all {
-		if l.Scenario == "endpoint-all" && l.Instances == instances {
+		switch {
+		case l.Instances != instances:
+		case l.Scenario == "idle":
 			memory.points = append(memory.points, point{float64(l.Streams), l.RSS})
+		case l.Scenario == "endpoint-all":
 			cpu.points = append(cpu.points, point{float64(l.Streams), l.Each * 1000})
 		}
 	}
