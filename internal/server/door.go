@@ -23,6 +23,7 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/access/tokens"
 	"github.com/crossfade-mesh/crossfade/internal/ca"
 	"github.com/crossfade-mesh/crossfade/internal/identity"
+	"github.com/crossfade-mesh/crossfade/internal/xds"
 )
 
 // tokenHeader is Consul's, for HTTP and as gRPC metadata.
@@ -174,7 +175,11 @@ func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 
 // admit lets a stream in, until leave is called. It is apart from [door.stream], on whose stack a stream waits.
 func (d *door) admit(ss grpc.ServerStream, method string) (let *letIn, leave func(), err error) {
-	ctx, end := context.WithCancelCause(ss.Context())
+	ctx, end, done := ss.Context(), xds.Ending(ss), func() {}
+	if end == nil {
+		ctx, end = context.WithCancelCause(ctx)
+		done = func() { end(nil) }
+	}
 	var p access.Principal
 	var until time.Time
 	var g *guest
@@ -188,7 +193,7 @@ func (d *door) admit(ss grpc.ServerStream, method string) (let *letIn, leave fun
 	}
 	if err != nil {
 		d.left(g)
-		end(nil)
+		done()
 		d.log.Warn("stream refused", "call", method, "from", fromOf(ctx), "reason", status.Convert(err).Message())
 		return nil, nil, err
 	}
@@ -198,7 +203,7 @@ func (d *door) admit(ss grpc.ServerStream, method string) (let *letIn, leave fun
 			end(status.Error(codes.Unauthenticated, "what this stream was opened with has expired: connect again"))
 		}).Stop
 	}
-	return &letIn{ss, context.WithValue(ctx, callerKey{}, p)}, func() { stop(); d.left(g); end(nil) }, nil
+	return &letIn{ss, context.WithValue(ctx, callerKey{}, p)}, func() { stop(); d.left(g); done() }, nil
 }
 
 // letIn is a stream whose context ends when its caller may stay no longer.

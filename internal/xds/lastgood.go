@@ -190,7 +190,7 @@ func (st *stream) learnHeld() {
 	if st.view == nil || st.view.Group == "" {
 		return
 	}
-	for t, sub := range st.session.subs {
+	for t, sub := range st.session.all() {
 		for name := range sub.told.all() {
 			if res := st.view.Own[t][name]; res != nil && res.Version == sub.acked(name) && st.server.alike(Key{t, name}) {
 				st.server.memory.held(st.view.Group, res)

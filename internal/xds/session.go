@@ -26,8 +26,7 @@ type source interface {
 // told, and what it acknowledged. It decides what to send next and does no I/O.
 // Not safe for concurrent use.
 type session struct {
-	subs  map[Type]*subscription
-	order [len(Types)]*subscription // those of subs, as in Types
+	subs  [len(Types)]*subscription // as in Types; nil: nothing of that type was asked for
 	nonce uint64
 	// linger is how long a cluster stays that nothing refers to any more: requests on
 	// their way may still be sent there again.
@@ -88,7 +87,7 @@ type outcome struct {
 
 // request is one DeltaDiscoveryRequest, as far as a session needs it.
 type request struct {
-	typ         Type
+	typ         Type // of Types
 	subscribe   []string
 	unsubscribe []string
 	initial     map[string]string
@@ -106,17 +105,35 @@ type response struct {
 }
 
 func newSession(linger time.Duration) *session {
-	return &session{subs: map[Type]*subscription{}, linger: linger}
+	return &session{linger: linger}
+}
+
+// of is what the client wants of a type, or nil while it has not asked for any.
+func (s *session) of(t Type) *subscription {
+	if i := slices.Index(Types[:], t); i >= 0 {
+		return s.subs[i]
+	}
+	return nil
+}
+
+// all is what the client has asked for, by type.
+func (s *session) all() iter.Seq2[Type, *subscription] {
+	return func(yield func(Type, *subscription) bool) {
+		for i, sub := range s.subs {
+			if sub != nil && !yield(Types[i], sub) {
+				return
+			}
+		}
+	}
 }
 
 // handle takes a request in. It returns the names newly asked for, those given
 // up, and what became of the response that the request answers, if any.
 func (s *session) handle(r request, src source) (added, dropped []string, out *outcome) {
-	sub, known := s.subs[r.typ]
-	if !known {
+	sub := s.of(r.typ)
+	if sub == nil {
 		sub = &subscription{}
-		s.subs[r.typ] = sub
-		s.order[slices.Index(Types[:], r.typ)] = sub
+		s.subs[slices.Index(Types[:], r.typ)] = sub
 		sub.told.room(len(r.initial))
 		for name, v := range r.initial {
 			sub.told.set(once(name), v)
@@ -288,7 +305,7 @@ func (sub *subscription) taken(name string, f *flight) {
 // retreat makes due again what was refused, if the client has nothing of it: it is given
 // what stands instead.
 func (s *session) retreat(t Type, name string) {
-	sub := s.subs[t]
+	sub := s.of(t)
 	if sub.acked(name) == "" {
 		sub.untell(name)
 		sub.dirty.set(name, struct{}{})
@@ -299,7 +316,7 @@ func (s *session) retreat(t Type, name string) {
 // are sent, the others are removed. A response of the type that the client owes an answer to
 // is given up, its members are due as well, and an answer to it counts no more.
 func (s *session) resend(t Type, names []string, src source) {
-	sub := s.subs[t]
+	sub := s.of(t)
 	if sub == nil {
 		return
 	}
@@ -319,7 +336,7 @@ func (s *session) resend(t Type, names []string, src source) {
 
 // mark notes that a resource may have changed. It reports whether the session cares.
 func (s *session) mark(t Type, name string) bool {
-	sub := s.subs[t]
+	sub := s.of(t)
 	if sub == nil {
 		return false
 	}
@@ -332,7 +349,7 @@ func (s *session) mark(t Type, name string) bool {
 
 // markAll notes that anything may have changed, as when a view appears.
 func (s *session) markAll(src source) {
-	for t, sub := range s.subs {
+	for t, sub := range s.all() {
 		sub.markAll(t, src)
 	}
 }
@@ -343,7 +360,7 @@ func (s *session) markAll(src source) {
 // have endpoints: one that was told of none, when nothing led to it, is warm as well;
 // clusters are removed only some time after routes and listeners have settled.
 func (s *session) next(src source, now time.Time) *response {
-	for i, sub := range s.order {
+	for i, sub := range s.subs {
 		if sub == nil || sub.flight != nil || !sub.due() {
 			continue
 		}
@@ -356,7 +373,7 @@ func (s *session) next(src source, now time.Time) *response {
 
 // restless reports whether there may be a response to send.
 func (s *session) restless() bool {
-	return slices.ContainsFunc(s.order[:], func(sub *subscription) bool { return sub != nil && sub.flight == nil && sub.due() })
+	return slices.ContainsFunc(s.subs[:], func(sub *subscription) bool { return sub != nil && sub.flight == nil && sub.due() })
 }
 
 // due reports whether anything may have to be sent.
@@ -451,6 +468,7 @@ func (sub *subscription) want(t Type, name string, src source) (res *Resource, g
 		}
 	}
 	if told == res.Version && !forced {
+		sub.told.set(name, res.Version) // the same bytes: a client that comes back says what it holds in bytes of its own
 		return nil, false
 	}
 	return res, false
@@ -512,7 +530,7 @@ func (s *session) take(sub *subscription, r *response, src source, now time.Time
 // warms the cluster with them, and doesn't ask when it has asked before, for the
 // cluster as it was or for another one with the same endpoints.
 func (s *session) resendEndpoints(name string) {
-	sub := s.subs[EndpointType]
+	sub := s.of(EndpointType)
 	if sub == nil {
 		return
 	}
@@ -525,7 +543,7 @@ func (s *session) resendEndpoints(name string) {
 // bare reports whether endpoints are due, or on their way, of which the client has
 // none so far. Changes of those that it has are not waited for: they never end.
 func (s *session) bare(src source) bool {
-	sub := s.subs[EndpointType]
+	sub := s.of(EndpointType)
 	if sub == nil {
 		return false
 	}
@@ -550,7 +568,7 @@ func (s *session) bare(src source) bool {
 // busy reports whether the type has a response in flight or something to send
 // (additions, and removals where asked for).
 func (s *session) busy(t Type, src source, removals bool) bool {
-	sub := s.subs[t]
+	sub := s.of(t)
 	if sub == nil {
 		return false
 	}

@@ -297,12 +297,12 @@ func TestNACKIsContained(t *testing.T) {
 	}
 	s.ack(s.want("RouteConfiguration:+c")...)
 	s.want("") // the refused version is not sent again
-	if held := s.s.subs[RouteType].acked("b"); held == s.src[RouteType]["b"].Version {
+	if held := s.s.of(RouteType).acked("b"); held == s.src[RouteType]["b"].Version {
 		t.Error("the refused version counts as held")
 	}
 	s.put(RouteType, "b", "mended")
 	s.ack(s.want("RouteConfiguration:+b")...)
-	if left := s.s.subs[RouteType].refused; left.size() > 0 {
+	if left := s.s.of(RouteType).refused; left.size() > 0 {
 		t.Errorf("after the mended version was taken, still refused: %v", left)
 	}
 }

@@ -42,7 +42,7 @@ func (st *stream) status() StreamStatus {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	out := StreamStatus{Node: st.node, Since: st.since, Types: map[string]TypeStatus{}}
-	for t, sub := range st.session.subs {
+	for t, sub := range st.session.all() {
 		ts := TypeStatus{Pending: sub.flight != nil}
 		if sub.flight != nil {
 			ts.PendingSince = sub.flight.sent

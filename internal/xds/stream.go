@@ -93,7 +93,7 @@ func (st *stream) absent(t Type, name string) bool {
 func (st *stream) settled(key Key, version string) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	sub := st.session.subs[key.Type]
+	sub := st.session.of(key.Type)
 	if sub == nil || st.get(key.Type, key.Name) == nil && version != absentVersion {
 		return true
 	}
@@ -114,7 +114,7 @@ func ServerOptions() []grpc.ServerOption {
 // endTrailer has the status with which a server ended a stream: gRPC's own says Internal, with the words in it.
 const endTrailer = "crossfade-end-bin"
 
-// endKey is of the function in a stream's context that ends it.
+// endKey is of the [ending] that a stream's context is.
 type endKey struct{}
 
 // endable lets a stream be ended from outside while its handler waits for a message: gRPC itself ends that
@@ -123,35 +123,56 @@ func endable(ctx context.Context, info *tap.Info) (context.Context, error) {
 	if info.FullMethodName != deltaMethod {
 		return ctx, nil
 	}
-	ctx, end := context.WithCancelCause(ctx)
-	return reasoned{context.WithValue(ctx, endKey{}, end)}, nil
+	e := &ending{}
+	e.Context, e.end = context.WithCancelCause(ctx)
+	return e, nil
 }
 
-// reasoned says with Err why it ended: gRPC tells the client that when it gives up waiting for a message.
-type reasoned struct{ context.Context }
+// ending is the context of a stream that can be ended. It says with Err why it ended: gRPC tells the client that
+// when it gives up waiting for a message.
+type ending struct {
+	context.Context
+	end context.CancelCauseFunc
+}
 
 // Err implements [context.Context].
-func (c reasoned) Err() error {
-	if c.Context.Err() == nil {
+func (e *ending) Err() error {
+	if e.Context.Err() == nil {
 		return nil
 	}
-	return context.Cause(c.Context)
+	return context.Cause(e.Context)
 }
 
-// serve runs one stream until either side ends it.
-func (s *Server) serve(gs grpc.ServerStream) error {
-	ctx := gs.Context()
-	end, ok := ctx.Value(endKey{}).(context.CancelCauseFunc)
-	if !ok {
-		return status.Error(codes.Internal, "the gRPC server was made without xds.ServerOptions")
+// Value implements [context.Context].
+func (e *ending) Value(key any) any {
+	if key == (endKey{}) {
+		return e
 	}
-	cancel := func(reason error) {
+	return e.Context.Value(key)
+}
+
+// Ending is what ends a stream of ADS from outside, for a reason that its client is told; nil for another one.
+func Ending(gs grpc.ServerStream) context.CancelCauseFunc {
+	e, ok := gs.Context().Value(endKey{}).(*ending)
+	if !ok {
+		return nil
+	}
+	return func(reason error) {
 		if st, ok := status.FromError(reason); ok {
 			if b, err := proto.Marshal(st.Proto()); err == nil {
 				gs.SetTrailer(metadata.Pairs(endTrailer, string(b)))
 			}
 		}
-		end(reason)
+		e.end(reason)
+	}
+}
+
+// serve runs one stream until either side ends it.
+func (s *Server) serve(gs grpc.ServerStream) error {
+	ctx := gs.Context()
+	cancel := Ending(gs)
+	if cancel == nil {
+		return status.Error(codes.Internal, "the gRPC server was made without xds.ServerOptions")
 	}
 	first := &discoveryv3.DeltaDiscoveryRequest{}
 	if err := gs.RecvMsg(first); err != nil {
@@ -177,9 +198,6 @@ func (s *Server) serve(gs grpc.ServerStream) error {
 	st.view = s.views[key]
 	s.mu.Unlock()
 
-	// Whoever let the stream in ends a context of its own.
-	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
-	defer stop()
 	cancel(st.receive(first))
 	s.leave(st)
 	err = context.Cause(ctx)
@@ -197,7 +215,7 @@ func (s *Server) leave(st *stream) {
 		st.later.Stop()
 	}
 	var asked []Key
-	for t, sub := range st.session.subs {
+	for t, sub := range st.session.all() {
 		for name := range sub.names.all() {
 			asked = append(asked, Key{t, name})
 		}
@@ -237,6 +255,7 @@ func (st *stream) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
 		if err := st.handle(req); err != nil {
 			return err
 		}
+		req.Reset() // what it had is not kept while the stream waits
 		if err := st.wire.RecvMsg(req); err != nil {
 			return err
 		}
@@ -244,10 +263,11 @@ func (st *stream) receive(req *discoveryv3.DeltaDiscoveryRequest) error {
 }
 
 func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
-	t := Type(req.GetTypeUrl())
-	if !slices.Contains(Types[:], t) {
+	i := slices.Index(Types[:], Type(req.GetTypeUrl()))
+	if i < 0 {
 		return nil // Envoy may ask for types that nobody makes here; silence is a valid answer
 	}
+	t := Types[i] // and not the text that came with the message, which would stay as long as the stream
 	r := request{
 		typ: t, subscribe: req.GetResourceNamesSubscribe(), unsubscribe: req.GetResourceNamesUnsubscribe(),
 		initial: req.GetInitialResourceVersions(), nonce: req.GetResponseNonce(),
@@ -275,7 +295,7 @@ func (st *stream) handle(req *discoveryv3.DeltaDiscoveryRequest) error {
 	case len(r.initial) > 0:
 		st.learnHeld()
 	}
-	names := st.session.subs[t].names.size()
+	names := st.session.of(t).names.size()
 	if len(added)+len(r.subscribe) > 0 {
 		st.urgent = true
 	}

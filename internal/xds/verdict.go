@@ -91,12 +91,12 @@ func (s *Server) judge(node string, keys []Key) Verdict {
 func (st *stream) judge(keys []Key, v *Verdict) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.session.subs[ListenerType] == nil {
+	if st.session.of(ListenerType) == nil {
 		v.Waiting = append(v.Waiting, keys...) // it has not begun
 		return
 	}
 	for _, k := range keys {
-		sub := st.session.subs[k.Type]
+		sub := st.session.of(k.Type)
 		if sub == nil {
 			continue
 		}
