@@ -175,6 +175,7 @@ func (d *door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 
 // admit lets a stream in, until leave is called. It is apart from [door.stream], on whose stack a stream waits.
 func (d *door) admit(ss grpc.ServerStream, method string) (let *letIn, leave func(), err error) {
+	// A stream of ADS waits for its client for years, which only its own context ends.
 	ctx, end, done := ss.Context(), xds.Ending(ss), func() {}
 	if end == nil {
 		ctx, end = context.WithCancelCause(ctx)
