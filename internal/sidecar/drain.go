@@ -24,6 +24,10 @@ const (
 	// taken for idle ones that nobody will use again.
 	quietTime = 2 * time.Second
 	drainPoll = 50 * time.Millisecond
+	// closing is for how long Envoy may still count one more connection after it was told to close its
+	// ports: its workers do so by themselves, and take first who was there already. A caller whose
+	// connection has just ended is back at once.
+	closing = 100 * time.Millisecond
 )
 
 // drain takes an instance out of use without losing a request.
@@ -72,6 +76,7 @@ func (d *drain) run(hurry context.Context) {
 	if err := d.admin.CloseInbound(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to close the public port, it stays open until Envoy ends", "error", err)
 	}
+	sleep(hurry, min(closing, d.bound))
 	left, ended := d.wait(hurry, deadline)
 	if ended {
 		d.log.Info("drained", "service", d.service, "after", time.Since(began).Round(time.Millisecond))
@@ -91,6 +96,7 @@ func (d *drain) handOver(hurry context.Context) {
 	if err := d.admin.Drain(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to drain, connections are not told to end", "error", err)
 	}
+	sleep(hurry, min(closing, d.bound))
 	all := *d
 	all.ports, all.both = slices.Concat(d.ports, d.outbound), true
 	left, ended := all.wait(hurry, began.Add(d.bound))

@@ -120,6 +120,32 @@ func TestDrainSequence(t *testing.T) {
 	}
 }
 
+// A connection that Envoy took as it was told to close the port, and counts only then, is waited for.
+func TestDrainWaitsForWhoCameLast(t *testing.T) {
+	const counted, over = 20 * time.Millisecond, 300 * time.Millisecond // after the port was closed
+	var closed time.Time
+	f := &fakeAdmin{}
+	f.onPost = func(_ *fakeAdmin, path string) {
+		if path == closePort {
+			closed = time.Now()
+		}
+	}
+	f.onStats = func(f *fakeAdmin) {
+		f.gauges = nil
+		if since := time.Since(closed); !closed.IsZero() && since >= counted && since < over {
+			f.gauges = map[string]int64{rqActive: 1, httpCx: 1, anyCx: 1}
+		}
+	}
+	d := &drain{
+		admin: serveAdmin(t, f), service: "catalog-1", ports: []int{21000}, bound: time.Minute, log: slog.New(slog.DiscardHandler),
+		goodbye: func(context.Context, time.Duration) (string, error) { return "", errors.New("no server answers") },
+	}
+	d.run(t.Context())
+	if took := time.Since(closed); took < over {
+		t.Errorf("drained %s after the port was closed, while a request was under way until %s", took, over)
+	}
+}
+
 // Where somebody else has the ports nobody is told, listening ends first, and the app's own
 // calls are waited for as well.
 func TestHandOver(t *testing.T) {
