@@ -60,7 +60,10 @@ func StartConsul(ctx context.Context, b Binaries, dir string, more ...string) (*
 		}
 		// An agent that something is registered with as it first tells of itself is late with its checks.
 		node, err := get(ctx, c.HTTPAddr+"/v1/catalog/node/bench")
-		return bytes.Contains(node, []byte(`"lan_ipv4"`)), err
+		if err == nil && !bytes.Contains(node, []byte(`"lan_ipv4"`)) {
+			err = fmt.Errorf("the catalog has no addresses of it: %.300s", node)
+		}
+		return err == nil, err
 	})
 	if err != nil {
 		c.Stop()

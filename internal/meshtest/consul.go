@@ -14,7 +14,11 @@ import (
 func ConsulSettled(t testing.TB, url string) {
 	t.Helper()
 	get := func(path string, answer any) error {
-		resp, err := http.Get(url + path) //nolint:noctx // ends with the agent
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+path, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			return err
 		}

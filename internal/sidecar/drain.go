@@ -76,7 +76,7 @@ func (d *drain) run(hurry context.Context) {
 	if err := d.admin.CloseInbound(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to close the public port, it stays open until Envoy ends", "error", err)
 	}
-	sleep(hurry, min(closing, d.bound))
+	sleep(hurry, min(closing, time.Until(deadline)))
 	left, ended := d.wait(hurry, deadline)
 	if ended {
 		d.log.Info("drained", "service", d.service, "after", time.Since(began).Round(time.Millisecond))
@@ -90,16 +90,17 @@ func (d *drain) run(hurry context.Context) {
 // moment few connections are opened, later each response that ends one leads to another.
 func (d *drain) handOver(hurry context.Context) {
 	began := time.Now()
+	deadline := began.Add(d.bound)
 	if err := d.admin.CloseListeners(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to stop listening", "error", err)
 	}
 	if err := d.admin.Drain(hurry); err != nil {
 		d.log.Warn("Envoy could not be told to drain, connections are not told to end", "error", err)
 	}
-	sleep(hurry, min(closing, d.bound))
+	sleep(hurry, min(closing, time.Until(deadline)))
 	all := *d
 	all.ports, all.both = slices.Concat(d.ports, d.outbound), true
-	left, ended := all.wait(hurry, began.Add(d.bound))
+	left, ended := all.wait(hurry, deadline)
 	if ended {
 		d.log.Info("handed over to who else listens at the same ports", "service", d.service, "after", time.Since(began).Round(time.Millisecond))
 		return

@@ -130,10 +130,11 @@ func (s *session) all() iter.Seq2[Type, *subscription] {
 // handle takes a request in. It returns the names newly asked for, those given
 // up, and what became of the response that the request answers, if any.
 func (s *session) handle(r request, src source) (added, dropped []string, out *outcome) {
-	sub := s.of(r.typ)
+	i := slices.Index(Types[:], r.typ)
+	sub := s.subs[i]
 	if sub == nil {
 		sub = &subscription{}
-		s.subs[slices.Index(Types[:], r.typ)] = sub
+		s.subs[i] = sub
 		sub.told.room(len(r.initial))
 		for name, v := range r.initial {
 			sub.told.set(once(name), v)
@@ -468,7 +469,6 @@ func (sub *subscription) want(t Type, name string, src source) (res *Resource, g
 		}
 	}
 	if told == res.Version && !forced {
-		sub.told.set(name, res.Version) // the same bytes: a client that comes back says what it holds in bytes of its own
 		return nil, false
 	}
 	return res, false
