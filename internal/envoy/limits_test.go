@@ -144,8 +144,8 @@ func TestUpstreamSettings(t *testing.T) {
 	if status, _, body := get(t, at[1]); status != 503 || !strings.Contains(body, "(UF)") {
 		t.Errorf("a silent instance: %d %q", status, body)
 	}
-	if took := time.Since(begin); took < 100*time.Millisecond || took > 900*time.Millisecond {
-		t.Errorf("giving up on a silent instance took %v, want 0.1 s a try", took)
+	if took := time.Since(begin); took < 100*time.Millisecond || took > 4*time.Second {
+		t.Errorf("giving up on a silent instance took %v, want 0.1 s a try, not Envoy's 5 s", took)
 	}
 	if n := e.Stat(clusterStat("ads", "upstream_cx_connect_timeout")); n == 0 {
 		t.Error("no connect timeout is counted")

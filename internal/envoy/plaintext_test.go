@@ -274,6 +274,20 @@ func greeting(c net.Conn) (string, time.Duration) {
 
 const ready = "payments ready\n"
 
+// inspection is a little less than what each plaintext connection waits where a port takes mTLS as well.
+const inspection = 200 * time.Millisecond
+
+// soonest is the first greeting within inspection, or the last of some: a busy machine delays one, a listener
+// that inspects delays all.
+func soonest(t *testing.T, at string) (got string, took time.Duration) {
+	for range 5 {
+		if got, took = greeting(dialFrom(t, hosts["web"], at)); got != ready || took < inspection {
+			break
+		}
+	}
+	return got, took
+}
+
 func TestPlaintextConnectionsBesideMTLS(t *testing.T) {
 	own := meshtest.FreePorts(t, 1)[0]
 	l, at := startCallee(t, "payments", "tcp", bannerApp(t), fmt.Sprintf("plaintext_port = %d", own))
@@ -284,7 +298,7 @@ func TestPlaintextConnectionsBesideMTLS(t *testing.T) {
 	refusesPlaintext(t, at)
 	l.mode("payments", "tcp", config.MutualTLSPermissive)
 	meshtest.Eventually(t, "plaintext is taken", func() error {
-		if got, took := greeting(dialFrom(t, hosts["web"], at)); got != ready || took < 200*time.Millisecond {
+		if got, took := greeting(dialFrom(t, hosts["web"], at)); got != ready || took < inspection {
 			return fmt.Errorf("%q after %v", got, took)
 		}
 		return nil
@@ -293,7 +307,7 @@ func TestPlaintextConnectionsBesideMTLS(t *testing.T) {
 	if err := echoed(c, bufio.NewReader(io.MultiReader(c)), "x"); err == nil || !strings.Contains(err.Error(), "ready") {
 		t.Errorf("a caller that speaks at once is answered %v, want the greeting", err)
 	}
-	if got, took := greeting(dialFrom(t, hosts["web"], alone)); got != ready || took > 200*time.Millisecond {
+	if got, took := soonest(t, alone); got != ready || took > inspection {
 		t.Errorf("on the port for plaintext alone: %q after %v, want no wait", got, took)
 	}
 	if got, _ := greeting(l.meshTLS(t, "payments", at)); got != ready {
@@ -384,7 +398,7 @@ func TestServerFirst(t *testing.T) {
 	own := meshtest.FreePorts(t, 1)[0]
 	l, at := startCallee(t, "payments", "tcp", bannerApp(t), fmt.Sprintf("server_first = true, plaintext_port = %d", own))
 	l.mode("payments", "tcp", config.MutualTLSPermissive)
-	if got, took := greeting(dialFrom(t, hosts["web"], fmt.Sprintf("127.0.0.1:%d", own))); got != ready || took > 200*time.Millisecond {
+	if got, took := soonest(t, fmt.Sprintf("127.0.0.1:%d", own)); got != ready || took > inspection {
 		t.Errorf("%q after %v, want no wait", got, took)
 	}
 	if got, _ := greeting(slowTLS(t, l, at)); got != ready {

@@ -128,7 +128,7 @@ func TestServersOfOneConsul(t *testing.T) {
 			return nil
 		})
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 5*time.Second { // a query waits for minutes
 		t.Errorf("all servers have what two wrote after %s", took)
 	}
 	if body := consulCall(t, http.MethodGet, f.URL+"/v1/config/service-defaults/catalog", ""); !strings.Contains(body, `"http"`) {
