@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -71,17 +72,22 @@ func WriteSaved(to io.Writer, s *Snapshot, held []Held) error {
 		return err
 	}
 	names := s.Services()
+	var line savedLine
+	var checks savedChecks
+	at := map[*Node]int{}
 	for _, name := range names {
-		line := savedLine{Name: name, Sum: s.Set(name).sum()}
-		at := map[*Node]int{}
-		for _, in := range s.Set(name).Instances {
+		set := s.Set(name)
+		line.Name, line.Sum, line.Nodes, line.Instances = name, set.sum(), line.Nodes[:0], line.Instances[:0]
+		clear(at)
+		checks.room(set)
+		for _, in := range set.Instances {
 			if _, ok := at[in.Node]; !ok {
 				at[in.Node] = len(line.Nodes)
 				line.Nodes = append(line.Nodes, in.Node)
 			}
-			line.Instances = append(line.Instances, savedInstance{at[in.Node], in.Service, savedChecks(in.Checks)})
+			line.Instances = append(line.Instances, savedInstance{at[in.Node], in.Service, checks.of(in)})
 		}
-		if err := lines.Encode(line); err != nil {
+		if err := lines.Encode(&line); err != nil {
 			return err
 		}
 	}
@@ -92,17 +98,33 @@ func WriteSaved(to io.Writer, s *Snapshot, held []Held) error {
 	return w.Flush()
 }
 
-func savedChecks(checks []*Check) []*Check {
-	out := make([]*Check, len(checks))
-	for i, c := range checks {
+// savedChecks has the checks of one set after the other, as they are saved.
+type savedChecks struct {
+	short []Check
+	refs  []*Check // to these
+}
+
+// room makes room for the checks of a set, in place of those before.
+func (s *savedChecks) room(set *Set) {
+	n := 0
+	for _, in := range set.Instances {
+		n += len(in.Checks)
+	}
+	s.short, s.refs = slices.Grow(s.short[:0], n), slices.Grow(s.refs[:0], n)
+}
+
+func (s *savedChecks) of(in Instance) []*Check {
+	first := len(s.refs)
+	for _, c := range in.Checks {
 		short := *c
 		short.Notes, short.ServiceTags = "", nil
 		if short.Output = ""; strings.HasPrefix(c.Output, TTLExpired) {
 			short.Output = TTLExpired
 		}
-		out[i] = &short
+		s.short = append(s.short, short)
+		s.refs = append(s.refs, &s.short[len(s.short)-1])
 	}
-	return out
+	return s.refs[first:]
 }
 
 // sum is the same for sets whose instances are the same, at the same addresses and in the same health.

@@ -3,6 +3,7 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -106,6 +107,9 @@ func withID(list []Instance, id string) []Instance {
 
 // Services lists the names in the snapshot, sorted.
 func (s *Snapshot) Services() []string { return s.sets.keys() }
+
+// All are the services in the snapshot, in no order.
+func (s *Snapshot) All() iter.Seq2[string, *Set] { return s.sets.all() }
 
 // Set is the instances of a service, or nil when nobody registered it.
 func (s *Snapshot) Set(name string) *Set {

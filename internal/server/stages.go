@@ -381,7 +381,7 @@ func ofServices(snap *catalog.Snapshot, address string) string {
 func (p *stepper) watch(now time.Time, b *books) {
 	entries := p.s.mesh.config()
 	keep := map[string]shift.Watch{}
-	for _, service := range b.snap.Services() {
+	for service := range b.snap.All() {
 		if entries.MutualTLSMode(service) != config.MutualTLSPermissive {
 			continue
 		}
