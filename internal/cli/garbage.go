@@ -13,12 +13,18 @@ import (
 // mostly registry and streams, which stay: room for more garbage would be memory that buys little.
 const gcPercent = 40
 
-// startPercent is the same for startTime, in which the registry is read and a fleet comes back: each
-// collection then marks once more what only grows, and takes processors from those who wait. More room than that would
-// not quite come back, as what is held then lies scattered over it.
+// While a fleet comes what is held only grows. Each collection marks all of it once more, and takes processors from
+// those who wait; and of the room for garbage at the end not all comes back, as what is held lies scattered over it then.
+// So there is room for what will be held of all who are coming, which fills up with them: collections are few while
+// little is held, and there is little garbage at the end.
 const (
-	startPercent = 60
+	// startPercent is gcPercent for startTime.
+	startPercent = 25
 	startTime    = time.Minute
+	// newcomerBytes is what will be held of a sidecar that is coming, beside what is held of it already.
+	newcomerBytes = 25 << 10
+	// mostPercent bounds the room: strangers may be coming, too.
+	mostPercent = 200
 )
 
 // Garbage is collected when the room for it is full, which is to say by a change, and the change is slower by as much as
@@ -32,26 +38,35 @@ const (
 	enoughGarbage = 0.65
 )
 
-// mindGarbage collects garbage in quiet moments until ctx ends, from the start of a server, and makes the room for it smaller in
-// the first of them after startTime. Sent is how many responses streams were sent.
-func mindGarbage(ctx context.Context, sent func() uint64) {
-	debug.SetGCPercent(startPercent)
+// fleet is whom garbage is made for.
+type fleet interface {
+	Sent() uint64 // responses that streams were sent
+	Coming() int  // sidecars that have spoken and are not served yet
+}
+
+// mindGarbage collects garbage in quiet moments until ctx ends, from the start of a server, makes room for the sidecars that
+// are coming, and ends the start in the first quiet moment after startTime: what only that needed is given back.
+func mindGarbage(ctx context.Context, f fleet) {
+	percent := startPercent
+	debug.SetGCPercent(percent)
 	tick := time.NewTicker(quietTime)
 	defer tick.Stop()
-	begun, before := time.Now(), heapNow(sent())
-	for settled := false; ; {
+	begun, before := time.Now(), heapNow(f.Sent())
+	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		now := heapNow(sent())
+		now := heapNow(f.Sent())
 		is, age := before.until(now), now.at.Sub(begun)
+		if now.cycles != before.cycles {
+			debug.SetGCPercent(now.room(percent, f.Coming()))
+		}
 		switch {
-		case !settled && (age >= 2*startTime || age >= startTime && is.quiet):
-			settled = true
-			debug.FreeOSMemory() // first, so that to have less room does not call the collector, too
-			debug.SetGCPercent(gcPercent)
+		case percent == startPercent && (age >= 2*startTime || age >= startTime && is.quiet):
+			percent = gcPercent
+			debug.FreeOSMemory()
 		case is.quiet && is.full:
 			runtime.GC()
 		}
@@ -64,8 +79,10 @@ type heap struct {
 	at   time.Time
 	cpu  time.Duration // taken since the process began
 	sent uint64        // responses
-	// In bytes: what a collection found in use last, all that is taken now, and how much may be before the next one.
-	held, taken, most float64
+	// In bytes: what the last collection found in use, what else it has to look through (stacks and variables), all that
+	// is taken now, and how much may be before the next one.
+	held, beside, taken, most float64
+	cycles                    uint64 // collections that have ended
 }
 
 // spell is what happened between two of them.
@@ -79,12 +96,25 @@ func (h heap) until(now heap) spell {
 	}
 }
 
+// room is for how much garbage there is to be room, in percent of what the last collection has looked through: percent of
+// what will be held when all who are coming are served, and what they will add until then.
+func (h heap) room(percent, coming int) int {
+	is, will := h.held+h.beside, float64(coming)*newcomerBytes
+	if is <= 0 {
+		return percent
+	}
+	return int(min((100*will+float64(percent)*(is+will))/is, mostPercent))
+}
+
 // heapNow looks at this process.
 func heapNow(sent uint64) heap {
-	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/goal:bytes"}}
+	samples := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}, {Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/goal:bytes"}, {Name: "/gc/cycles/total:gc-cycles"},
+	}
 	metrics.Read(samples)
 	bytes := func(i int) float64 { return float64(samples[i].Value.Uint64()) }
-	h := heap{at: time.Now(), sent: sent, held: bytes(0), taken: bytes(1), most: bytes(2)}
+	h := heap{at: time.Now(), sent: sent, held: bytes(0), beside: bytes(1) + bytes(2), taken: bytes(3), most: bytes(4), cycles: samples[5].Value.Uint64()}
 	var used syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &used) == nil {
 		h.cpu = time.Duration(used.Utime.Nano() + used.Stime.Nano())

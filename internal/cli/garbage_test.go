@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"math"
 	"runtime"
 	"runtime/debug"
 	"testing"
@@ -32,6 +33,34 @@ func TestSpell(t *testing.T) {
 	}
 }
 
+// Who is coming has room for what will be held of it, and for garbage as everybody has: before and after, and while they come,
+// as much may be taken in the end.
+func TestRoomForWhoIsComing(t *testing.T) {
+	h := heap{held: 180 << 20, beside: 20 << 20}
+	if got := h.room(startPercent, 0); got != startPercent {
+		t.Errorf("nobody is coming: %d %%, want %d", got, startPercent)
+	}
+	if got := (heap{}).room(startPercent, 1000); got != startPercent {
+		t.Errorf("nothing was collected yet: %d %%, want %d", got, startPercent)
+	}
+	if got := h.room(startPercent, 1e6); got != mostPercent {
+		t.Errorf("a million are coming: %d %%, want %d", got, mostPercent)
+	}
+	const n = 8192
+	most := func(served int) float64 {
+		now := heap{held: h.held + float64(served)*newcomerBytes, beside: h.beside}
+		return now.held + (now.held+now.beside)*float64(now.room(startPercent, n-served))/100
+	}
+	if first, half, all := most(0), most(n/2), most(n); math.Abs(first-all) > all/50 || math.Abs(half-all) > all/50 {
+		t.Errorf("with none, half and all of them served %.0f, %.0f and %.0f bytes may be taken, want the same", first, half, all)
+	}
+}
+
+type nobody struct{}
+
+func (nobody) Sent() uint64 { return 0 }
+func (nobody) Coming() int  { return 0 }
+
 var kept, thrown [][]byte
 
 // What has come together is collected in a quiet moment, although there is room for more.
@@ -48,7 +77,7 @@ func TestGarbageIsCollectedInQuietMoments(t *testing.T) {
 	}
 	thrown = nil
 	runtime.ReadMemStats(&before)
-	go mindGarbage(t.Context(), func() uint64 { return 0 })
+	go mindGarbage(t.Context(), nobody{})
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for limit := time.After(20 * time.Second); now.NumForcedGC <= before.NumForcedGC; runtime.ReadMemStats(&now) {

@@ -159,7 +159,7 @@ $CONSUL_CACERT) and $CONSUL_TLS_SERVER_NAME say how they are known, as for consu
 			fmt.Fprintf(s.err, "  operator token   in %s: keep it safe, it may do everything\n", file)
 		}
 		if os.Getenv("GOGC") == "" {
-			go mindGarbage(cmd.Context(), srv.Sent)
+			go mindGarbage(cmd.Context(), srv)
 		}
 		return srv.Run(cmd.Context())
 	}

@@ -42,6 +42,7 @@ type gate struct {
 	opens     context.Context // ended once somebody may come in
 	newcomers chan struct{}   // one for each newcomer
 	places    chan struct{}   // places for handshakes
+	waiting   atomic.Int64    // clients that have spoken and are not let in yet
 }
 
 // newGate makes one that opens when there is a catalog, or has been none for long.
@@ -55,8 +56,11 @@ func newGate(catalog <-chan struct{}) *gate {
 		}
 	}()
 	n := runtime.GOMAXPROCS(0)
-	return &gate{opens, make(chan struct{}, newcomersEach*n), make(chan struct{}, handshakesEach*n)}
+	return &gate{opens: opens, newcomers: make(chan struct{}, newcomersEach*n), places: make(chan struct{}, handshakesEach*n)}
 }
+
+// coming is how many clients have spoken and are not served yet.
+func (g *gate) coming() int { return int(g.waiting.Load()) + len(g.newcomers) }
 
 // entering is a connection that comes in. Its place for the handshake is free again when the server has
 // said its part, which is where most of the work is: a client that says no more has a newcomer's place alone, for proveTime.
@@ -84,6 +88,8 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !ok {
 		return nil, nil
 	}
+	g.waiting.Add(1)
+	defer g.waiting.Add(-1)
 	late := time.NewTimer(handshakeTimeout)
 	defer late.Stop()
 	select {

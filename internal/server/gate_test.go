@@ -23,6 +23,9 @@ func TestGate(t *testing.T) {
 		if len(opened) != 0 {
 			t.Fatal("one is inside before there is a catalog")
 		}
+		if n := g.coming(); n != 1 {
+			t.Errorf("%d are coming, want the one that waits for a catalog", n)
+		}
 		close(catalog)
 		if err := <-opened; err != nil {
 			t.Fatal(err)
@@ -49,6 +52,9 @@ func TestGate(t *testing.T) {
 		if len(entered) != places {
 			t.Fatalf("%d are inside of %d places", len(entered), places)
 		}
+		if n := g.coming(); n != len(conns) {
+			t.Errorf("%d are coming, want %d, inside and outside", n, len(conns))
+		}
 		conns[0].place.leave()
 		synctest.Wait()
 		if len(entered) != places+1 {
@@ -66,7 +72,7 @@ func TestGate(t *testing.T) {
 			c.place.leave() // a place is given back once
 			c.settled()
 		}
-		if n := len(g.places) + len(g.newcomers); n != 0 {
+		if n := len(g.places) + g.coming(); n != 0 {
 			t.Errorf("%d places are taken by nobody", n)
 		}
 		for range conns {

@@ -124,7 +124,7 @@ func (s *Server) grpcSecurity() []grpc.ServerOption {
 	if s.leaf != nil {
 		config := tlsConfig(s.leaf)
 		config.CurvePreferences = ca.Curves
-		config.GetConfigForClient = newGate(s.mesh.there).enter
+		config.GetConfigForClient = s.gate.enter
 		out = append(out, grpc.Creds(passing{credentials.NewTLS(config), s.door.ca}))
 	}
 	return out

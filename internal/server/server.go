@@ -110,6 +110,7 @@ type Server struct {
 	engine   *consulstore.Engine // nil without a Consul
 	others   others
 	leaf     *ca.ServerLeaf // nil in development mode, which has no TLS
+	gate     *gate          // nil where leaf is
 	strictly sync.Map       // services that [Server.strict] is writing, which has seen the evidence
 
 	builtIn      *ca.BuiltIn    // of this server's ports; nil in development mode with another CA
@@ -212,6 +213,7 @@ func New(o Options) (_ *Server, err error) {
 	}
 	if s.leaf != nil {
 		api.HTTPSAddr, api.GRPCTLSAddr = s.HTTPAddr(), s.GRPCAddr()
+		s.gate = newGate(s.mesh.there)
 	} else {
 		api.HTTPAddr, api.GRPCAddr = s.HTTPAddr(), s.GRPCAddr()
 	}
@@ -289,6 +291,14 @@ func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 
 // Sent is how many xDS responses were sent so far.
 func (s *Server) Sent() uint64 { return s.mesh.xds.Sent() }
+
+// Coming is how many clients of ADS and CA have spoken and are not served yet.
+func (s *Server) Coming() int {
+	if s.gate == nil {
+		return 0
+	}
+	return s.gate.coming()
+}
 
 // TrustDomain is the CA's.
 func (s *Server) TrustDomain() string { return s.ca.TrustDomain() }
