@@ -44,14 +44,12 @@ func pass(t testing.TB, upstreams int) *passage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	view := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}, Shared: map[string]struct{}{}}
+	var own []*xds.Resource
+	view := &xds.View{Shared: map[string]struct{}{}}
 	shared := map[xds.Key]*xds.Resource{}
 	routes, ends := []string{}, []string{}
 	add := func(typ xds.Type, name string, m proto.Message) {
-		if view.Own[typ] == nil {
-			view.Own[typ] = map[string]*xds.Resource{}
-		}
-		view.Own[typ][name] = resource(t, typ, name, m)
+		own = append(own, resource(t, typ, name, m))
 	}
 	for _, m := range made.Clusters {
 		add(xds.ClusterType, m.Name, m)
@@ -73,6 +71,7 @@ func pass(t testing.TB, upstreams int) *passage {
 		Open: func(_ context.Context, n *corev3.Node) (string, error) { return n.GetId(), nil },
 		Log:  slog.New(slog.DiscardHandler),
 	})
+	view.Own = xds.Own(own...)
 	out.server.Update(xds.Update{Views: map[string]*xds.View{passenger: view}, Shared: shared})
 
 	ctx, cancel := context.WithCancel(context.Background())

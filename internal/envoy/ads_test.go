@@ -104,7 +104,6 @@ func (l *live) push() {
 	if len(problems) > 0 && !l.problemsAreFine {
 		l.t.Fatal(problems)
 	}
-	view := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}}
 	l.sent = nil
 	all := append(messages(resources(l.t, p)), l.secrets...)
 	for _, ref := range p.Endpoints() {
@@ -116,13 +115,9 @@ func (l *live) push() {
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		if view.Own[typ] == nil {
-			view.Own[typ] = map[string]*xds.Resource{}
-		}
-		view.Own[typ][name] = res
 		l.sent = append(l.sent, res)
 	}
-	l.server.Update(xds.Update{Views: map[string]*xds.View{l.input.Instance.Service.ID: view}})
+	l.server.Update(xds.Update{Views: map[string]*xds.View{l.input.Instance.Service.ID: {Own: xds.Own(l.sent...)}}})
 }
 
 // nameOf is the name of a resource.

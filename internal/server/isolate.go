@@ -25,7 +25,7 @@ func isolated(f func() error) (err error) {
 // made is what is built for one sidecar.
 type made struct {
 	proxy    *proxy.Proxy
-	own      map[xds.Type]map[string]*xds.Resource
+	own      map[xds.Type]xds.Resources
 	problems []proxy.Problem // set beside an error too
 }
 

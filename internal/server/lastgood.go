@@ -73,11 +73,11 @@ func (m *mesh) standBy(next *sidecar) {
 	if !next.refuses {
 		return
 	}
-	own, clusters := maps.Clone(next.own), maps.Clone(next.own[xds.ClusterType])
+	own, clusters := maps.Clone(next.own), slices.Clone(next.own[xds.ClusterType])
 	good := m.xds.Good(service, xds.ClusterType)
 	for _, name := range slices.Sorted(maps.Keys(good)) {
-		if clusters[name] == nil {
-			clusters[name] = good[name]
+		if next.own[xds.ClusterType].Get(name) == nil {
+			clusters = append(clusters, good[name])
 		}
 		endpoints := good[name].Endpoints()
 		ref, ok := known[endpoints]
@@ -90,7 +90,7 @@ func (m *mesh) standBy(next *sidecar) {
 		next.calls = append(next.calls, ref)
 		next.shared[endpoints] = struct{}{}
 	}
-	own[xds.ClusterType] = clusters
+	own[xds.ClusterType] = xds.Sort(clusters)
 	next.own = own
 }
 
@@ -107,9 +107,9 @@ func (m *mesh) forgetGood(now time.Time) {
 		if given[service] == nil {
 			given[service], needed[service] = map[xds.Key]struct{}{}, map[string]struct{}{}
 		}
-		for t, byName := range s.own {
-			for name := range byName {
-				given[service][xds.Key{Type: t, Name: name}] = struct{}{}
+		for t, list := range s.own {
+			for _, res := range list {
+				given[service][xds.Key{Type: t, Name: res.Name}] = struct{}{}
 			}
 		}
 		for name := range s.shared {

@@ -73,7 +73,7 @@ func (k *kept[T]) drop(of fingerprint) {
 // which fingerprints the others are to be put.
 type recall struct {
 	memo  *memo
-	out   map[xds.Type]map[string]*xds.Resource
+	out   []*xds.Resource
 	keys  map[xds.Key]fingerprint
 	rests map[string]fingerprint // by listener name: what it has in common with others
 	buf   []byte
@@ -81,7 +81,7 @@ type recall struct {
 }
 
 func (m *memo) recall() *recall {
-	r := &recall{memo: m, out: map[xds.Type]map[string]*xds.Resource{}, keys: map[xds.Key]fingerprint{}, rests: map[string]fingerprint{}}
+	r := &recall{memo: m, keys: map[xds.Key]fingerprint{}, rests: map[string]fingerprint{}}
 	if buf, _ := m.bufs.Get().(*[]byte); buf != nil {
 		r.buf = *buf
 	}
@@ -108,7 +108,7 @@ func (r *recall) has(p envoy.Part) bool {
 	r.buf = appendValue(r.buf[:0], reflect.ValueOf(p))
 	of := r.fingerprint()
 	if res := r.memo.whole.get(of); res != nil {
-		put(r.out, res)
+		r.out = append(r.out, res)
 		return true
 	}
 	switch part := p.Of.(type) {
@@ -134,7 +134,7 @@ func (r *recall) hasUpstream(u proxy.Upstream, n proxy.Normalization) bool {
 	}
 	of := r.fingerprint()
 	if res := r.memo.whole.get(of); res != nil {
-		put(r.out, res)
+		r.out = append(r.out, res)
 		return true
 	}
 	r.keys[xds.Key{Type: xds.ListenerType, Name: u.ListenerName}] = of
@@ -180,14 +180,7 @@ func (r *recall) keep(res *xds.Resource) {
 		r.buf = append(append(append(append(append(r.buf[:0], res.Type...), 0), res.Name...), 0), res.Version...)
 		of = r.fingerprint()
 	}
-	put(r.out, r.memo.whole.put(of, res))
-}
-
-func put(out map[xds.Type]map[string]*xds.Resource, res *xds.Resource) {
-	if out[res.Type] == nil {
-		out[res.Type] = map[string]*xds.Resource{}
-	}
-	out[res.Type][res.Name] = res
+	r.out = append(r.out, r.memo.whole.put(of, res))
 }
 
 // appendValue appends what tells a value from others of its type, and from those of other types where
@@ -251,7 +244,7 @@ func appendValue(b []byte, v reflect.Value) []byte {
 
 // encode makes wire resources of a sidecar's Envoy resources. Beside them stands
 // what could not be read of what somebody wrote in Envoy's own words.
-func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []proxy.Problem, error) {
+func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]xds.Resources, []proxy.Problem, error) {
 	r := m.recall()
 	defer r.done()
 	made, err := envoy.BuildRest(p, r.has)
@@ -281,5 +274,5 @@ func (m *memo) encode(p *proxy.Proxy) (map[xds.Type]map[string]*xds.Resource, []
 	for _, rt := range made.Runtimes {
 		add(xds.RuntimeType, rt.GetName(), rt)
 	}
-	return r.out, made.Problems, r.err
+	return xds.Own(r.out...), made.Problems, r.err
 }

@@ -29,7 +29,7 @@ func TestMemoMakesNoDifference(t *testing.T) {
 	}
 	shared := newMemo()
 	remembered := 0
-	var held []map[xds.Type]map[string]*xds.Resource // so that nothing is let go
+	var held []map[xds.Type]xds.Resources // so that nothing is let go
 	for range 2 {
 		for _, file := range files {
 			data, err := os.ReadFile(file)
@@ -51,8 +51,9 @@ func TestMemoMakesNoDifference(t *testing.T) {
 							t.Fatal(err)
 						}
 						held = append(held, got)
-						for typ, byName := range got {
-							for name, res := range byName {
+						for typ, list := range got {
+							for _, res := range list {
+								name := res.Name
 								if want[xds.Key{Type: typ, Name: name}] != res.Version {
 									t.Errorf("%s: %s: %s %q is not what is made for it alone", filepath.Base(file), in.Service.ID, typ.Short(), name)
 								}

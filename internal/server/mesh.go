@@ -101,8 +101,8 @@ type sidecar struct {
 	service *catalog.Service // the registration it was made from
 	reads   []entryKey
 	calls   []proxy.EndpointsRef // endpoints that it needs
-	own     map[xds.Type]map[string]*xds.Resource
-	secrets map[string]*xds.Resource // nil for a relayed one
+	own     map[xds.Type]xds.Resources
+	secrets xds.Resources // nil for a relayed one
 	shared  map[string]struct{}
 	unknown []string // services it calls that nobody knew when it was made
 	sources []string // services whose addresses it lets in

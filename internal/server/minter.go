@@ -23,7 +23,7 @@ type minter struct {
 }
 
 type minted struct {
-	secrets map[string]*xds.Resource
+	secrets xds.Resources
 	renewAt time.Time
 	root    string // ID of the active one
 }
@@ -45,7 +45,7 @@ func (m *minter) due(id string, now time.Time) bool {
 }
 
 // secrets are the leaf and roots of a sidecar, the same until they are due.
-func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (map[string]*xds.Resource, error) {
+func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (xds.Resources, error) {
 	if got, ok := m.made[id]; ok && !m.due(id, now) {
 		return got.secrets, nil
 	}
@@ -62,13 +62,15 @@ func (m *minter) secrets(id string, who identity.SPIFFE, now time.Time) (map[str
 		m.made[id] = minted{secrets: got, renewAt: now.Add(mintAgain), root: roots.ActiveRootID}
 		return got, err
 	}
-	out := map[string]*xds.Resource{}
-	l, r := envoy.LeafSecret(leaf, key), envoy.RootsSecret(roots.PEM())
-	for name, msg := range map[string]*tlsv3.Secret{l.GetName(): l, r.GetName(): r} {
-		if out[name], err = xds.NewResource(xds.SecretType, name, msg); err != nil {
+	var list []*xds.Resource
+	for _, msg := range []*tlsv3.Secret{envoy.LeafSecret(leaf, key), envoy.RootsSecret(roots.PEM())} {
+		res, err := xds.NewResource(xds.SecretType, msg.GetName(), msg)
+		if err != nil {
 			return nil, err
 		}
+		list = append(list, res)
 	}
+	out := xds.Sort(list)
 	block, _ := pem.Decode(leaf)
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {

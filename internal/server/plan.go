@@ -338,7 +338,7 @@ func (m *mesh) compare(in catalog.Instance, snap *catalog.Snapshot, entries, nex
 		return nil, problems
 	}
 	for _, k := range xds.Changes(&xds.View{Own: before.own}, &xds.View{Own: after.own}) {
-		out = append(out, difference{Key: k, old: before.own[k.Type][k.Name], new: after.own[k.Type][k.Name]})
+		out = append(out, difference{Key: k, old: before.own[k.Type].Get(k.Name), new: after.own[k.Type].Get(k.Name)})
 	}
 	if before.proxy != nil {
 		out = append(out, m.compareEndpoints(snap, before.proxy.Endpoints(), after.proxy.Endpoints())...)

@@ -26,14 +26,18 @@ func (m *mesh) spare(n node, input proxy.Input, of *made) (refs []proxy.Endpoint
 		m.log.Error("a sidecar cannot be told how to go back by itself", "sidecar", n.id, "reason", err)
 		return nil
 	}
-	for name, res := range reverted.own[xds.RouteType] {
-		now := of.own[xds.RouteType][name]
+	routes := slices.Clone(of.own[xds.RouteType])
+	for _, res := range reverted.own[xds.RouteType] {
+		now := of.own[xds.RouteType].Get(res.Name)
 		if now == nil || now.Version == res.Version {
 			continue
 		}
-		if renamed, err := res.Renamed(xds.SparePrefix + name); err == nil {
-			of.own[xds.RouteType][renamed.Name] = renamed
+		if renamed, err := res.Renamed(xds.SparePrefix + res.Name); err == nil {
+			routes = append(routes, renamed)
 		}
+	}
+	if len(routes) > 0 {
+		of.own[xds.RouteType] = xds.Sort(routes)
 	}
 	calls := of.proxy.Endpoints()
 	for _, ref := range reverted.proxy.Endpoints() {

@@ -61,9 +61,9 @@ func (f *fleet) resource(t Type, name, content string) *Resource {
 
 // renew gives a node another view.
 func (f *fleet) renew(node string) {
-	v := &View{Own: map[Type]map[string]*Resource{}, Shared: map[string]struct{}{}, Growing: f.random.IntN(4) == 0}
+	var own []*Resource
+	v := &View{Shared: map[string]struct{}{}, Growing: f.random.IntN(4) == 0}
 	for _, t := range Types {
-		v.Own[t] = map[string]*Resource{}
 		for _, name := range []string{"leaf", "roots", "public_listener", "local_app"} {
 			if f.random.IntN(8) == 0 {
 				continue
@@ -74,10 +74,11 @@ func (f *fleet) renew(node string) {
 				content = "same"
 			}
 			res := f.resource(t, name, content)
-			v.Own[t][name] = res
+			own = append(own, res)
 			f.own[node][res] = true
 		}
 	}
+	v.Own = Own(own...)
 	clear(f.shared[node])
 	for range 3 {
 		name := fmt.Sprintf("service-%d", f.random.IntN(len(f.nodes)))

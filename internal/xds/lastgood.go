@@ -112,7 +112,7 @@ const QuarantinePrefix = "quarantined: "
 func (r Refusal) fatal() bool { return strings.Contains(r.Message, QuarantinePrefix) }
 
 // Refusals are what nodes of a group refused, none acknowledged, and the view has.
-func (s *Server) Refusals(group string, own map[Type]map[string]*Resource) map[Key]Refusal {
+func (s *Server) Refusals(group string, own map[Type]Resources) map[Key]Refusal {
 	s.memory.mu.Lock()
 	defer s.memory.mu.Unlock()
 	g := s.memory.groups[group]
@@ -121,7 +121,7 @@ func (s *Server) Refusals(group string, own map[Type]map[string]*Resource) map[K
 	}
 	out := map[Key]Refusal{}
 	for k, r := range g.refused {
-		if res := own[k.Type][k.Name]; res != nil && res.Version == r.Version {
+		if res := own[k.Type].Get(k.Name); res != nil && res.Version == r.Version {
 			out[k] = r
 		}
 	}
@@ -160,12 +160,12 @@ func (st *stream) learn(t Type, o *outcome) (news bool) {
 	}
 	group, m := st.view.Group, &st.server.memory
 	for _, res := range o.taken {
-		if now := st.view.Own[t][res.Name]; now != nil && st.server.alike(Key{t, res.Name}) {
+		if now := st.view.Own[t].Get(res.Name); now != nil && st.server.alike(Key{t, res.Name}) {
 			news = m.acked(group, res, now.Version) || news
 		}
 	}
 	for name, r := range o.refused {
-		if res := st.view.Own[t][name]; res != nil && res.Version == r.Version && st.server.alike(Key{t, name}) {
+		if res := st.view.Own[t].Get(name); res != nil && res.Version == r.Version && st.server.alike(Key{t, name}) {
 			news = m.refusedBy(group, Key{t, name}, r) || news
 			if good, _ := st.instead(res); good != nil {
 				st.session.retreat(t, name)
@@ -192,7 +192,7 @@ func (st *stream) learnHeld() {
 	}
 	for t, sub := range st.session.all() {
 		for name := range sub.told.all() {
-			if res := st.view.Own[t][name]; res != nil && res.Version == sub.acked(name) && st.server.alike(Key{t, name}) {
+			if res := st.view.Own[t].Get(name); res != nil && res.Version == sub.acked(name) && st.server.alike(Key{t, name}) {
 				st.server.memory.held(st.view.Group, res)
 			}
 		}

@@ -27,7 +27,7 @@ func give(srv *xds.Server, resources []*xds.Resource, nodes ...string) {
 	u := xds.Update{Views: map[string]*xds.View{}}
 	for _, n := range nodes {
 		group, _, _ := strings.Cut(n, "/")
-		u.Views[n] = &xds.View{Own: own(resources...), Group: group}
+		u.Views[n] = &xds.View{Own: xds.Own(resources...), Group: group}
 	}
 	srv.Update(u)
 }
@@ -82,7 +82,7 @@ func TestNewcomersStartFromTheLastGood(t *testing.T) {
 	if got := <-news; got != "web" {
 		t.Fatalf("news of %q", got)
 	}
-	if r := srv.Refusals("web", own(v2)); r[xds.Key{Type: xds.RouteType, Name: "r"}].Message != "bad regex" || srv.Refusals("web", own(v3)) == nil && len(srv.Refusals("web", own(v1))) > 0 {
+	if r := srv.Refusals("web", xds.Own(v2)); r[xds.Key{Type: xds.RouteType, Name: "r"}].Message != "bad regex" || srv.Refusals("web", xds.Own(v3)) == nil && len(srv.Refusals("web", xds.Own(v1))) > 0 {
 		t.Errorf("refusals %v", r)
 	}
 
@@ -165,7 +165,7 @@ func TestRefusalsOfAHostAndOfACrash(t *testing.T) {
 	}
 
 	srv.Forget(func(string, xds.Key) bool { return false })
-	if len(srv.Good("web", xds.ListenerType)) > 0 || len(srv.Refusals("web", own(v2))) > 0 {
+	if len(srv.Good("web", xds.ListenerType)) > 0 || len(srv.Refusals("web", xds.Own(v2))) > 0 {
 		t.Error("what is forgotten is remembered")
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -183,7 +182,7 @@ func (s *Server) Update(u Update) {
 	}
 }
 
-// complete is the view with a map, if an empty one, for each wildcard type.
+// complete is the view with a list, if an empty one, for each wildcard type.
 func (v *View) complete() *View {
 	if v.Own[ClusterType] != nil && v.Own[ListenerType] != nil {
 		return v
@@ -191,11 +190,11 @@ func (v *View) complete() *View {
 	c := *v
 	c.Own = maps.Clone(v.Own)
 	if c.Own == nil {
-		c.Own = map[Type]map[string]*Resource{}
+		c.Own = map[Type]Resources{}
 	}
 	for _, t := range []Type{ClusterType, ListenerType} {
 		if c.Own[t] == nil {
-			c.Own[t] = map[string]*Resource{}
+			c.Own[t] = Resources{}
 		}
 	}
 	return &c
@@ -205,20 +204,7 @@ func (v *View) complete() *View {
 func Changes(old, new *View) []Key {
 	var out []Key
 	for _, t := range Types {
-		before, after := old.Own[t], new.Own[t]
-		if reflect.ValueOf(before).Pointer() == reflect.ValueOf(after).Pointer() {
-			continue // one map, of views that share it
-		}
-		for name, res := range after {
-			if b := before[name]; b == nil || b.Version != res.Version {
-				out = append(out, Key{t, name})
-			}
-		}
-		for name := range before {
-			if after[name] == nil {
-				out = append(out, Key{t, name})
-			}
-		}
+		out = old.Own[t].changes(new.Own[t], t, out)
 	}
 	for name := range new.Shared {
 		if _, ok := old.Shared[name]; !ok {

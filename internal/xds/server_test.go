@@ -105,17 +105,6 @@ func resource(t *testing.T, typ xds.Type, name, content string) *xds.Resource {
 	return r
 }
 
-func own(rs ...*xds.Resource) map[xds.Type]map[string]*xds.Resource {
-	out := map[xds.Type]map[string]*xds.Resource{}
-	for _, r := range rs {
-		if out[r.Type] == nil {
-			out[r.Type] = map[string]*xds.Resource{}
-		}
-		out[r.Type][r.Name] = r
-	}
-	return out
-}
-
 func names(ns ...string) map[string]struct{} {
 	out := map[string]struct{}{}
 	for _, n := range ns {
@@ -133,7 +122,7 @@ func TestStreamWaitsForItsViewAndGetsChanges(t *testing.T) {
 	send(t, c, xds.Request{Type: xds.EndpointType, Subscribe: []string{"a"}})
 	cluster, eds := resource(t, xds.ClusterType, "a", "1"), resource(t, xds.EndpointType, "a", "1")
 	srv.Update(xds.Update{
-		Views:  map[string]*xds.View{"web": {Own: own(cluster), Shared: names("a")}},
+		Views:  map[string]*xds.View{"web": {Own: xds.Own(cluster), Shared: names("a")}},
 		Shared: map[xds.Key]*xds.Resource{key("a"): eds},
 	})
 	receive(t, c, xds.ClusterType, cluster)
@@ -389,7 +378,7 @@ func TestDisconnectHasWords(t *testing.T) {
 			})
 			if tc.busy {
 				large := resource(t, xds.ClusterType, "a", strings.Repeat("a", 1<<20)) // more than a client's window takes
-				srv.Update(xds.Update{Views: map[string]*xds.View{tc.name: {Own: own(large)}}})
+				srv.Update(xds.Update{Views: map[string]*xds.View{tc.name: {Own: xds.Own(large)}}})
 			}
 			srv.Disconnect(tc.name, status.Error(codes.Aborted, "its id has become another's"))
 			meshtest.Within(t, 10*time.Second, tc.name, func() error {

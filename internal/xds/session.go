@@ -11,7 +11,7 @@ import (
 // source is what a session reads resources from: one node's view.
 type source interface {
 	// all is the resources of a wildcard type; nil while they are not known. Not to be changed.
-	all(t Type) map[string]*Resource
+	all(t Type) Resources
 	// get is one resource, or nil where the node may not have it or nobody made it.
 	get(t Type, name string) *Resource
 	// absent reports whether a resource that is not there is known not to exist, so
@@ -191,8 +191,8 @@ func (sub *subscription) markAll(t Type, src source) {
 	if !sub.wildcard {
 		return
 	}
-	for name := range src.all(t) {
-		sub.dirty.set(name, struct{}{})
+	for _, res := range src.all(t) {
+		sub.dirty.set(res.Name, struct{}{})
 	}
 	for name := range sub.told.all() {
 		sub.dirty.set(name, struct{}{})
@@ -477,7 +477,7 @@ func (sub *subscription) want(t Type, name string, src source) (res *Resource, g
 // present is the resource as it is now, or nil.
 func (sub *subscription) present(t Type, name string, src source) (res *Resource) {
 	if sub.wildcard {
-		res = src.all(t)[name]
+		res = src.all(t).Get(name)
 	}
 	if res == nil && sub.names.has(name) {
 		res = src.get(t, name)

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -16,9 +17,14 @@ import (
 // fixed is a source for tests.
 type fixed map[Type]map[string]*Resource
 
-func (f fixed) all(t Type) map[string]*Resource { return f[t] }
-func (f fixed) get(t Type, n string) *Resource  { return f[t][n] }
-func (f fixed) absent(Type, string) bool        { return true }
+func (f fixed) all(t Type) Resources {
+	if f[t] == nil {
+		return nil
+	}
+	return Sort(slices.AppendSeq([]*Resource{}, maps.Values(f[t])))
+}
+func (f fixed) get(t Type, n string) *Resource { return f[t][n] }
+func (f fixed) absent(Type, string) bool       { return true }
 func (f fixed) instead(*Resource) (*Resource, Refusal) {
 	return nil, Refusal{}
 }

@@ -55,7 +55,7 @@ func (st *stream) poke(due bool) {
 
 // all, get and absent implement source over the node's view. The stream is locked.
 
-func (st *stream) all(t Type) map[string]*Resource {
+func (st *stream) all(t Type) Resources {
 	if st.view != nil {
 		return st.view.Own[t]
 	}
@@ -67,7 +67,7 @@ func (st *stream) get(t Type, name string) *Resource {
 	if v == nil {
 		return nil
 	}
-	if res := v.Own[t][name]; res != nil {
+	if res := v.Own[t].Get(name); res != nil {
 		return res
 	}
 	if _, may := v.Shared[name]; may && t == EndpointType {

@@ -17,7 +17,7 @@ func TestNothingComesDueUnseen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Update(Update{Views: map[string]*View{"n": {Own: map[Type]map[string]*Resource{ClusterType: {"a": res}}}}})
+	s.Update(Update{Views: map[string]*View{"n": {Own: Own(res)}}})
 	_, cancel := context.WithCancelCause(t.Context())
 	st := &stream{server: s, node: "n", cancel: cancel, session: newSession(linger), sending: true, view: s.View("n")}
 	s.streams["n"] = map[*stream]struct{}{st: {}}

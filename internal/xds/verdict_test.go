@@ -30,7 +30,7 @@ func TestAwaitSaysWhatBecameOfAChange(t *testing.T) {
 	first, second := resource(t, xds.ListenerType, "l", "1"), resource(t, xds.ListenerType, "l", "2")
 	gone := resource(t, xds.ListenerType, "gone", "1")
 	both := func(r ...*xds.Resource) map[string]*xds.View {
-		return map[string]*xds.View{"a": {Own: own(r...)}, "b": {Own: own(r...)}}
+		return map[string]*xds.View{"a": {Own: xds.Own(r...)}, "b": {Own: xds.Own(r...)}}
 	}
 	srv.Update(xds.Update{Views: both(gone, first)})
 	clients := map[string]*xds.Client{}

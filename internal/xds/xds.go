@@ -36,8 +36,8 @@ func (k Key) Compare(o Key) int {
 
 // View is what one node may have. Immutable once handed over.
 type View struct {
-	// Own is the node's resources by type and name.
-	Own map[Type]map[string]*Resource
+	// Own is the node's resources by type. See [Own].
+	Own map[Type]Resources
 	// Shared names the endpoints, of all that are shared, that the node may subscribe to.
 	Shared map[string]struct{}
 	// Group, when set, is shared by nodes that are told the same under the same names: what

@@ -133,7 +133,7 @@ func New(o Options) (*Relay, error) {
 	r := &Relay{
 		opts: o, held: map[xds.Type]map[string]*xds.Resource{}, removed: map[xds.Key]struct{}{}, good: map[xds.Type]map[string]*xds.Resource{},
 		acked: map[xds.Key]string{}, wanted: map[xds.Type]map[string]struct{}{}, pending: map[xds.Type]*pending{},
-		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, view: &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
+		begun: map[xds.Type]bool{}, secrets: map[string]*xds.Resource{}, view: &xds.View{Own: map[xds.Type]xds.Resources{}}, changed: make(chan struct{}), dirty: make(chan struct{}, 1),
 		refused: map[xds.Key]refusal{}, trials: map[xds.Key]*trial{}, barred: map[xds.Key]string{},
 		been: map[use]struct{}{},
 	}
@@ -254,21 +254,25 @@ func (r *Relay) publishLocked(types ...xds.Type) {
 	}
 	v := &xds.View{Own: maps.Clone(r.view.Own), Growing: true, Removed: maps.Clone(r.removed)}
 	for _, t := range types {
+		byName := r.held[t]
 		if t == xds.SecretType {
-			v.Own[t] = maps.Clone(r.secrets)
-		} else if byName := r.held[t]; byName != nil {
-			v.Own[t] = maps.Clone(byName)
-		} else {
-			delete(v.Own, t)
+			byName = r.secrets
 		}
-		for name, res := range r.held[t] {
+		if byName == nil {
+			delete(v.Own, t)
+			continue
+		}
+		list := make([]*xds.Resource, 0, len(byName))
+		for name, res := range byName {
 			k := xds.Key{Type: t, Name: name}
 			if over := r.overlayLocked(k); over != nil {
-				v.Own[t][name] = over
+				res = over
 			} else if r.doubtedLocked(k, res) {
-				v.Own[t][name] = r.good[t][name]
+				res = r.good[t][name]
 			}
+			list = append(list, res)
 		}
+		v.Own[t] = xds.Sort(list)
 	}
 	r.view = v
 	r.server.Update(xds.Update{Views: map[string]*xds.View{viewKey: v}})

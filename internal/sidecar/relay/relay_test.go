@@ -108,14 +108,7 @@ func (w *world) start() {
 }
 
 func (w *world) tell(rs ...*xds.Resource) {
-	v := &xds.View{Own: map[xds.Type]map[string]*xds.Resource{}}
-	for _, r := range rs {
-		if v.Own[r.Type] == nil {
-			v.Own[r.Type] = map[string]*xds.Resource{}
-		}
-		v.Own[r.Type][r.Name] = r
-	}
-	w.server.Update(xds.Update{Views: map[string]*xds.View{nodeID: v}})
+	w.server.Update(xds.Update{Views: map[string]*xds.View{nodeID: {Own: xds.Own(rs...)}}})
 }
 
 // envoy is a client of the relay that behaves as Envoy does.
