@@ -128,11 +128,9 @@ func (e *Engine) Since(ctx context.Context, after store.Mark, wait time.Duration
 	return out, nil
 }
 
-// awaitHead reads the head, after from once it changes or wait has passed, as long as the Consul has a leader.
+// awaitHead reads the head, after from once it changes or wait has passed, as long as the Consul has a leader: what it is
+// asked without one may be without an answer long after it has one again.
 func (e *Engine) awaitHead(ctx context.Context, from uint64, wait time.Duration) (head, error) {
-	if from == 0 {
-		return e.readHead(ctx, nil, 0, 0)
-	}
 	holding, done := e.quorum.holding(ctx)
 	defer done()
 	h, err := e.readHead(holding, nil, from, wait)

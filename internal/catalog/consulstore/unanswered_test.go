@@ -144,6 +144,45 @@ func TestConsulWithoutALeader(t *testing.T) {
 	eventually(t, "it is well", a.Trouble)
 }
 
+// A Consul may leave what it is asked without a leader unanswered long after it has one again. Nobody waits for that.
+func TestConsulThatLeavesQuestionsUnanswered(t *testing.T) {
+	f := consultest.NewFake(t)
+	a := member(t, f.URL, "")
+	update(t, a, count)
+	var looks atomic.Int32
+	f.Spoil(func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.URL.Path == "/v1/status/leader":
+			looks.Add(1)
+			w.Write([]byte(`""`))
+			return true
+		case r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/kv/"):
+			<-r.Context().Done()
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	eventually(t, "it is said", func() error {
+		if a.Trouble() == nil {
+			return errors.New("no trouble")
+		}
+		return nil
+	})
+	said := looks.Load()
+	eventually(t, "it has been asked again", func() error {
+		if n := looks.Load() - said; n < 4 {
+			return fmt.Errorf("%d looks", n)
+		}
+		return nil
+	})
+	f.Spoil(nil)
+	began := time.Now()
+	eventually(t, "it is well", a.Trouble)
+	if took := time.Since(began); took > 6*time.Second { // an answer is waited for 15 s
+		t.Errorf("it is well after %s", took)
+	}
+}
+
 // An entry's write that Consul takes, and answers never, may be made at any time.
 func TestEntryThatMayYetBeWritten(t *testing.T) {
 	f := consultest.NewFake(t)
