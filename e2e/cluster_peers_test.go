@@ -108,6 +108,9 @@ func startCluster(t *testing.T, flags ...string) *cluster {
 	c.homes = [4]string{c.clients[1].http, c.clients[2].http, c.clients[2].http, c.clients[0].http}
 	c.check = `{"Name":"up","TCP":"127.0.0.1:%d","Interval":"500ms"}`
 	c.serf("all six are members", map[string]string{"s0": "passing", "s1": "passing", "s2": "passing", "c0": "passing", "c1": "passing", "c2": "passing"})
+	for _, a := range c.clients {
+		meshtest.ConsulSettled(t, a.http)
+	}
 	c.serve(c.clients[0].http, flags...)
 	return c
 }
