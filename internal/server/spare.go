@@ -36,9 +36,7 @@ func (m *mesh) spare(n node, input proxy.Input, of *made) (refs []proxy.Endpoint
 			routes = append(routes, renamed)
 		}
 	}
-	if len(routes) > 0 {
-		of.own[xds.RouteType] = xds.Sort(routes)
-	}
+	of.own[xds.RouteType] = xds.Sort(routes)
 	calls := of.proxy.Endpoints()
 	for _, ref := range reverted.proxy.Endpoints() {
 		i := slices.IndexFunc(calls, func(c proxy.EndpointsRef) bool { return c.ClusterName == ref.ClusterName })

@@ -89,13 +89,24 @@ func (e *Engine) lastHead() head {
 	return e.head
 }
 
-// Since implements [store.Shared].
+// Since implements [store.Shared]. It asks as long as the Consul has a leader: what that is asked without one may be
+// without an answer long after it has one again.
 func (e *Engine) Since(ctx context.Context, after store.Mark, wait time.Duration) ([]store.Batch, error) {
+	holding, done := e.quorum.holding(ctx)
+	defer done()
+	batches, err := e.since(holding, after, wait)
+	if err != nil && holding.Err() != nil && ctx.Err() == nil {
+		err = context.Cause(holding)
+	}
+	return batches, err
+}
+
+func (e *Engine) since(ctx context.Context, after store.Mark, wait time.Duration) ([]store.Batch, error) {
 	from := uint64(0)
 	if last := e.lastHead(); wait > 0 && last.read && last.Mark == after {
 		from = last.index
 	}
-	h, err := e.awaitHead(ctx, from, wait)
+	h, err := e.readHead(ctx, nil, from, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -126,18 +137,6 @@ func (e *Engine) Since(ctx context.Context, after store.Mark, wait time.Duration
 		out = append(out, store.Batch{Prev: r.Prev, Mark: r.Mark, Changes: changesOf(r.Changes)})
 	}
 	return out, nil
-}
-
-// awaitHead reads the head, after from once it changes or wait has passed, as long as the Consul has a leader: what it is
-// asked without one may be without an answer long after it has one again.
-func (e *Engine) awaitHead(ctx context.Context, from uint64, wait time.Duration) (head, error) {
-	holding, done := e.quorum.holding(ctx)
-	defer done()
-	h, err := e.readHead(holding, nil, from, wait)
-	if err != nil && holding.Err() != nil && ctx.Err() == nil {
-		err = context.Cause(holding)
-	}
-	return h, err
 }
 
 // records are those after one sequence number up to another.
