@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -136,11 +137,21 @@ func startBare(t *testing.T, app int, manager string) (*meshtest.Envoy, string) 
 	return e, fmt.Sprintf("127.0.0.1:%d", port)
 }
 
+// unhurried takes a while over each answer. Cases that send what their stream no
+// longer allows must be judged by that alone: once the answer has ended the stream,
+// Envoy need not say anything.
+func unhurried(app http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-time.After(300 * time.Millisecond)
+		app.ServeHTTP(w, r)
+	})
+}
+
 // A sidecar speaks HTTP/2 no worse than an Envoy of which nothing is set: between
 // sidecars, and with the app beside it.
 func TestConformance(t *testing.T) {
-	app := serve(t, 1, &httpApp{})
-	m := start(t, service{name: "catalog", protocol: "http2", port: serve(t, 2, &httpApp{})})
+	app := serve(t, 1, unhurried(&httpApp{}))
+	m := start(t, service{name: "catalog", protocol: "http2", port: serve(t, 2, unhurried(&httpApp{}))})
 	var want verdicts
 	for _, tc := range []struct{ name, codec, addr string }{
 		{"inbound", "HTTP2", m.tunnel(t, "catalog")},
