@@ -21,8 +21,10 @@ const (
 	bufferLimit = 64 << 10
 
 	// minRetries may be under way whatever the budget says: an instance that stops
-	// refuses all that is just on its way to it at once.
-	minRetries = 25
+	// refuses all that is just on its way to it at once. Of a group's requests the budget sees none, which
+	// are counted at its members, so that this is all it allows.
+	minRetries      = 25
+	minGroupRetries = 100
 
 	// upstreamStreams is how many requests share a connection before another is
 	// opened: one connection is one worker at the callee.
@@ -49,7 +51,7 @@ func (b *builder) upstreamCluster(c proxy.Cluster) *clusterv3.Cluster {
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		CommonLbConfig:                once(b, "common lb", commonLB),
 		IgnoreHealthOnHostRemoval:     true,
-		CircuitBreakers:               once(b, c.Limits, func() *clusterv3.CircuitBreakers { return breakers(c.Limits) }),
+		CircuitBreakers:               once(b, c.Limits, func() *clusterv3.CircuitBreakers { return breakers(c.Limits, minRetries) }),
 		OutlierDetection:              once(b, c.Outlier, func() *clusterv3.OutlierDetection { return outlier(c.Outlier) }),
 		UpstreamConnectionOptions:     once(b, "tcp keepalive", upstreamKeepalive),
 	}
@@ -168,16 +170,21 @@ func http2Options() *corev3.Http2ProtocolOptions {
 	}
 }
 
-func breakers(l proxy.Limits) *clusterv3.CircuitBreakers {
-	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+func breakers(l proxy.Limits, minRetries uint32) *clusterv3.CircuitBreakers {
+	out := &clusterv3.CircuitBreakers_Thresholds{
 		MaxConnections:     number(l.MaxConnections),
 		MaxPendingRequests: number(l.MaxPendingRequests),
 		MaxRequests:        number(l.MaxRequests),
-		RetryBudget: &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
+	}
+	if l.RetryBudget {
+		out.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
 			BudgetPercent:       &typev3.Percent{Value: 20},
 			MinRetryConcurrency: number(minRetries),
-		},
-	}}}
+		}
+	} else {
+		out.MaxRetries = number(l.MaxRequests)
+	}
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{out}}
 }
 
 func outlier(o proxy.Outlier) *clusterv3.OutlierDetection {

@@ -57,7 +57,7 @@ func TestTableMatchesCode(t *testing.T) {
 	documented["judging route"] = append(documented["judging route"], documented["inbound route"]...)
 	documented["exposed app cluster"] = append(documented["exposed app cluster"], documented["app cluster"]...)
 	documented["shifted route"] = append(documented["shifted route"], documented["outbound route"]...)
-	for _, where := range []string{"direct cluster", "legacy cluster", "grpc legacy cluster"} {
+	for _, where := range []string{"direct cluster", "legacy cluster", "grpc legacy cluster", "repeating upstream cluster"} {
 		documented[where] = append(documented[where], documented["upstream cluster"]...)
 	}
 	documented["divided tcp cluster"] = append(documented["divided tcp cluster"], documented["tcp upstream cluster"]...)
@@ -89,36 +89,42 @@ func places(t *testing.T) map[string][]setting {
 	of := func(file string) envoy.Resources { return resources(t, build(t, meshtest.Parse(t, all[file]))) }
 	exposed, shifted := of("exposed.txtar"), of("shifted_caller.txtar")
 	http, tcp, server := of("http_caller.txtar"), of("tcp_caller.txtar"), of("tcp_callee.txtar")
+	repeats := build(t, meshtest.Parse(t, all["http_caller.txtar"]))
+	for i := range repeats.Clusters {
+		repeats.Clusters[i].Limits.RetryBudget = true
+	}
+	repeating := resources(t, repeats)
 	grpc, judging := of("grpc_caller.txtar"), of("judging_callee.txtar")
 	boot, err := envoy.Bootstrap(envoy.BootstrapOptions{NodeID: "x", NodeName: "n", Service: "x", Datacenter: "dc1", XDSSocket: "/x", AdminSocket: "/a", MaxDownstreamConnections: 1000, MaxHeapBytes: envoy.HeapLimit(128 << 20)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return map[string][]setting{
-		"upstream cluster":       leaves(t, http.Clusters[0]),
-		"tcp upstream cluster":   leaves(t, tcp.Clusters[1]),
-		"app cluster":            leaves(t, http.Clusters[1]),
-		"grpc app cluster":       leaves(t, grpc.Clusters[1]),
-		"tcp app cluster":        leaves(t, tcp.Clusters[0]),
-		"outbound listener":      leaves(t, http.Listeners[0]),
-		"tcp outbound listener":  leaves(t, tcp.Listeners[0]),
-		"inbound listener":       leaves(t, http.Listeners[1]),
-		"tcp inbound listener":   leaves(t, tcp.Listeners[1]),
-		"grpc outbound listener": leaves(t, grpc.Listeners[0]),
-		"exposed listener":       leaves(t, exposed.Listeners[0]),
-		"exposed app cluster":    leaves(t, exposed.Clusters[1]),
-		"outbound route":         leaves(t, http.Routes[0]),
-		"shifted route":          leaves(t, shifted.Routes[0]),
-		"direct cluster":         leaves(t, clusterNamed(t, shifted, "direct~catalog")),
-		"legacy cluster":         leaves(t, clusterNamed(t, shifted, "legacy~catalog")),
-		"grpc legacy cluster":    leaves(t, clusterNamed(t, shifted, "legacy~chat")),
-		"divided tcp cluster":    leaves(t, shifted.Clusters[0]),
-		"inbound route":          leaves(t, http.Routes[1]),
-		"extensions":             append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
-		"judging route":          leaves(t, judging.Routes[0]),
-		"tokens":                 leaves(t, judging.Extensions[0]),
-		"bootstrap":              leavesOf(t, boot),
-		"runtime":                leaves(t, http.Runtimes[0]),
+		"upstream cluster":           leaves(t, http.Clusters[0]),
+		"repeating upstream cluster": leaves(t, repeating.Clusters[0]),
+		"tcp upstream cluster":       leaves(t, tcp.Clusters[1]),
+		"app cluster":                leaves(t, http.Clusters[1]),
+		"grpc app cluster":           leaves(t, grpc.Clusters[1]),
+		"tcp app cluster":            leaves(t, tcp.Clusters[0]),
+		"outbound listener":          leaves(t, http.Listeners[0]),
+		"tcp outbound listener":      leaves(t, tcp.Listeners[0]),
+		"inbound listener":           leaves(t, http.Listeners[1]),
+		"tcp inbound listener":       leaves(t, tcp.Listeners[1]),
+		"grpc outbound listener":     leaves(t, grpc.Listeners[0]),
+		"exposed listener":           leaves(t, exposed.Listeners[0]),
+		"exposed app cluster":        leaves(t, exposed.Clusters[1]),
+		"outbound route":             leaves(t, http.Routes[0]),
+		"shifted route":              leaves(t, shifted.Routes[0]),
+		"direct cluster":             leaves(t, clusterNamed(t, shifted, "direct~catalog")),
+		"legacy cluster":             leaves(t, clusterNamed(t, shifted, "legacy~catalog")),
+		"grpc legacy cluster":        leaves(t, clusterNamed(t, shifted, "legacy~chat")),
+		"divided tcp cluster":        leaves(t, shifted.Clusters[0]),
+		"inbound route":              leaves(t, http.Routes[1]),
+		"extensions":                 append(leaves(t, server.Extensions[0]), leaves(t, server.Extensions[1])...),
+		"judging route":              leaves(t, judging.Routes[0]),
+		"tokens":                     leaves(t, judging.Extensions[0]),
+		"bootstrap":                  leavesOf(t, boot),
+		"runtime":                    leaves(t, http.Runtimes[0]),
 	}
 }
 

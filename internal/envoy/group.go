@@ -7,6 +7,9 @@ import (
 	"github.com/crossfade-mesh/crossfade/internal/proxy"
 )
 
+// groupLimits is the key of a group's limits among the parts made once.
+type groupLimits proxy.Limits
+
 // groupCluster is a cluster of clusters, whose attempts go through its list one by one.
 // Its retry budget counts, while limits of connections are its members'.
 func (b *builder) groupCluster(g proxy.Group) *clusterv3.Cluster {
@@ -19,7 +22,7 @@ func (b *builder) groupCluster(g proxy.Group) *clusterv3.Cluster {
 		AltStatName:                   g.StatName,
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_CLUSTER_PROVIDED,
-		CircuitBreakers:               once(b, g.Limits, func() *clusterv3.CircuitBreakers { return breakers(g.Limits) }),
+		CircuitBreakers:               once(b, groupLimits(g.Limits), func() *clusterv3.CircuitBreakers { return breakers(g.Limits, minGroupRetries) }),
 		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 			Name: "envoy.clusters.composite", TypedConfig: b.pack(list),
 		}},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -363,5 +364,70 @@ func echo(t *testing.T, c net.Conn) {
 		t.Error(err)
 	} else if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
 		t.Errorf("the other end says %q, %v", buf, err)
+	}
+}
+
+// However many requests could not be sent at once, each is tried elsewhere: nobody has seen them, so that nobody has more to
+// do. Where a retry is asked for of what may have been seen, a budget bounds retries.
+func TestRetriesAtOnce(t *testing.T) {
+	const calls = 200
+	for name, tc := range map[string]struct {
+		router string
+		bound  bool
+	}{
+		"never sent":    {"", false},
+		"may have been": {"-- config/router.hcl --\nKind = \"service-router\"\nName = \"catalog\"\nRoutes = [ { Destination { RetryOnStatusCodes = [500] NumRetries = 2 } } ]\n", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &mesh{t: t, ca: meshtest.NewAuthority(t)}
+			inside, release := make(chan struct{}, calls), make(chan struct{})
+			legacy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				inside <- struct{}{}
+				<-release
+			}))
+			defer legacy.Close()
+			gone := meshtest.FreePorts(t, 12)
+			_, at := startCaller(t, m, sidecars("catalog", gone...)+fmt.Sprintf(`
+-- config/shares.hcl --
+Kind = "traffic-shift"
+Source = "storefront"
+Destination = "catalog"
+Legacy { Address = %q }
+Shares { legacy = 1, mtls = 99 }
+%s`, legacy.Listener.Addr(), tc.router), `{ destination_name = "catalog" local_bind_port = %d }`)
+			statuses := make(chan int, calls)
+			for range calls {
+				go func() {
+					resp, err := http.Get("http://" + at[0] + "/")
+					if err != nil {
+						t.Error(err)
+						statuses <- 0
+						return
+					}
+					resp.Body.Close()
+					statuses <- resp.StatusCode
+				}()
+			}
+			answers := map[int]int{}
+			for range calls {
+				select {
+				case <-inside:
+				case status := <-statuses:
+					answers[status]++
+				}
+			}
+			close(release)
+			for n := answers[503]; n < calls; n++ {
+				answers[<-statuses]++
+			}
+			switch {
+			case answers[200]+answers[503] != calls:
+				t.Errorf("answers are %v", answers)
+			case tc.bound && (answers[200] < 100 || answers[503] == 0):
+				t.Errorf("%d of %d were tried elsewhere, want 100 and few more", answers[200], calls)
+			case !tc.bound && answers[200] != calls:
+				t.Errorf("%d of %d were tried elsewhere, want all", answers[200], calls)
+			}
+		})
 	}
 }

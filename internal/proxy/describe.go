@@ -115,7 +115,8 @@ func (c Cluster) describe(b *strings.Builder) {
 		fmt.Fprintf(b, "  %s\n", lb.Policy)
 	}
 	l, o := c.Limits, c.Outlier
-	fmt.Fprintf(b, "  connect %v, at most %d connections, %d pending, %d requests\n", c.ConnectTimeout, l.MaxConnections, l.MaxPendingRequests, l.MaxRequests)
+	fmt.Fprintf(b, "  connect %v, at most %d connections, %d pending, %d requests%s\n", c.ConnectTimeout, l.MaxConnections, l.MaxPendingRequests, l.MaxRequests,
+		flag(l.RetryBudget, ", retries by budget"))
 	fmt.Fprintf(b, "  out for %v after %d gateway failures or %d 5xx (%d%%), every %v, at most %d%%%s\n", o.BaseEjection, o.GatewayFailures,
 		o.Consecutive5xx, o.Enforcing5xx, o.Interval, o.MaxPercent, flag(o.AlwaysOne, " but always one"))
 }

@@ -38,9 +38,21 @@ func (b *builder) outbound(u Upstream, chain routing.Chain, shift *config.Traffi
 	} else {
 		p.connections(u.Target.SNI(b.in.TrustDomain))
 	}
+	p.budget()
 	p.custom()
 	p.closed()
 	return p.out
+}
+
+// budget bounds retries where a rule repeats what may have been seen: at all clusters, whichever the rule leads to now, so
+// that shares change routes alone. Groups, to which one kind of rules leads, have it already.
+func (p *planner) budget() {
+	if p.out.route == nil || !slices.ContainsFunc(p.out.route.Rules, func(r Rule) bool { return r.Retry.afterSending() }) {
+		return
+	}
+	for i := range p.out.clusters {
+		p.out.clusters[i].Limits.RetryBudget = true
+	}
 }
 
 // custom puts the cluster that somebody wrote in place of the only one.
@@ -57,15 +69,19 @@ func (p *planner) custom() {
 	}
 }
 
-// adopt takes in what an upstream needs. What is there already stays; it reports
-// whether that is made otherwise.
+// adopt takes in what an upstream needs. What is there already stays, with a budget for retries if either wants one;
+// it reports whether that is made otherwise.
 func (b *builder) adopt(o outbound) (differs bool) {
 	for _, c := range o.clusters {
-		if prior, ok := b.proxy.Cluster(c.Name); ok {
-			differs = differs || !reflect.DeepEqual(prior, c)
-		} else {
+		i := slices.IndexFunc(b.proxy.Clusters, func(x Cluster) bool { return x.Name == c.Name })
+		if i < 0 {
 			b.proxy.Clusters = append(b.proxy.Clusters, c)
+			continue
 		}
+		prior := &b.proxy.Clusters[i]
+		budget := prior.Limits.RetryBudget || c.Limits.RetryBudget
+		prior.Limits.RetryBudget, c.Limits.RetryBudget = budget, budget
+		differs = differs || !reflect.DeepEqual(*prior, c)
 	}
 	for _, g := range o.groups {
 		if !slices.ContainsFunc(b.proxy.Groups, func(x Group) bool { return x.Name == g.Name }) {
@@ -336,6 +352,7 @@ func (p *planner) alternatives(rule Rule, legs []leg, i int, crossing bool) stri
 	}
 	attempts := int(max(rule.Retry.Number, 1)) + 1
 	g := Group{StatName: name, Members: append(slices.Repeat(own[:1], p.copies(rule, wanted)), own[1:]...), Limits: limits(p.settings)}
+	g.Limits.RetryBudget = rule.Retry.afterSending()
 	for _, o := range others {
 		if !slices.Contains(g.Members, o) {
 			g.Members = append(g.Members, o)

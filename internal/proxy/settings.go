@@ -24,6 +24,9 @@ type Limits struct {
 	MaxConnections     uint32
 	MaxPendingRequests uint32
 	MaxRequests        uint32
+	// RetryBudget bounds retries to a part of the requests, since some are of requests that the callee may have seen.
+	// Without one each request may be retried, as nobody has seen it.
+	RetryBudget bool
 }
 
 // Outlier says when an instance that fails is left out, and for how long.
