@@ -59,14 +59,20 @@ func (c *CA) Verify(chain []*x509.Certificate, now time.Time) (Peer, error) {
 	return Peer{ID: id, Through: c.provider.through(leaf), Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter, roots: pool}, nil
 }
 
-// VerifyAgain is [CA.Verify] of a chain of which it has returned before. While the roots are the same the
-// signatures need not be checked again.
-func (c *CA) VerifyAgain(before Peer, chain []*x509.Certificate, now time.Time) (Peer, error) {
-	if len(chain) == 0 || before.roots == nil || before.roots != c.trusted() || now.After(before.NotAfter) {
-		return c.Verify(chain, now)
+// VerifyAgain is [CA.Verify] of a chain of which it has returned before, in DER. Nothing of that is looked into while the
+// roots are the same, and it is known which token the leaf comes through.
+func (c *CA) VerifyAgain(before Peer, chain [][]byte, now time.Time) (Peer, error) {
+	if before.Through != "" && before.roots == c.trusted() && !now.After(before.NotAfter) {
+		return before, nil
 	}
-	before.Through = c.provider.through(chain[0])
-	return before, nil
+	certs := make([]*x509.Certificate, len(chain))
+	for i, der := range chain {
+		var err error
+		if certs[i], err = x509.ParseCertificate(der); err != nil {
+			return Peer{}, fmt.Errorf("client certificate: %w", err)
+		}
+	}
+	return c.Verify(certs, now)
 }
 
 // Trust is which servers a client believes: those with a certificate of a known root,

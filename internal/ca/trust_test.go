@@ -234,12 +234,18 @@ func TestRequestNamesNoToken(t *testing.T) {
 func TestVerifyAgain(t *testing.T) {
 	now := time.Now()
 	c, other := open(t, Options{}), open(t, Options{})
-	chain := shown(t, leafFor(t, c, "web", "token-1", now)).PeerCertificates
-	foreign := shown(t, leafFor(t, other, "web", "token-1", now)).PeerCertificates
-	p, err := c.Verify(chain, now)
+	certs := shown(t, leafFor(t, c, "web", "token-1", now)).PeerCertificates
+	p, err := c.Verify(certs, now)
 	if err != nil {
 		t.Fatal(err)
 	}
+	der := func(certs []*x509.Certificate) (chain [][]byte) {
+		for _, cert := range certs {
+			chain = append(chain, cert.Raw)
+		}
+		return chain
+	}
+	chain, foreign := der(certs), der(shown(t, leafFor(t, other, "web", "token-1", now)).PeerCertificates)
 	if again, err := c.VerifyAgain(p, chain, now); err != nil || again != p {
 		t.Errorf("VerifyAgain = %+v, %v, want %+v", again, err, p)
 	}
@@ -249,8 +255,16 @@ func TestVerifyAgain(t *testing.T) {
 	if again, err := c.VerifyAgain(Peer{}, foreign, now); err == nil {
 		t.Errorf("of another authority's: %+v", again)
 	}
-	if again, err := c.VerifyAgain(p, nil, now); err == nil {
+	if again, err := c.VerifyAgain(Peer{}, nil, now); err == nil {
 		t.Errorf("without a chain: %+v", again)
+	}
+	if again, err := c.VerifyAgain(Peer{}, [][]byte{chain[0][1:]}, now); err == nil || !strings.HasPrefix(err.Error(), "client certificate: ") {
+		t.Errorf("of what is no certificate: %+v, %v", again, err)
+	}
+	tokenless := p
+	tokenless.Through = ""
+	if again, err := c.VerifyAgain(tokenless, chain, now); err != nil || again != p {
+		t.Errorf("of one whose token was not known: %+v, %v, want %+v", again, err, p)
 	}
 	if again, err := c.VerifyAgain(p, chain, p.NotAfter.Add(time.Second)); err == nil {
 		t.Errorf("of one that has expired: %+v", again)

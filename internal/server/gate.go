@@ -152,13 +152,17 @@ func (e *entering) Close() error {
 	return e.Conn.Close()
 }
 
-// visitor is what is known of a caller: what it has shown, whose leaf that was then, if anybody's, and by which way
-// it has come.
+// visitor is what is known of a caller: the certificates that it has shown, in DER, whose leaf that was then, if anybody's,
+// and by which way it has come.
 type visitor struct {
-	credentials.TLSInfo
-	leaf ca.Peer
-	conn *entering
+	credentials.CommonAuthInfo
+	chain [][]byte
+	leaf  ca.Peer
+	conn  *entering
 }
+
+// AuthType implements [credentials.AuthInfo].
+func (visitor) AuthType() string { return "tls" }
 
 // visitorOf is who makes a gRPC call; none without TLS.
 func visitorOf(ctx context.Context) visitor {

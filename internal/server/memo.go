@@ -5,9 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
-	"runtime"
 	"sync"
 	"weak"
 
@@ -34,11 +34,16 @@ type fingerprint [16]byte
 
 func newMemo() *memo { return &memo{} }
 
-// kept is a map that holds nothing.
+// kept is a map that holds nothing. What nobody holds any more leaves a place empty, and empty places go when there are as
+// many as others, at the latest: a cleanup for each value would be two more objects, and work for each collection.
 type kept[T any] struct {
 	mu   sync.Mutex
 	made map[fingerprint]weak.Pointer[T]
+	most int // places before empty ones go
 }
+
+// fewest is how many places are not worth going through.
+const fewest = 1024
 
 func (k *kept[T]) get(of fingerprint) *T {
 	k.mu.Lock()
@@ -54,19 +59,14 @@ func (k *kept[T]) put(of fingerprint, v *T) *T {
 		return was
 	}
 	if k.made == nil {
-		k.made = map[fingerprint]weak.Pointer[T]{}
+		k.made, k.most = map[fingerprint]weak.Pointer[T]{}, fewest
+	}
+	if len(k.made) >= k.most {
+		maps.DeleteFunc(k.made, func(_ fingerprint, p weak.Pointer[T]) bool { return p.Value() == nil })
+		k.most = max(2*len(k.made), fewest)
 	}
 	k.made[of] = weak.Make(v)
-	runtime.AddCleanup(v, k.drop, of)
 	return v
-}
-
-func (k *kept[T]) drop(of fingerprint) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.made[of].Value() == nil {
-		delete(k.made, of)
-	}
 }
 
 // recall fills out with the resources of a proxy that are there already, and remembers under

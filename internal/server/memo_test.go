@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -212,26 +213,40 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
-// What nobody holds is let go.
+// What nobody holds is let go, with its place before there are many of those; what somebody holds is not.
 func TestMemoLetsGo(t *testing.T) {
 	m := newMemo()
-	func() { // nothing of it is held afterwards
+	put := func(i uint32) *xds.Resource {
 		res, err := xds.NewResource(xds.EndpointType, "a", envoy.Endpoints(proxy.Endpoints{ClusterName: "a"}))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m.whole.put(fingerprint{1}, res) != res || m.whole.get(fingerprint{1}) != res {
+		var of fingerprint
+		binary.BigEndian.PutUint32(of[:], i)
+		if m.whole.put(of, res) != res || m.whole.get(of) != res {
 			t.Fatal("what was put is not there")
 		}
-		runtime.KeepAlive(res)
-	}()
+		return res
+	}
+	held := put(0)
+	for i := range uint32(20 * fewest) {
+		put(1 + i)
+		if i%fewest == 0 {
+			runtime.GC()
+		}
+	}
+	if n := len(m.whole.made); n > 3*fewest {
+		t.Errorf("%d places for one resource and %d that nobody holds any more", n, fewest)
+	}
+	if m.whole.get(fingerprint{}) != held {
+		t.Error("what is held was let go")
+	}
 	meshtest.Eventually(t, "let go", func() error {
 		runtime.GC()
-		m.whole.mu.Lock()
-		defer m.whole.mu.Unlock()
-		if len(m.whole.made) > 0 {
+		if m.whole.get(fingerprint{3: 1}) != nil {
 			return os.ErrExist
 		}
 		return nil
 	})
+	runtime.KeepAlive(held)
 }

@@ -157,7 +157,8 @@ func NewResourceOf(t Type, name string, own proto.Message, rest *Rest) (*Resourc
 	h.Write(b[begin:])
 	h.Write(rest.Bytes())
 	hex.Encode(b[at:at+versionLength], h.Sum(nil)[:versionLength/2])
-	r := &Resource{Type: t, Name: name, Version: string(b[at : at+versionLength]), wire: b, rest: rest}
+	texts := string(b[at:at+versionLength]) + name // one object in place of two
+	r := &Resource{Type: t, Name: texts[versionLength:], Version: texts[:versionLength], wire: b, rest: rest}
 	return r, r.findEndpoints()
 }
 

@@ -20,10 +20,15 @@ type alike struct {
 	mu     sync.Mutex
 	texts  map[string]string
 	values map[reflect.Type]map[string]any // what was decoded, by its JSON
+	block  *strings.Builder                // of texts that one row has, which share its memory
 }
 
+// blockSize is that of a block, in bytes. A block lasts as long as any of its texts: of a registry whose rows all go
+// but for a few, what its texts took at the start may stay.
+const blockSize = 4 << 10
+
 func newAlike() *alike {
-	return &alike{texts: map[string]string{}, values: map[reflect.Type]map[string]any{}}
+	return &alike{texts: map[string]string{}, values: map[reflect.Type]map[string]any{}, block: &strings.Builder{}}
 }
 
 // text is b as a string that others have, too.
@@ -39,6 +44,22 @@ func (a *alike) text(b []byte) string {
 		a.texts[s] = s
 	}
 	return s
+}
+
+// own is b as a string that no other row has.
+func (a *alike) own(b []byte) string {
+	if a == nil || len(b) > blockSize/4 {
+		return string(b)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.block.Cap()-a.block.Len() < len(b) {
+		a.block = &strings.Builder{}
+		a.block.Grow(blockSize)
+	}
+	from := a.block.Len()
+	a.block.Write(b)
+	return a.block.String()[from:]
 }
 
 // value decodes into out, which is not to be changed afterwards.
@@ -165,16 +186,16 @@ func text[T ~string](a *alike, b []byte, out *T) bool {
 }
 
 // own reads one that no other row has.
-func own(b []byte, out *string) bool {
+func own(a *alike, b []byte, out *string) bool {
 	s, ok := plain(b)
 	if ok {
-		*out = string(s)
+		*out = a.own(s)
 	}
 	return ok
 }
 
 // within reads one that is mostly a part of another text of the row.
-func within(b []byte, whole string, out *string) bool {
+func within(a *alike, b []byte, whole string, out *string) bool {
 	s, ok := plain(b)
 	if !ok {
 		return false
@@ -182,7 +203,7 @@ func within(b []byte, whole string, out *string) bool {
 	if i := strings.Index(whole, string(s)); i >= 0 && len(s) > 0 {
 		*out = whole[i : i+len(s)]
 	} else {
-		*out = string(s)
+		*out = a.own(s)
 	}
 	return true
 }
@@ -220,7 +241,7 @@ func (a *alike) service(b []byte, s *catalog.Service) bool {
 		case "Kind":
 			return text(a, v, &s.Kind)
 		case "ID":
-			return own(v, &s.ID)
+			return own(a, v, &s.ID)
 		case "Service":
 			return text(a, v, &s.Name)
 		case "Tags":
@@ -230,7 +251,7 @@ func (a *alike) service(b []byte, s *catalog.Service) bool {
 		case "Port":
 			return number(v, &s.Port)
 		case "SocketPath":
-			return own(v, &s.SocketPath)
+			return own(a, v, &s.SocketPath)
 		case "TaggedAddresses":
 			return value(nil, v, &s.TaggedAddresses)
 		case "Meta":
@@ -259,13 +280,13 @@ func (a *alike) proxy(b []byte, id string, p *catalog.Proxy) bool {
 		case "DestinationServiceName":
 			return text(a, v, &p.DestinationServiceName)
 		case "DestinationServiceID":
-			return within(v, id, &p.DestinationServiceID)
+			return within(a, v, id, &p.DestinationServiceID)
 		case "LocalServiceAddress":
 			return text(a, v, &p.LocalServiceAddress)
 		case "LocalServicePort":
 			return number(v, &p.LocalServicePort)
 		case "LocalServiceSocketPath":
-			return own(v, &p.LocalServiceSocketPath)
+			return own(a, v, &p.LocalServiceSocketPath)
 		case "Mode":
 			return text(a, v, &p.Mode)
 		case "Config":
@@ -298,7 +319,7 @@ func (a *alike) check(b []byte, c *catalog.Check) bool {
 		case "Node":
 			return text(a, v, &c.Node)
 		case "CheckID":
-			return own(v, &c.CheckID)
+			return own(a, v, &c.CheckID)
 		case "Name":
 			return text(a, v, &c.Name)
 		case "Status":
@@ -306,9 +327,9 @@ func (a *alike) check(b []byte, c *catalog.Check) bool {
 		case "Notes":
 			return text(a, v, &c.Notes)
 		case "Output":
-			return own(v, &c.Output)
+			return own(a, v, &c.Output)
 		case "ServiceID":
-			return within(v, c.CheckID, &c.ServiceID)
+			return within(a, v, c.CheckID, &c.ServiceID)
 		case "ServiceName":
 			return text(a, v, &c.ServiceName)
 		case "ServiceTags":

@@ -19,6 +19,7 @@ func TestRowsAreReadAsJSON(t *testing.T) {
 	pairs := rapid.MapOfN(word, word, 0, 3)
 	number := rapid.OneOf(rapid.IntRange(-2, 70_000), rapid.Int())
 	once := newAlike()
+	var before, asBefore any
 	rapid.Check(t, func(t *rapid.T) {
 		s := serviceRow{word.Draw(t, "node"), catalog.Service{
 			Kind: catalog.Kind(word.Draw(t, "kind")), ID: word.Draw(t, "id"), Name: word.Draw(t, "name"), Tags: words.Draw(t, "tags"), Address: word.Draw(t, "address"),
@@ -62,6 +63,12 @@ func TestRowsAreReadAsJSON(t *testing.T) {
 				got, err := decode(b, a)
 				if (err == nil) != (wrong == nil) || err == nil && !reflect.DeepEqual(got, want) {
 					t.Fatalf("%s:\n%+v, %v, want\n%+v, %v", b, got, err, want, wrong)
+				}
+				if !reflect.DeepEqual(before, asBefore) {
+					t.Fatalf("another row was read, and that before it is\n%+v, and was\n%+v", before, asBefore)
+				}
+				if a == once && err == nil {
+					before, asBefore = got, want
 				}
 			}
 		}
