@@ -73,4 +73,5 @@ func TestPassingHoldsNoParsedCertificate(t *testing.T) {
 	if err := <-said; err != nil {
 		t.Error(err)
 	}
+	there.Close() // or conn waits until its farewell is read
 }
