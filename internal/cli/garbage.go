@@ -19,7 +19,7 @@ const gcPercent = 40
 // little is held, and there is little garbage at the end.
 const (
 	// startPercent is gcPercent for startTime.
-	startPercent = 25
+	startPercent = 20
 	startTime    = time.Minute
 	// newcomerBytes is what will be held of a sidecar that is coming, beside what is held of it already.
 	newcomerBytes = 25 << 10
