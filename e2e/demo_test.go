@@ -66,8 +66,8 @@ func TestDemo(t *testing.T) {
 	if code != 0 || !v.Held {
 		t.Fatalf("exit code %d, held %v\n%s", code, v.Held, progress)
 	}
-	if v.Seconds > 120 {
-		t.Errorf("took %.0f s, want at most 120", v.Seconds)
+	if v.Seconds > 240 { // 75 on a quick machine, 110 on one half as fast
+		t.Errorf("took %.0f s, want at most 240", v.Seconds)
 	}
 	if len(v.Proofs) != 15 {
 		t.Errorf("%d proofs, want 15", len(v.Proofs))
