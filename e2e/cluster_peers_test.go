@@ -160,7 +160,8 @@ func (c *cluster) leader() *consulAgent {
 // whole waits until our server tells of three instances that are well, and Envoy has three.
 func (c *cluster) whole() {
 	c.t.Helper()
-	meshtest.Eventually(c.t, "web's Envoy has three instances that are well", func() error {
+	// A minute: an agent that has just begun may tell its catalog how checks go 15 to 30 s later only.
+	meshtest.Within(c.t, time.Minute, "web's Envoy has three instances that are well", func() error {
 		_, body, err := ask("http://127.0.0.1:"+c.p(18)+"/clusters", "")
 		n := 0
 		for line := range strings.Lines(body) {
@@ -169,7 +170,8 @@ func (c *cluster) whole() {
 			}
 		}
 		if err == nil && n != 3 {
-			err = fmt.Errorf("%d", n)
+			_, says, _ := ask(c.consulURL+"/v1/health/checks/catalog-sidecar-proxy", "")
+			err = fmt.Errorf("%d; Consul says %.2000s", n, says)
 		}
 		return err
 	})
