@@ -20,10 +20,11 @@ const (
 	// per connection and direction; a longer request body cannot be retried.
 	bufferLimit = 64 << 10
 
-	// minRetries may be under way whatever the budget says: an instance that stops
-	// refuses all that is just on its way to it at once. Of a group's requests the budget sees none, which
-	// are counted at its members, so that this is all it allows.
-	minRetries      = 25
+	// minRetries may be under way whatever a retry budget says: an instance that stops
+	// refuses all that is just on its way to it at once.
+	minRetries = 25
+	// minGroupRetries is that of a group. Its requests are counted at its members, and a budget
+	// allows it no more than this.
 	minGroupRetries = 100
 
 	// upstreamStreams is how many requests share a connection before another is

@@ -11,7 +11,7 @@ import (
 type groupLimits proxy.Limits
 
 // groupCluster is a cluster of clusters, whose attempts go through its list one by one.
-// Its retry budget counts, while limits of connections are its members'.
+// Its bound of retries counts, while limits of connections are its members'.
 func (b *builder) groupCluster(g proxy.Group) *clusterv3.Cluster {
 	list := &compositev3.ClusterConfig{}
 	for _, m := range g.Members {

@@ -408,16 +408,17 @@ Shares { legacy = 1, mtls = 99 }
 					statuses <- resp.StatusCode
 				}()
 			}
-			answers := map[int]int{}
+			answers, held := map[int]int{}, 0
 			for range calls {
 				select {
 				case <-inside:
+					held++
 				case status := <-statuses:
 					answers[status]++
 				}
 			}
 			close(release)
-			for n := answers[503]; n < calls; n++ {
+			for range held {
 				answers[<-statuses]++
 			}
 			switch {

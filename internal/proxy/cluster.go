@@ -150,12 +150,19 @@ const failoverPrefix = "failover-target~"
 
 // Cluster finds the cluster of that name.
 func (p *Proxy) Cluster(name string) (Cluster, bool) {
-	for i := range p.Clusters { // not by value: they are large, and many
-		if p.Clusters[i].Name == name {
-			return p.Clusters[i], true
-		}
+	if c := p.cluster(name); c != nil {
+		return *c, true
 	}
 	return Cluster{}, false
+}
+
+func (p *Proxy) cluster(name string) *Cluster {
+	for i := range p.Clusters { // not by value: they are large, and many
+		if p.Clusters[i].Name == name {
+			return &p.Clusters[i]
+		}
+	}
+	return nil
 }
 
 // Endpoints lists the endpoint resources that the sidecar needs, sorted, each once.

@@ -73,12 +73,11 @@ func (p *planner) custom() {
 // it reports whether that is made otherwise.
 func (b *builder) adopt(o outbound) (differs bool) {
 	for _, c := range o.clusters {
-		i := slices.IndexFunc(b.proxy.Clusters, func(x Cluster) bool { return x.Name == c.Name })
-		if i < 0 {
+		prior := b.proxy.cluster(c.Name)
+		if prior == nil {
 			b.proxy.Clusters = append(b.proxy.Clusters, c)
 			continue
 		}
-		prior := &b.proxy.Clusters[i]
 		budget := prior.Limits.RetryBudget || c.Limits.RetryBudget
 		prior.Limits.RetryBudget, c.Limits.RetryBudget = budget, budget
 		differs = differs || !reflect.DeepEqual(*prior, c)
