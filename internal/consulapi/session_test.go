@@ -104,7 +104,7 @@ func sessionContract() []contractCase {
 			gone := func(what, id string) {
 				t.Helper()
 				if s, _, err := c.Session().Info(id, nil); err != nil || s != nil {
-					t.Errorf("%s: the session is still there: %+v %v", what, s, err)
+					t.Errorf("%s: it is still there: %+v %v", what, s, err)
 				}
 			}
 			check(api.HealthPassing)

@@ -335,7 +335,7 @@ func (s *session) resend(t Type, names []string, src source) {
 	}
 }
 
-// mark notes that a resource may have changed. It reports whether the session cares.
+// mark notes that a resource may have changed. It reports whether anybody cares.
 func (s *session) mark(t Type, name string) bool {
 	sub := s.of(t)
 	if sub == nil {

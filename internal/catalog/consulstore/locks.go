@@ -97,7 +97,7 @@ func (l *locks) run(ctx context.Context) {
 	l.end()
 }
 
-// look keeps the session alive and takes what nobody holds.
+// look keeps its Consul session alive and takes what nobody holds.
 func (l *locks) look(ctx context.Context) error {
 	l.mu.Lock()
 	id := l.id
@@ -198,7 +198,7 @@ func (l *locks) free(ctx context.Context, after uint64) (bool, uint64, error) {
 	return len(pairs) < len(l.names), index, nil
 }
 
-// end gives up what is held, so that others need not wait until the session is over.
+// end gives up what is held, so that others need not wait until its Consul session is over.
 func (l *locks) end() {
 	l.mu.Lock()
 	id := l.id

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// belowServers are what servers tell each other, by the session of who does.
+// belowServers are what servers tell each other, by the Consul session of who does.
 const belowServers = Prefix + "servers/"
 
 const (
@@ -21,7 +21,7 @@ const (
 	sayEvery = time.Second
 )
 
-// notes are what servers tell each other of the moment. One is gone with the session of who wrote
+// notes are what servers tell each other of the moment. One is gone with the Consul session of who wrote
 // it, is in no history, and may be overtaken by the next before anybody has read it.
 type notes struct {
 	e *Engine

@@ -25,7 +25,7 @@ type Session struct {
 	Node      string
 	LockDelay time.Duration // for how long nobody may acquire a key that the session's end released
 	Behavior  string        // [ReleaseKeys] or [DeleteKeys]
-	// TTL is how long the session lives without being renewed, as it was given; ""
+	// TTL is how long a session lives without being renewed, as it was given; ""
 	// and "0s" for ever. Nobody ends it before that, and the registry does after
 	// twice as long.
 	TTL           string
@@ -65,7 +65,7 @@ type lockDelay struct {
 	Until time.Time // with its monotonic part
 }
 
-// Session is the session with that ID, or nil.
+// Session is that with the ID, or nil.
 func (r *Reader) Session(id string) *Session {
 	r.look(subjectSessions)
 	s, _ := r.first(tableSessions, "id", id).(*Session)
@@ -209,7 +209,7 @@ func (w *Writer) Acquire(k string, value []byte, flags uint64, session string) (
 	return true, w.setKV(n, old)
 }
 
-// Release writes a pair and leaves it without a holder, if the session is that; it
+// Release writes a pair and leaves it without a holder, if session holds it; it
 // reports whether it was.
 func (w *Writer) Release(k string, value []byte, flags uint64, session string) (bool, error) {
 	old := w.KV(k)

@@ -58,7 +58,7 @@ func TestSessionTTL(t *testing.T) {
 		<-time.After(21 * time.Second)
 		synctest.Wait()
 		if lives(s, id) || s.reader().KV("k") != nil || s.Renew(id) != nil {
-			t.Error("want the session gone after twice its TTL, with its key")
+			t.Error("want it gone after twice its TTL, with its key")
 		}
 		if acquire(t, s, "k", forever) {
 			t.Error("acquired within the lock delay")
