@@ -14,7 +14,7 @@ const (
 	welcomeAtLeast = 8
 )
 
-// crowd is the nodes with an open stream, and which of them a change may concern: finding
+// crowd is the nodes with an open stream, or with one lately, and which of them a change may concern: finding
 // them costs what they are, not what the crowd is. Only run touches it.
 type crowd struct {
 	nodes    map[string]node                // by key
@@ -45,6 +45,13 @@ func (c *crowd) queue(key string) {
 func (c *crowd) come(key string, n node) {
 	c.nodes[key] = n
 	enter(c.byID, n.id, key)
+}
+
+// rest notes that a node has no stream for now.
+func (c *crowd) rest(key string) {
+	n := c.nodes[key]
+	n.streams, n.conn = 0, nil
+	c.nodes[key] = n
 }
 
 func (c *crowd) leave(key string) {

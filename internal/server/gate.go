@@ -30,6 +30,10 @@ const (
 	proveTime = 100 * time.Millisecond
 	// settleTime is how long a sidecar is a newcomer at most: it may want something else, or nothing.
 	settleTime = time.Second
+	// yieldFor is how long a handshake waits, with its place, while more than sendingMany streams are being told something: a change
+	// goes before newcomers. There are places for two hundred a second meanwhile, on two processors.
+	yieldFor    = 20 * time.Millisecond
+	sendingMany = 250
 	// handshakeTimeout bounds a handshake with its wait.
 	handshakeTimeout = 30 * time.Second
 	// catalogWait is how long after a start nobody is let in while there is no catalog. It would come the
@@ -42,11 +46,12 @@ type gate struct {
 	opens     context.Context // ended once somebody may come in
 	newcomers chan struct{}   // one for each newcomer
 	places    chan struct{}   // places for handshakes
+	sending   func() int      // how many streams are being told something
 	waiting   atomic.Int64    // clients that have spoken and are not let in yet
 }
 
 // newGate makes one that opens when there is a catalog, or has been none for long.
-func newGate(catalog <-chan struct{}) *gate {
+func newGate(catalog <-chan struct{}, sending func() int) *gate {
 	opens, open := context.WithTimeout(context.Background(), catalogWait)
 	go func() {
 		defer open()
@@ -56,7 +61,7 @@ func newGate(catalog <-chan struct{}) *gate {
 		}
 	}()
 	n := runtime.GOMAXPROCS(0)
-	return &gate{opens: opens, newcomers: make(chan struct{}, newcomersEach*n), places: make(chan struct{}, handshakesEach*n)}
+	return &gate{opens: opens, sending: sending, newcomers: make(chan struct{}, newcomersEach*n), places: make(chan struct{}, handshakesEach*n)}
 }
 
 // coming is how many clients have spoken and are not served yet.
@@ -110,6 +115,9 @@ func (g *gate) enter(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	case <-late.C:
 		conn.place.leave()
 		return nil, tooMany
+	}
+	if g.sending() > sendingMany {
+		<-time.After(yieldFor)
 	}
 	conn.gate = g
 	conn.unproved = time.AfterFunc(proveTime, conn.settled)

@@ -9,11 +9,13 @@ import (
 	"time"
 )
 
+func quiet() int { return 0 }
+
 // Clients beyond the places wait, and all of them for a catalog; who is answered, and who goes, makes room for the next.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		catalog := make(chan struct{})
-		g := newGate(catalog)
+		g := newGate(catalog, quiet)
 		first, opened := &entering{}, make(chan error, 1)
 		go func() {
 			_, err := g.enter(&tls.ClientHelloInfo{Conn: first})
@@ -91,9 +93,17 @@ func TestGate(t *testing.T) {
 		}
 
 		// Where no catalog comes, who asks for something else is let in.
-		g, began = newGate(nil), time.Now()
+		g, began = newGate(nil, quiet), time.Now()
 		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err != nil || time.Since(began) != catalogWait {
 			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), catalogWait)
+		}
+		conns[0].place.leave()
+		conns[0].settled()
+
+		// Who comes while many are told something lets that go first.
+		g, began = newGate(catalog, func() int { return sendingMany + 1 }), time.Now()
+		if _, err := g.enter(&tls.ClientHelloInfo{Conn: conns[0]}); err != nil || time.Since(began) != yieldFor {
+			t.Errorf("error %v after %v, want none after %v", err, time.Since(began), yieldFor)
 		}
 		conns[0].place.leave()
 		conns[0].settled()
@@ -106,7 +116,7 @@ func TestGateBoundsNewcomers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		catalog := make(chan struct{})
 		close(catalog)
-		g := newGate(catalog)
+		g := newGate(catalog, quiet)
 		const nobody, stranger, sidecar = 0, 1, 2 // nobody says no more
 		enter := func(who int) (*entering, chan error) {
 			here, there := net.Pipe()

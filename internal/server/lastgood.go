@@ -97,40 +97,35 @@ func (m *mesh) standBy(next *sidecar) {
 // forgetGood drops what is remembered of resources that no sidecar is given any more, unless
 // versions that replaced them are refused.
 func (m *mesh) forgetGood(now time.Time) {
-	given := map[string]map[xds.Key]struct{}{}
-	needed := map[string]map[string]struct{}{}
+	sidecars := map[string][]*sidecar{} // by service
 	refused := map[string]bool{}
 	for _, s := range m.sidecars {
 		service := s.of()
 		m.lastGood.seen[service] = now
 		refused[service] = refused[service] || s.refuses
-		if given[service] == nil {
-			given[service], needed[service] = map[xds.Key]struct{}{}, map[string]struct{}{}
-		}
-		for t, list := range s.own {
-			for _, res := range list {
-				given[service][xds.Key{Type: t, Name: res.Name}] = struct{}{}
-			}
-		}
-		for name := range s.shared {
-			needed[service][name] = struct{}{}
-		}
+		sidecars[service] = append(sidecars[service], s)
+	}
+	// What one sidecar of a service has the others have, too, so that these find it at the first.
+	given := func(service string, k xds.Key) bool {
+		return slices.ContainsFunc(sidecars[service], func(s *sidecar) bool { return s.own[k.Type].Get(k.Name) != nil })
+	}
+	needed := func(service, endpoints string) bool {
+		return slices.ContainsFunc(sidecars[service], func(s *sidecar) bool { _, is := s.shared[endpoints]; return is })
 	}
 	maps.DeleteFunc(m.lastGood.seen, func(_ string, at time.Time) bool { return now.Sub(at) > memoryKept })
 	// whole reports whether all of a service is to be kept.
 	whole := func(service string) bool {
 		_, lately := m.lastGood.seen[service]
-		return refused[service] || lately && given[service] == nil
+		return refused[service] || lately && len(sidecars[service]) == 0
 	}
 	m.xds.Forget(func(service string, k xds.Key) bool {
-		_, ok := given[service][k]
-		return ok || whole(service)
+		return given(service, k) || whole(service)
 	})
 	for service, refs := range m.lastGood.refs {
 		if whole(service) {
 			continue
 		}
-		maps.DeleteFunc(refs, func(name string, _ proxy.EndpointsRef) bool { _, ok := needed[service][name]; return !ok })
+		maps.DeleteFunc(refs, func(name string, _ proxy.EndpointsRef) bool { return !needed(service, name) })
 		if len(refs) == 0 {
 			delete(m.lastGood.refs, service)
 		}

@@ -49,13 +49,14 @@ type mesh struct {
 	entries   *config.Set   // in force: base, and over it unsaved
 	base      *config.Set   // of the store
 	unsaved   map[config.Key]unsaved
-	index     uint64              // of entries
-	names     proxy.Names         // of legacy addresses
-	connected map[string]node     // with an open stream
-	moved     map[string]struct{} // keys of connected that came, went or changed since the last step
-	applied   uint64              // index of the snapshot that streams are told of
-	progress  chan struct{}       // closed when applied, or changes, moves on
-	changes   changes             // of entries, that streams are told of
+	index     uint64               // of entries
+	names     proxy.Names          // of legacy addresses
+	connected map[string]node      // with an open stream
+	away      map[string]time.Time // since when nodes are not connected that may come back
+	moved     map[string]struct{}  // keys of connected that came, went or changed since the last step
+	applied   uint64               // index of the snapshot that streams are told of
+	progress  chan struct{}        // closed when applied, or changes, moves on
+	changes   changes              // of entries, that streams are told of
 	problems  map[string][]proxy.Problem
 	named     map[string][]string // names of endpoint resources, by service
 	// known are the services registered at some time since the start. Only run replaces
@@ -121,7 +122,7 @@ type leaving struct {
 func newMesh(datacenter, trustDomain string, defaultAllow bool, m *minter, log *slog.Logger) *mesh {
 	out := &mesh{
 		datacenter: datacenter, trustDomain: trustDomain, defaultAllow: defaultAllow, minter: m, log: log, decide: proxy.Build,
-		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, progress: make(chan struct{}), newer: make(chan struct{}), there: make(chan struct{}),
+		unsaved: map[config.Key]unsaved{}, book: telemetry.NewBook(), wake: make(chan struct{}, 1), connected: map[string]node{}, away: map[string]time.Time{}, progress: make(chan struct{}), newer: make(chan struct{}), there: make(chan struct{}),
 		problems: map[string][]proxy.Problem{}, sidecars: map[string]*sidecar{}, endpoints: newEndpointSets(), chains: newChains(),
 		lastGood: lastGood{refs: map[string]map[string]proxy.EndpointsRef{}, seen: map[string]time.Time{}},
 		named:    map[string][]string{}, crowd: newCrowd(), memo: newMemo(), moved: map[string]struct{}{},
@@ -240,6 +241,7 @@ func (m *mesh) opened(ctx context.Context, n *corev3.Node) (string, error) {
 // enterLocked takes in a node as it is now.
 func (m *mesh) enterLocked(key string, n node) {
 	m.connected[key] = n
+	delete(m.away, key)
 	m.moved[key] = struct{}{}
 	m.poke()
 }
@@ -283,9 +285,24 @@ func (m *mesh) closed(key string) {
 		return
 	}
 	delete(m.connected, key)
+	m.away[key] = time.Now()
 	m.moved[key] = struct{}{}
-	delete(m.problems, key)
 	m.poke()
+	time.AfterFunc(awayFor, func() { m.awayNoMore(key) })
+}
+
+// awayFor is how long what was made for a node is kept, and kept up to date, when its last stream has ended. When a network
+// fails for a moment thousands come back, and have at once what is theirs.
+const awayFor = time.Minute
+
+// awayNoMore has the next step forget a node, if it is still away.
+func (m *mesh) awayNoMore(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, is := m.away[key]; is {
+		m.moved[key] = struct{}{}
+		m.poke()
+	}
 }
 
 // run rebuilds until ctx ends.

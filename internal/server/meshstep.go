@@ -19,9 +19,14 @@ func (m *mesh) step(now time.Time, all bool) {
 		m.mu.Unlock()
 		return
 	}
-	reconsider, connected := m.reconsider, map[string]node{}
+	reconsider, connected, away := m.reconsider, map[string]node{}, map[string]bool{}
 	for key := range m.moved {
 		connected[key] = m.connected[key]
+		if since, is := m.away[key]; is && now.Sub(since) < awayFor {
+			away[key] = true
+		} else {
+			delete(m.away, key)
+		}
 	}
 	m.reconsider = nil
 	m.lastGood.stale = m.lastGood.stale || len(reconsider) > 0
@@ -51,10 +56,17 @@ func (m *mesh) step(now time.Time, all bool) {
 			concerned[key] = struct{}{}
 			continue
 		}
+		if m.sidecars[key] != nil && away[key] {
+			m.crowd.rest(key)
+			continue
+		}
 		m.crowd.leave(key)
 		if m.sidecars[key] != nil {
 			m.forget(key, update)
 		}
+		m.mu.Lock()
+		delete(m.problems, key)
+		m.mu.Unlock()
 	}
 	if all || m.doneCatalog == nil || len(changedEntries)+len(appeared)+len(reconsider) > 0 {
 		for key := range m.crowd.nodes {
@@ -96,6 +108,9 @@ func (m *mesh) step(now time.Time, all bool) {
 	served := m.welcome(snap, entries, cuts, now, update)
 	m.rearrange(snap, now, update)
 	for key, old := range rebuilt {
+		if m.crowd.nodes[key].streams == 0 {
+			continue // nobody there to say what became of it
+		}
 		record.note(key, m.crowd.nodes[key], old, m.sidecars[key], changedReads, update.Shared)
 	}
 	for key := range m.crowd.leaving {

@@ -213,7 +213,7 @@ func New(o Options) (_ *Server, err error) {
 	}
 	if s.leaf != nil {
 		api.HTTPSAddr, api.GRPCTLSAddr = s.HTTPAddr(), s.GRPCAddr()
-		s.gate = newGate(s.mesh.there)
+		s.gate = newGate(s.mesh.there, s.mesh.xds.Sending)
 	} else {
 		api.HTTPAddr, api.GRPCAddr = s.HTTPAddr(), s.GRPCAddr()
 	}

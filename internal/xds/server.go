@@ -61,7 +61,8 @@ type Server struct {
 
 	memory memory
 
-	sent atomic.Uint64 // responses
+	sent    atomic.Uint64 // responses
+	sending atomic.Int64  // streams on which somebody sends
 
 	updates sync.Mutex // held by Update; taken before stream.mu
 
@@ -233,6 +234,9 @@ func (s *Server) Connected() []string {
 
 // Sent is how many responses were sent so far.
 func (s *Server) Sent() uint64 { return s.sent.Load() }
+
+// Sending is how many streams are being told something now.
+func (s *Server) Sending() int { return int(s.sending.Load()) }
 
 // View is the node's present view, or nil.
 func (s *Server) View(key string) *View {

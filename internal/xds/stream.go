@@ -49,6 +49,7 @@ func (st *stream) poke(due bool) {
 		st.poked = true
 	default:
 		st.sending = true
+		st.server.sending.Add(1)
 		st.sends.Go(st.send)
 	}
 }
@@ -413,6 +414,7 @@ func (st *stream) rest(at time.Time) bool {
 		return false
 	}
 	st.sending = false
+	st.server.sending.Add(-1)
 	switch {
 	case st.ended || at.IsZero():
 	case st.later == nil:
