@@ -102,6 +102,7 @@ func TestWhoIsAwayComesBack(t *testing.T) {
 		m.decide = func(proxy.Input) (*proxy.Proxy, []proxy.Problem) { panic("boom") }
 		m.closed(key)
 		<-time.After(awayFor)
+		synctest.Wait()
 		m.step(time.Now(), false)
 		come()
 		m.step(time.Now(), false)
